@@ -1,0 +1,167 @@
+"""Training speed of the default autoencoder, ours against the same network in PyTorch.
+
+python -m benchmarks.autoencoder [--batch_size=128] [--seconds=20]
+
+Prints one line of JSON. The two take turns in short rounds and medians are reported, since other
+work on the machine slows both. PyTorch gets its best of channels_last or not, and of its default
+number of threads or 2; without PyTorch, its figures are null.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+
+from unlearn_jax.models import Autoencoder
+
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 20.0, "Measuring time in all.", lower_bound=0.1)
+
+_LEARNING_RATE = 1e-3
+_ROUND_S = 0.5
+Step = Callable[[], float]  # queues one update; float of the result waits for it
+
+
+def make_batch(size: int) -> dict[str, np.ndarray]:
+    """Random images [b 32 32 3] in [-1, 1], the middle 16x16 masked."""
+    image = np.random.default_rng(0).uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32)
+    mask = np.zeros((size, 32, 32, 1), np.float32)
+    mask[:, 8:24, 8:24] = 1
+    return {"image": image, "mask": mask}
+
+
+def jax_step(model: Autoencoder, params: dict, batch: dict[str, np.ndarray]) -> Step:
+    """A call that queues one Adam update and returns its loss."""
+    tx = optax.adam(_LEARNING_RATE)
+    key = jax.random.key(0)
+
+    def update(state, batch):
+        params, opt_state = state
+        loss, grads = jax.value_and_grad(lambda p: model.loss(p, batch, key).mean())(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    params = jax.tree.map(jnp.copy, params)  # donated below
+    state, batch = (params, tx.init(params)), jax.device_put(batch)
+    update = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+
+    def step():
+        nonlocal state
+        state, loss = update(state, batch)
+        return loss
+
+    return step
+
+
+def torch_step(params: dict, batch: dict[str, np.ndarray], channels_last: bool) -> Step:
+    """`jax_step` in PyTorch, from the same parameters."""
+    import torch
+    from torch import nn
+
+    layers = []
+    for part in ("encoder", "decoder"):
+        for name, leaf in params[part].items():
+            kernel, bias = np.array(leaf["kernel"]), np.array(leaf["bias"])
+            if part == "encoder":
+                layer = nn.Conv2d(*kernel.shape[2:], 4, 2, 1)
+                weight = kernel.transpose(3, 2, 0, 1)
+            else:  # torch's transposed convolution is the adjoint, so its kernel is flipped
+                layer = nn.ConvTranspose2d(*kernel.shape[2:], 4, 2, 1)
+                weight = kernel[::-1, ::-1].transpose(2, 3, 0, 1)
+            layer.load_state_dict(
+                {"weight": torch.from_numpy(weight.copy()), "bias": torch.from_numpy(bias)}
+            )
+            layers += [layer, nn.ReLU()] if (part, name) != ("decoder", "up2") else [layer]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net = nn.Sequential(*layers).to(memory_format=layout)
+    optimizer = torch.optim.Adam(net.parameters(), _LEARNING_RATE, fused=True)
+    image, mask = (
+        torch.from_numpy(batch[k]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        for k in ("image", "mask")
+    )
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        error = (net(torch.cat([image * (1 - mask), mask], 1)) - image).square().mean(1, True)
+        parts = [(error * m).sum((1, 2, 3)) / m.sum((1, 2, 3)) for m in (mask, 1 - mask)]
+        loss = (parts[0] + parts[1]).mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def images_per_s(step: Step, batch_size: int, seconds: float) -> float:
+    """Throughput over one round of about `seconds`."""
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        for _ in range(4):
+            loss = step()
+        float(loss)
+        steps += 4
+    return batch_size * steps / (time.perf_counter() - start)
+
+
+def torch_rounds(params: dict, batch: dict[str, np.ndarray]) -> Callable[[float], float] | None:
+    """A function seconds -> images per s with the fastest settings; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    best, best_speed = None, 0.0
+    size = len(batch["image"])
+    for threads in sorted({2, torch.get_num_threads()}):
+        torch.set_num_threads(threads)
+        for channels_last in (False, True):
+            step = torch_step(params, batch, channels_last)
+            images_per_s(step, size, _ROUND_S)  # warm up
+            speed = max(images_per_s(step, size, _ROUND_S) for _ in range(3))
+            if speed > best_speed:
+                best, best_speed = (step, threads), speed
+    step, threads = best
+    torch.set_num_threads(threads)
+    return lambda seconds: images_per_s(step, size, seconds)
+
+
+def main(argv: list[str]) -> None:
+    """Compares the losses of three updates, then the speeds."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+    model, size = Autoencoder(), _BATCH_SIZE.value
+    params, batch = jax.jit(model.init)(jax.random.key(0)), make_batch(size)
+    ours = jax_step(model, params, batch)
+    first = [float(ours()) for _ in range(3)]
+    theirs = torch_rounds(params, batch)
+    if theirs:
+        step = torch_step(params, batch, channels_last=False)
+        np.testing.assert_allclose(first, [float(step()) for _ in range(3)], rtol=1e-4)
+    speeds = [], []
+    images_per_s(ours, size, _ROUND_S)  # warm up
+    rounds = max(1, round(_SECONDS.value / _ROUND_S / (2 if theirs else 1)))
+    for _ in range(rounds):
+        speeds[0].append(images_per_s(ours, size, _ROUND_S))
+        if theirs:
+            speeds[1].append(theirs(_ROUND_S))
+    our_speed = statistics.median(speeds[0])
+    torch_speed = statistics.median(speeds[1]) if theirs else None
+    print(
+        json.dumps(
+            {
+                "name": "autoencoder",
+                "ours_images_per_s": round(our_speed, 1),
+                "torch_images_per_s": torch_speed and round(torch_speed, 1),
+                "ratio": torch_speed and round(our_speed / torch_speed, 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,141 @@
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from unlearn_jax import config, models
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quickstart():
+    return load(CONFIGS[0].parent / "quickstart.py").get_config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_validates_and_its_model_can_be_built(path):
+    module = load(path)
+    cfg = module.get_config()
+    config.validate(cfg)
+    model = models.build(**cfg.model.to_dict())
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert {"encoder", "decoder"} <= set(shapes)
+    for word in ("make demo", "python -m unlearn_jax"):
+        if word in module.__doc__:
+            break
+    else:
+        pytest.fail("the docstring names no command")
+
+
+def test_all_problems_are_reported_at_once():
+    cfg = quickstart()
+    cfg.batch_size = 0
+    cfg.task.name = "inpant"
+    cfg.model.latnt_dim = 3
+    cfg.phases.decouple.objective = "gradient_asent"
+    cfg.phases.retain.retain_weight = 0.0
+    cfg.phases.pretrain.optimizer.name = "adma"
+    cfg.stages.unlearned.phases = ("decuple", "retain")
+    cfg.stages.original.rows = "all"
+    cfg.evaluation.confidence = 95.0
+    with pytest.raises(ValueError) as error:
+        config.validate(cfg)
+    for part in (
+        "9 problem(s)",
+        "config.batch_size: expected at least 1, got 0",
+        "config.task.name: unknown 'inpant'",
+        "did you mean 'inpaint'?",
+        "config.model.latnt_dim: unknown",
+        "did you mean 'latent_dim'?",
+        "config.phases.decouple.objective: Unknown objective 'gradient_asent'",
+        "config.phases.retain: retain_weight and forget_weight are both 0",
+        "config.phases.pretrain.optimizer.name: unknown 'adma'",
+        "config.stages.unlearned.phases: unknown 'decuple'",
+        "config.stages.original.rows: unknown 'all'",
+        "config.evaluation.confidence: expected between 0 and 1, got 95.0",
+    ):
+        assert part in str(error.value), part
+
+
+def test_unknown_missing_and_mistyped_keys():
+    cfg = quickstart().unlock()
+    cfg.batchsize = 3
+    del cfg["seed"]
+    cfg.data = cfg.data.copy_and_resolve_references().to_dict() | {"cache": 1}
+    with pytest.raises(ValueError) as error:
+        config.validate(cfg)
+    for part in (
+        "config.batchsize: unknown key; did you mean 'batch_size'?",
+        "config.seed: missing",
+        "config.data.cache: expected bool like True, got 1",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("phases.decouple.forget_weight", -1.0, "expected weights of at least 0"),
+        ("phases.decouple.forget_fraction", 1.0, "expected 0 < f < 1"),
+        ("phases.decouple.optimizer.learning_rate", 0.0, "expected above 0"),
+        ("phases.decouple.optimizer.clip_norm_l2", -1.0, "expected at least 0"),
+        ("phases.decouple.stop.metric", "displacment", "did you mean 'displacement'"),
+        ("phases.decouple.stop.at_least", 0.0, "needs at_least above 0"),
+        ("probe.every", 0, "needs at_least above 0 and config.probe.every"),
+        ("phases.decouple.steps", -1, "expected at least 0"),
+        ("phases.decouple.objective_kw.cap", 1.0, "unknown 'cap', expected one of"),
+        ("model.channels", (), "config.model: "),
+        ("model.name", "autoencodr", "did you mean 'autoencoder'"),
+        ("stage", "retraind", "did you mean 'retrained'"),
+        ("stages.retrained.phases", (), "at least one phase"),
+    ],
+)
+def test_values_are_checked(path, value, message):
+    cfg = quickstart().unlock()
+    *parents, key = path.split(".")
+    section = cfg
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    with pytest.raises(ValueError, match=message):
+        config.validate(cfg)
+
+
+def test_relevant_ignores_where_and_how_fast_but_nothing_else():
+    base = config.relevant(quickstart())
+    for path, value, same in (
+        ("log_every", 7, True),
+        ("mesh.fsdp", 2, True),
+        ("data.num_threads", 1, True),
+        ("checkpoint.every", 1, True),
+        ("phases.retain.steps", 3, True),  # not a phase of the original
+        ("phases.pretrain.steps", 3, False),
+        ("seed", 5, False),
+        ("batch_size", 64, False),
+        ("request.fraction", 0.2, False),
+        ("model.latent_dim", 64, False),
+    ):
+        cfg = quickstart()
+        *parents, key = path.split(".")
+        section = cfg
+        for parent in parents:
+            section = section[parent]
+        section[key] = value
+        assert (config.relevant(cfg) == base) == same, path
+
+
+def test_claim_refuses_another_run_and_says_what_changed(tmp_path):
+    cfg = quickstart()
+    config.claim(tmp_path, cfg, split="abc")
+    config.claim(tmp_path, cfg, split="abc")
+    cfg.seed = 3
+    with pytest.raises(ValueError, match=r"config.seed: 0 -> 3\n.*config.split: 'abc' -> 'abd'"):
+        config.claim(tmp_path, cfg, split="abd")

@@ -1,0 +1,47 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unlearn_jax.optim import make_optimizer
+
+
+def run(tx, gradients, start=0.0):
+    params = {"w": jnp.full((2,), start)}
+    state, path = tx.init(params), []
+    for gradient in gradients:
+        updates, state = tx.update({"w": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(np.asarray(params["w"]))
+    return path
+
+
+def test_clipped_sgd_moves_by_at_most_rate_times_norm():
+    tx = make_optimizer(name="sgd", learning_rate=0.1, steps=2, clip_norm_l2=1.0)
+    first, second = run(tx, [[30.0, 40.0], [0.3, 0.4]])
+    np.testing.assert_allclose(first, [-0.06, -0.08], rtol=1e-6)
+    np.testing.assert_allclose(second - first, [-0.03, -0.04], rtol=1e-6)
+
+
+def test_adam_decays_weights_apart_from_the_gradient():
+    tx = make_optimizer(name="adam", learning_rate=0.1, steps=1, weight_decay=0.5)
+    np.testing.assert_allclose(run(tx, [[0.0, 0.0]], start=2.0)[0], [1.9, 1.9], rtol=1e-6)
+
+
+def test_sgd_decays_weights_as_l2():
+    tx = make_optimizer(name="sgd", learning_rate=0.1, steps=1, weight_decay=0.5)
+    np.testing.assert_allclose(run(tx, [[0.0, 0.0]], start=2.0)[0], [1.9, 1.9], rtol=1e-6)
+
+
+def test_warmup_then_cosine_to_zero():
+    tx = make_optimizer(name="sgd", learning_rate=1.0, steps=6, schedule="cosine", warmup_steps=2)
+    path = np.array(run(tx, [[1.0, 0.0]] * 7))[:, 0]
+    sizes = -np.diff(path, prepend=0)
+    cosine = [0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(5)]
+    np.testing.assert_allclose(sizes, [0.0, 0.5, *cosine], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_learning_rate_is_the_peak(name):
+    tx = make_optimizer(name=name, learning_rate=0.25, steps=3)
+    np.testing.assert_allclose(run(tx, [[1.0, 1.0]])[0], [-0.25, -0.25], rtol=1e-4)

@@ -1,0 +1,79 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests import binaries
+from unlearn_jax.data import splits
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, stdout, stderr) of a pipeline."""
+    workdir = tmp_path_factory.mktemp("pipeline") / "run"
+    out, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={workdir}")
+    return workdir, out, err
+
+
+def test_ends_with_a_table_and_the_path_of_the_report(finished):
+    workdir, out, err = finished
+    assert (workdir / "report.html").stat().st_size > 10_000
+    assert out.rstrip().endswith(f"Report: {workdir / 'report.html'}")
+    for model in ("original", "unlearned", "retrained"):
+        assert model in out
+    for stage in ("original: pretrain", "unlearned: decouple", "unlearned: retain",
+                  "retrained: pretrain", "evaluate"):  # fmt: skip
+        assert stage in err  # progress bars
+    assert "Traceback" not in err
+
+
+def test_results_have_every_model_set_and_metric_with_interval_and_n(finished):
+    workdir, _, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    split = splits.load(workdir / "original" / "split.json")
+    n = {"forget": len(split.forget), "retain": 40, "holdout": len(split.holdout)}
+    assert results["split"]["n"]["forget"] == n["forget"] == 250
+    examples = np.load(workdir / "examples.npz")
+    for model in ("original", "unlearned", "retrained"):
+        for name in ("forget", "retain", "holdout"):
+            metrics = results["evaluation"][model][name]
+            expected = {"mse_hole", "mse_visible", "psnr", "ssim", "displacement"}
+            assert set(metrics) == expected - ({"displacement"} if model == "original" else set())
+            for metric, value in metrics.items():
+                column = examples[f"{model}/{name}/{metric}"]
+                assert value["n"] == len(column) == n[name]
+                assert value["mean"] == pytest.approx(column.mean(dtype=float), rel=1e-5)
+                assert value["ci_low"] < value["mean"] < value["ci_high"]
+    for name in n:
+        rows = examples[f"{name}/index"]
+        allowed = split.remaining if name == "retain" else getattr(split, name)
+        assert len(set(rows)) == n[name] and np.isin(rows, allowed).all()
+    gap = results["gaps"]["forget"]["mse_hole"]["mean"]
+    a, b = (
+        results["evaluation"][m]["forget"]["mse_hole"]["mean"] for m in ("unlearned", "retrained")
+    )
+    assert gap == pytest.approx(a - b, abs=1e-9)
+    assert results["cost"]["steps_ratio"] == 12 / 24
+    assert results["certificate"] is None
+
+
+def test_the_three_models_share_one_split(finished):
+    workdir, _, _ = finished
+    texts = {
+        (workdir / m / "split.json").read_text() for m in ("original", "unlearned", "retrained")
+    }
+    assert len(texts) == 1
+
+
+def test_given_again_it_does_nothing_twice(finished):
+    workdir, _, _ = finished
+    before = json.loads((workdir / "results.json").read_text())
+    _, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={workdir}")
+    assert "pretrain" not in err and "decouple" not in err
+    after = json.loads((workdir / "results.json").read_text())
+    assert before | {"created": 0} == after | {"created": 0}
+
+
+def test_evaluate_without_models_says_what_is_missing(tmp_path):
+    _, err = binaries.run("unlearn_jax.evaluate", binaries.TINY, f"--workdir={tmp_path}", code=1)
+    assert "error: Expected a trained model in" in err and "Traceback" not in err

@@ -1,0 +1,77 @@
+"""Every command of the README is executed, with phases of a few steps."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests import binaries
+
+TEXT = (binaries.ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S)
+COMMANDS = [
+    line.strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+SHORT = [
+    "--config.phases.pretrain.steps=4",
+    "--config.phases.decouple.steps=2",
+    "--config.phases.retain.steps=2",
+    "--config.model.channels=4,8",
+    "--config.evaluation.retain_rows=40",
+    "--config.evaluation.resamples=50",
+]
+
+
+def test_the_readme_shows_the_two_commands_and_the_general_form():
+    assert {"make demo", "make test"} <= set(COMMANDS)
+    for module in ("train", "pipeline", "evaluate", "report"):
+        assert any(f"python -m unlearn_jax.{module} " in command for command in COMMANDS), module
+
+
+def test_every_command_is_executed_by_one_of_the_tests_here():
+    known = ("make demo", "make test", "python -m unlearn_jax.", "python -m benchmarks.")
+    for command in COMMANDS:
+        assert command.startswith((*known, "git clone", "cd ", "pip install")), command
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m unlearn_jax.")])
+def test_package_commands_in_their_order(command, runs):
+    _, _, module, *flags = shlex.split(command)
+    flags = [flag.replace("=runs/", f"={runs}/") for flag in flags]
+    short = SHORT if any(flag.startswith("--config=") for flag in flags) else []
+    binaries.run(module, *flags, *short)
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_runs_what_the_tests_run(target, tmp_path):
+    """`make demo` itself runs in .ci/run; here its recipe is compared with a command run above."""
+    recipe = subprocess.run(
+        ["make", "--dry-run", target, f"VENV={tmp_path}/venv"],
+        cwd=binaries.ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    last = recipe.strip().splitlines()[-1].replace(f"{tmp_path}/venv/bin/", "")
+    assert last in {"demo": COMMANDS, "test": ["python -m pytest -n 2"]}[target]
+    assert "-m venv" in recipe and "--constraint constraints.txt --editable" in recipe
+
+
+def test_makefile_refuses_an_old_python(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1"\nexit 1\n')
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={fake}", f"VENV={tmp_path}/venv"],
+        cwd=binaries.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Python 3.11 or newer is needed" in done.stderr and "Python 3.9.1" in done.stderr
+    assert sys.version_info >= (3, 11)

@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from unlearn_jax import sharding
+
+
+def test_mesh_fills_one_axis():
+    assert sharding.make_mesh(data=-1, fsdp=4).shape == {"data": 2, "fsdp": 4}
+    assert sharding.make_mesh().shape == {"data": 8, "fsdp": 1}
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3, "fsdp": 2}, {"data": -1, "fsdp": -1}, {"fsdp": 3}])
+def test_mesh_that_does_not_fit_is_refused(sizes):
+    with pytest.raises(ValueError, match="multiply to the 8 devices"):
+        sharding.make_mesh(**sizes)
+
+
+def test_fsdp_splits_the_largest_divisible_dimension_of_large_leaves():
+    mesh = sharding.make_mesh(fsdp=8)
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
+    tree = {"large": shape(1001, 2000), "small": shape(8, 8), "odd": shape(1001, 3003)}
+    specs = jax.tree.map(lambda s: s.spec, sharding.params_sharding(tree, mesh))
+    assert specs == {"large": P(None, "fsdp"), "small": P(), "odd": P()}
+
+
+def test_first_matching_rule_wins():
+    mesh = sharding.make_mesh(fsdp=8)
+    leaf = jax.ShapeDtypeStruct((2048, 1024), jnp.float32)
+    tree = {"encoder": {"kernel": leaf, "other": leaf}, "decoder": {"kernel": leaf}}
+    rules = [("encoder/kernel", ["data", "fsdp"]), ("encoder", "replicate"), (".*", "fsdp")]
+    specs = jax.tree.map(lambda s: s.spec, sharding.params_sharding(tree, mesh, rules))
+    assert specs["encoder"] == {"kernel": P("data", "fsdp"), "other": P()}
+    assert specs["decoder"]["kernel"] == P("fsdp", None)
+
+
+def test_global_batch_is_split_over_all_devices():
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    rows = np.arange(16.0).reshape(16, 1)
+    batch = sharding.global_batch({"x": rows}, mesh)["x"]
+    assert {s.data.shape for s in batch.addressable_shards} == {(2, 1)}
+    np.testing.assert_array_equal(batch, rows)
+
+
+def test_batch_size_error_names_sizes_that_fit():
+    with pytest.raises(ValueError, match="8 devices, got 100.*batch_size=96 or 104"):
+        sharding.check_batch_size(100, sharding.make_mesh())
+    with pytest.raises(ValueError, match="got 3.*batch_size=8"):
+        sharding.check_batch_size(3, sharding.make_mesh())

@@ -1,0 +1,276 @@
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests import binaries, tiny
+from unlearn_jax import checkpoint, config, metrics, models, train
+
+
+def params_of(workdir):
+    cfg = tiny.get_config()
+    model = models.build(**cfg.model.to_dict())
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), like)
+    return jax.tree.map(np.asarray, checkpoint.load_params(workdir, like)[0])
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def differ(a, b):
+    return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), a, b)))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A finished original: (workdir, record)."""
+    workdir = tmp_path_factory.mktemp("runs") / "original"
+    return workdir, train.run(tiny.get_config(), workdir)
+
+
+def unlearned(original, **changes):
+    cfg = tiny.get_config()
+    cfg.stage, cfg.init_from = "unlearned", str(original[0])
+    cfg.update_from_flattened_dict(changes)
+    return cfg
+
+
+def test_a_finished_run_is_left_alone(original):
+    workdir, meta = original
+    assert meta["step"] == 24 and meta["done"]
+    assert meta["phases"] == [
+        {"name": "pretrain", "objective": "reconstruction", "first_step": 0, "last_step": 24,
+         "stopped_by": "steps"}
+    ]  # fmt: skip
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train.run(tiny.get_config(), workdir) == meta
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_runs_of_one_seed_are_bit_identical_and_another_seed_is_not(original, tmp_path):
+    cfg = tiny.get_config()
+    train.run(cfg, tmp_path / "same")
+    assert_same(params_of(original[0]), params_of(tmp_path / "same"))
+    cfg.seed = 1
+    train.run(cfg, tmp_path / "other")
+    assert differ(params_of(original[0]), params_of(tmp_path / "other"))
+
+
+def test_phases_run_in_order_from_the_original(original, tmp_path):
+    meta = train.run(unlearned(original), tmp_path / "run")
+    assert [(p["name"], p["first_step"], p["last_step"]) for p in meta["phases"]] == [
+        ("decouple", 0, 6),
+        ("retain", 6, 12),
+    ]
+    assert meta["examples"] == 12 * 32
+    lines = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == sorted({3, 4, 6, 8, 9, 12})
+    for line in lines:
+        # a phase computes no term whose weight is zero
+        assert ("forget" in line) == (line["phase"] == "decouple")
+        assert ("retain" in line) == (line["phase"] == "retain")
+    probed = [line for line in lines if "displacement" in line]
+    assert [line["step"] for line in probed] == [4, 8, 12]
+    assert all(line["displacement"] > 0 for line in probed)
+    ascent = [line["forget"] for line in lines if line["phase"] == "decouple"]
+    assert ascent[-1] > ascent[0]
+
+
+@pytest.mark.parametrize("metric", ["displacement", "forget_over_holdout"])
+def test_stop_rule_ends_the_phase_and_the_reason_is_kept(original, tmp_path, metric):
+    cfg = unlearned(original)
+    cfg.phases.decouple.steps = 40
+    cfg.phases.decouple.stop = {"metric": metric, "at_least": 1e-6}
+    meta = train.run(cfg, tmp_path / "run")
+    assert meta["phases"][0]["last_step"] == 4  # the first probe
+    assert re.fullmatch(rf"{metric} [\d.e-]+ >= 1e-06", meta["phases"][0]["stopped_by"])
+    assert meta["phases"][1]["first_step"] == 4 and meta["step"] == 10
+
+
+def test_one_and_eight_devices_agree(original, tmp_path):
+    """The subprocess has two devices, this one eight."""
+    binaries.run("unlearn_jax.train", binaries.TINY, f"--workdir={tmp_path / 'two'}")
+    binaries.run(
+        "unlearn_jax.train", binaries.TINY, f"--workdir={tmp_path / 'fsdp'}",
+        "--config.mesh.fsdp=2", "--config.mesh.data=1",
+    )  # fmt: skip
+    for other in ("two", "fsdp"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+            params_of(original[0]),
+            params_of(tmp_path / other),
+        )
+
+
+def test_resume_continues_bit_for_bit_in_the_middle_of_a_phase(original, tmp_path):
+    reference = tmp_path / "whole"
+    train.run(unlearned(original), reference)
+    for stop_at in (2, 6, 8):  # in decouple, at its end, in retain
+        part = tmp_path / f"part{stop_at}"
+        shutil.copytree(reference, part)
+        run_until(unlearned(original), part, stop_at)
+        meta = train.run(unlearned(original), part)
+        assert meta["step"] == 12 and meta["examples"] == 12 * 32
+        assert [p["name"] for p in meta["phases"]] == ["decouple", "retain"]
+        assert_same(params_of(reference), params_of(part))
+        steps = [line["step"] for line in metrics.read_jsonl(part / "metrics.jsonl")]
+        assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+def run_until(cfg, workdir, step):
+    """Leaves workdir as if the run had been killed after its checkpoint of this step."""
+    shutil.rmtree(workdir / "checkpoints")
+
+    class Killed(Exception):
+        pass
+
+    save = checkpoint.save
+
+    def save_and_die(manager, params, opt, meta):
+        save(manager, params, opt, meta)
+        if meta["step"] >= step:
+            raise Killed
+
+    checkpoint.save = save_and_die
+    try:
+        train.run(cfg, workdir)
+    except Killed:
+        return
+    finally:
+        checkpoint.save = save
+    raise AssertionError("was not killed")
+
+
+def test_sigkill_at_random_instants_changes_nothing(original, tmp_path):
+    """Kills land in start-up, steps, background saves and renames: a save is due every 2 steps."""
+    flags = [
+        binaries.TINY,
+        f"--workdir={tmp_path / 'killed'}",
+        "--config.phases.pretrain.steps=200",
+    ]
+    binaries.run("unlearn_jax.train", flags[0], f"--workdir={tmp_path / 'whole'}", flags[2])
+    rng = random.Random(0)
+    resumed_at = []
+    for _ in range(5):
+        process = binaries.start("unlearn_jax.train", *flags)
+        before = newest(tmp_path / "killed")
+        while process.poll() is None and newest(tmp_path / "killed") <= before:
+            time.sleep(0.002)  # until it makes progress, then strike within a few steps
+        time.sleep(rng.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        resumed_at.append(newest(tmp_path / "killed"))
+    assert resumed_at[-1] > 0 and resumed_at == sorted(resumed_at)
+    binaries.run("unlearn_jax.train", *flags)
+    assert_same(params_of(tmp_path / "whole"), params_of(tmp_path / "killed"))
+    left = [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()]
+    assert all(name.isdigit() for name in left), left  # no temporary folders
+
+
+def newest(workdir):
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    return max(steps, default=0)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
+    flags = (binaries.TINY, f"--workdir={tmp_path / 'run'}", "--config.phases.pretrain.steps=100000",
+             "--config.checkpoint.every=100000")  # fmt: skip
+    process = binaries.start("unlearn_jax.train", *flags)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    step = newest(tmp_path / "run")
+    assert step > 0
+    assert f"Stopped by SIGTERM, saved at step {step}" in err
+    assert "The same command resumes" in err
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(original, tmp_path):
+    cfg = unlearned(original)
+    cfg.phases.decouple.steps = 400
+    cfg.phases.decouple.objective_kw.forget_cap = 0.0
+    cfg.phases.decouple.optimizer = {"name": "sgd", "learning_rate": 1e4, "schedule": "constant",
+                                     "warmup_steps": 0, "weight_decay": 0.0, "clip_norm_l2": 0.0}  # fmt: skip
+    cfg.checkpoint.every = 1
+    with pytest.raises(FloatingPointError, match=r"diverged at step \d+.*forget_cap"):
+        train.run(cfg, tmp_path / "run")
+    with checkpoint.open_manager(tmp_path / "run") as manager:
+        steps = manager.all_steps()
+    assert steps and max(steps) < 400
+    finite = json.loads(
+        (tmp_path / "run/checkpoints" / str(max(steps)) / "meta/metadata").read_text()
+    )
+    assert finite["step"] == max(steps)
+
+
+def test_full_disk_is_a_clear_error_and_the_run_can_be_resumed(tmp_path):
+    limit = 64 * 1024  # a file may not grow beyond it, as on a full disk
+
+    def no_large_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    wide = "--config.model.channels=32,64,128"
+    workdir = f"--workdir={tmp_path / 'run'}"
+    _, err = binaries.run(
+        "unlearn_jax.train", binaries.TINY, workdir, wide, code=1, preexec_fn=no_large_files
+    )
+    assert "error: Could not write a checkpoint under" in err and "MiB are free" in err
+    assert "Traceback" not in err.split("error: ")[-1]
+    binaries.run("unlearn_jax.train", binaries.TINY, workdir, wide)
+
+
+def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    for flags, message in (
+        ([workdir], "missing: ['--config=…']"),
+        ([binaries.TINY, workdir, "--config.bach_size=8"], 'Did you mean "batch_size"'),
+        ([binaries.TINY, workdir, "--config.batch_size=31"], "batch_size=30 or 32"),
+        ([binaries.TINY, workdir, "--config.stage=unlearned"], "--config.init_from=WORKDIR"),
+        ([binaries.TINY, workdir, "--config.request.kind=classes", "--config.request.classes=catt,"],
+         "Did you mean 'cat'"),
+        (["--config=nowhere.py", workdir], "nowhere.py"),
+    ):  # fmt: skip
+        _, err = binaries.run("unlearn_jax.train", *flags, code=1)
+        assert "error: " in err and message in err, err
+        assert "Traceback" not in err, err
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_another_config_in_the_same_workdir_is_refused(original):
+    cfg = tiny.get_config()
+    cfg.phases.pretrain.steps = 30
+    with pytest.raises(ValueError, match=r"phases.pretrain.steps: 24 -> 30"):
+        train.run(cfg, original[0])
+
+
+def test_another_original_is_noticed(original, tmp_path):
+    train.run(unlearned(original), tmp_path / "run")
+    cfg = tiny.get_config()
+    cfg.seed = 1
+    train.run(cfg, tmp_path / "other")
+    changed = unlearned(original)
+    changed.init_from = str(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"config.init_from"):
+        train.run(changed, tmp_path / "run")
+
+
+def test_config_claims_before_training(tmp_path):
+    cfg = tiny.get_config()
+    cfg.phases.pretrain.optimizer.name = "adma"
+    with pytest.raises(ValueError, match="adma"):
+        train.run(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert config.fingerprint({"b": 1, "a": 2}) == config.fingerprint({"a": 2, "b": 1})

@@ -1,0 +1,22 @@
+"""The quickstart with a model and phases small enough for tests."""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.name = "tiny"
+    config.batch_size = 32
+    config.model = {"name": "autoencoder", "channels": (4, 8), "latent_dim": 16}
+    config.phases.pretrain.steps = 24
+    config.phases.decouple.steps = 6
+    config.phases.decouple.stop.metric = ""
+    config.phases.retain.steps = 6
+    config.probe.every, config.probe.rows = 4, 16
+    config.log_every = 3
+    config.checkpoint.every = 2
+    config.evaluation.retain_rows = 40
+    config.evaluation.resamples = 50
+    return config

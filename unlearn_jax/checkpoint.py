@@ -1,0 +1,246 @@
+"""Checkpoints with orbax: whole models, exact resume, damage noticed and never loaded.
+
+A checkpoint of step k is a directory WORKDIR/checkpoints/k with three items: `params` (the whole
+model, so that a checkpoint can be used by itself), `opt` (optimizer state, key, step) and `meta`
+(JSON: what the run was doing, and a checksum of every array). orbax writes it in the background
+and renames it into place when it is whole; the checksums catch what changes after that.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from unlearn_jax.models import Params
+from unlearn_jax.sharding import leaf_path
+
+DIRECTORY = "checkpoints"
+Meta = dict[str, Any]
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A 32-bit checksum of every leaf, by path.
+
+    Computed on the device from bits and positions, so it is the same on any mesh and needs no copy
+    of the array on the host. Any change of a single element changes it.
+    """
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: int(value) for path, value in jax.device_get(_checksums(leaves)).items()}
+
+
+@jax.jit
+def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def checksum(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        position = jnp.zeros(bits.shape, jnp.uint32)
+        for axis, size in enumerate(bits.shape):
+            position = position * size + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        # The finalizer of MurmurHash3 is a bijection of 32 bits; a sum forgets the order of terms.
+        h = bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B9))
+        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+        return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
+
+    return {path: checksum(leaf) for path, leaf in leaves.items()}
+
+
+@contextlib.contextmanager
+def open_manager(workdir: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+    """An orbax manager of workdir's checkpoints; leaving it waits for the last one to be durable.
+
+    Raises:
+      OSError: a checkpoint could not be written, for example because the disk is full.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    directory = (workdir / DIRECTORY).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    manager = ocp.CheckpointManager(directory, options=options)
+    try:
+        yield manager
+    finally:
+        with _explained(directory):
+            manager.wait_until_finished()
+        manager.close()
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # orbax and tensorstore wrap an OSError in various types
+        free = shutil.disk_usage(directory).free / 2**20
+        reason = str(error).split("[tensorstore_spec")[0].strip()[:600]
+        raise OSError(
+            f"Could not write a checkpoint under {directory}: {reason}\n({free:.0f} MiB are free "
+            "on that disk. Checkpoints written before are kept; make room and run the same "
+            "command to resume.)"
+        ) from error
+
+
+def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -> None:
+    """Starts saving step meta["step"]; the arrays may be donated as soon as this returns."""
+    meta = meta | {"checksums": checksums({"params": params, "opt": opt})}
+    meta = meta | {"sha256": _sha256(meta)}
+    with _explained(Path(manager.directory)):
+        manager.save(
+            meta["step"],
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                opt=ocp.args.StandardSave(opt),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            force=True,
+        )
+
+
+def restore_latest(
+    manager: ocp.CheckpointManager, like: Callable[[Meta], tuple[Params, Any]]
+) -> tuple[Params, Any, Meta] | None:
+    """(params, opt, meta) of the newest undamaged checkpoint, None if there is no checkpoint.
+
+    A damaged checkpoint is moved to WORKDIR/damaged, which is said on stderr, and the one before
+    it is tried.
+
+    Args:
+      manager: from `open_manager`.
+      like: from meta to ShapeDtypeStructs (with shardings) of params and opt.
+
+    Raises:
+      ValueError: the checkpoints are of another model, or every one of them is damaged.
+    """
+    directory = Path(manager.directory)
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            meta = _restore_meta(directory, step)
+            params, opt = like(meta)
+            return (*_restore_checked(directory, step, meta, params=params, opt=opt), meta)
+        except Damaged as error:
+            aside = directory.parent / "damaged" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            (directory / str(step)).rename(aside)
+            manager.reload()
+            damaged.append(step)
+            print(f"warning: {error}; moved to {aside}, trying an older one", file=sys.stderr)
+    if damaged:
+        raise ValueError(
+            f"Every checkpoint of {directory} was damaged (steps {damaged}, now in "
+            f"{directory.parent / 'damaged'}). Run the same command again to start anew."
+        )
+    return None
+
+
+def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
+    """(params, meta) of a finished run.
+
+    Args:
+      workdir: of the run.
+      like: ShapeDtypeStructs of the whole model, with shardings.
+
+    Raises:
+      ValueError: there is none, the run has not finished, another model, or damage.
+    """
+    directory = Path(workdir).absolute() / DIRECTORY
+    steps = [int(p.name) for p in directory.glob("*") if p.name.isdigit()]
+    if not steps:
+        raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+    step = max(steps)
+    try:
+        meta = _restore_meta(directory, step)
+        if not meta["done"]:
+            raise ValueError(
+                f"The run in {workdir} has not finished (step {step}). Run its command again to "
+                "resume it."
+            )
+        (params,) = _restore_checked(directory, step, meta, params=like)
+    except Damaged as error:
+        raise ValueError(
+            f"{error}. Run the command that made it again: it falls back to its last good "
+            "checkpoint and finishes from there."
+        ) from error
+    return params, meta
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or whose content is not what was saved."""
+
+
+@contextlib.contextmanager
+def _damage(directory: Path, step: int, item: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # damage shows up as almost any exception type
+        reason = f"{item}: {type(error).__name__}: {str(error).splitlines()[:1]}"[:200]
+        raise Damaged(f"Checkpoint {directory / str(step)} is damaged ({reason})") from error
+
+
+def _sha256(meta: Meta) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _restore_meta(directory: Path, step: int) -> Meta:
+    with _damage(directory, step, "meta"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta = reader.restore(directory / str(step) / "meta")
+        if meta.pop("sha256") != _sha256(meta):
+            raise ValueError("checksum of meta is wrong")
+    return meta
+
+
+def _restore(directory: Path, step: int, item: str, like: Any) -> Any:
+    path = directory / str(step) / item
+    with _damage(directory, step, item), ocp.StandardCheckpointer() as reader:
+        mismatches = differences(like, reader.metadata(path).item_metadata.tree)
+        if not mismatches:
+            return reader.restore(path, like)
+    listed = "\n".join(f"  {line}" for line in mismatches)
+    raise ValueError(
+        f"The checkpoint {path} is of another model than the config's:\n{listed}\n"
+        "Use the config it was made with, or another --workdir."
+    )
+
+
+def _restore_checked(directory: Path, step: int, meta: Meta, **like: Any) -> tuple[Any, ...]:
+    restored = {item: _restore(directory, step, item, tree) for item, tree in like.items()}
+    found = checksums(restored)
+    wrong = [path for path, value in found.items() if meta["checksums"].get(path) != value]
+    if wrong:
+        raise Damaged(
+            f"Checkpoint {directory / str(step)} is damaged (checksum of {len(wrong)} array(s) "
+            f"is wrong: {', '.join(wrong[:3])})"
+        )
+    return tuple(restored.values())
+
+
+def differences(expected: Any, found: Any) -> list[str]:
+    """Path-by-path differences of two trees of arrays (or their metadata): presence and shape."""
+
+    def shapes(tree):
+        flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        shapes = {}
+        for path, leaf in flat:
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # stored as their bits
+                leaf = jax.eval_shape(jax.random.key_data, leaf)
+            shapes[leaf_path(path)] = f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        return shapes
+
+    expected, found = shapes(expected), shapes(found)
+    return [
+        f"{path}: expected {expected.get(path, 'nothing')}, found {found.get(path, 'nothing')}"
+        for path in sorted(set(expected) | set(found))
+        if expected.get(path) != found.get(path)
+    ]

@@ -1,0 +1,55 @@
+"""How every binary starts: flags, and a user's mistake as one clear message."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+
+def start(main: Callable[..., None], needs: Sequence[str]) -> None:
+    """Runs a binary as `main(**{name: value for name in needs})`, from "config" and "workdir".
+
+    A user's mistake, that is a ValueError, an OSError or a flag that cannot be parsed, ends it
+    with its message and exit code 1; --traceback shows where it was raised.
+    """
+    if "config" in needs:
+        config_flags.DEFINE_config_file("config", None, "A file with get_config().")
+    if "workdir" in needs:
+        flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
+    flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+            _fail(error, show="--traceback" in argv)
+
+    def run(argv: list[str]) -> None:
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
+        values = {name: getattr(flags.FLAGS, name) for name in needs}
+        try:
+            missing = [f"--{name}=…" for name, value in values.items() if value is None]
+            if missing or argv[1:]:
+                raise ValueError(
+                    f"Expected --flags only, got {argv[1:]}; missing: {missing}. For example:\n"
+                    "  --config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
+                )
+            if "workdir" in values:
+                values["workdir"] = Path(values["workdir"])
+            main(*values.values())
+        except (OSError, ValueError, FloatingPointError) as error:
+            _fail(error, show=flags.FLAGS.traceback)
+
+    app.run(run, flags_parser=parse)
+
+
+def _fail(error: BaseException, show: bool) -> None:
+    if show:
+        traceback.print_exception(error)
+    message = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
+    print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,337 @@
+"""Configs: the defaults, which are also the schema, and validation."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from unlearn_jax import objectives, optim
+from unlearn_jax.models import MODELS, build
+
+STOP_METRICS = ("", "displacement", "forget_over_holdout")
+ROWS = ("train", "retain", "remaining")
+# Keys that change where or how fast a run goes, not what it computes.
+NOT_HASHED = ("name", "stage", "init_from", "mesh", "sharding", "log_every", "checkpoint")
+NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
+
+
+def default() -> ConfigDict:
+    """A config with every key there is. Configs start from it and fill in the rest."""
+    return ConfigDict(
+        {
+            "name": "",  # title of the report
+            "seed": 0,  # of everything random
+            "stage": "original",  # what train.py runs: a key of `stages`
+            "init_from": "",  # workdir of a finished run, where the stage's parameters come from
+            "batch_size": 128,  # rows per step over all devices
+            "data": {
+                "kind": "tfds",  # "tfds", "folder" or "arrays"
+                "name": "",  # tfds: name of the dataset; "cifar10_sample" comes with the package
+                "data_dir": "",  # tfds: where it was prepared
+                "path": "",  # folder: class sub-folders; arrays: an .npz file
+                "splits": ("train", "test"),
+                "image_size": 32,
+                "cache": True,  # decode once and keep the pixels in memory
+                "num_threads": 2,
+                "prefetch": 8,  # batches
+            },
+            "request": {
+                "kind": "random",  # "classes", "random", "ids" or "predicate"
+                "classes": (),  # classes: names or numbers
+                "fraction": 0.1,  # random: of each class
+                "seed": 0,  # random
+                "file": "",  # ids: one per line or a CSV; predicate: rule.py
+            },
+            "retain": {
+                "kind": "complement",  # "complement", "subset" or "proxy"
+                "fraction": 1.0,  # subset
+                "seed": 0,  # subset
+                "data": {"kind": "", "name": "", "data_dir": "", "path": "", "splits": ("train",)},
+            },
+            "holdout": {
+                "split": "test",  # "" reserves rows of the training split instead
+                "fraction": 0.1,  # how many, of each class of the forget set
+            },
+            "task": {
+                "name": "inpaint",  # "inpaint", "outpaint" or "random_mask"
+                "hole": 0.5,  # inpaint: side of the hole / side of the image
+                "visible": 0.5,  # outpaint: side of the visible centre / side of the image
+                "ratio": 0.5,  # random_mask: share of the patches
+                "patch": 4,  # random_mask: side of a patch, pixels
+            },
+            "model": {"name": "autoencoder"},  # and the model's own fields
+            "stages": {
+                # rows: what plays the retain part; scratch: whether it may start without init_from
+                "original": {"rows": "train", "phases": ("pretrain",), "scratch": True},
+                "unlearned": {"rows": "retain", "phases": ("decouple", "retain"), "scratch": False},
+                "retrained": {"rows": "remaining", "phases": ("pretrain",), "scratch": True},
+            },
+            "phases": {},  # name -> phase(...)
+            "probe": {
+                "every": 0,  # steps between measurements on fixed forget and holdout rows; 0: never
+                "rows": 256,  # of each
+            },
+            "evaluation": {
+                "retain_rows": 1000,  # a fixed random choice of that many; forget, holdout: all
+                "grid_rows": 8,
+                "confidence": 0.95,
+                "resamples": 1000,  # of the bootstrap
+            },
+            "checkpoint": {"every": 200, "keep": 2},
+            "log_every": 20,
+            "mesh": {"data": -1, "fsdp": 1},
+            "sharding": ((".*", "fsdp"),),  # (regex on a leaf's path, spec), see sharding.py
+        },
+        convert_dict=True,
+    )
+
+
+def phase(**values: Any) -> ConfigDict:
+    """One phase: `phase(objective=…, steps=…, optimizer=dict(learning_rate=…), …)`."""
+    spec = ConfigDict(
+        {
+            "objective": "reconstruction",
+            "objective_kw": {},
+            "steps": 1,  # at most
+            "retain_weight": 1.0,  # 0: retain rows are neither loaded nor computed
+            "forget_weight": 0.0,  # 0: the same for forget rows
+            "forget_fraction": 0.5,  # of each batch, if both weights are positive
+            "optimizer": {
+                "name": "adam",
+                "learning_rate": 1e-3,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "weight_decay": 0.0,
+                "clip_norm_l2": 0.0,
+            },
+            # The phase ends early once metric >= at_least, seen every probe.every steps.
+            # displacement: mean RMS distance to the original's outputs, forget probe, masked part.
+            # forget_over_holdout: mean forget loss / the original's mean holdout loss.
+            "stop": {"metric": "", "at_least": 0.0},
+        }
+    )
+    for name, value in values.items():
+        if name == "objective_kw":
+            spec[name] = ConfigDict(value)
+        elif isinstance(value, Mapping):
+            spec[name].update(value)
+        else:
+            spec[name] = value
+    return spec
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks everything that can be known without data or devices.
+
+    Raises:
+      ValueError: listing every problem at once.
+    """
+    problems = _differences(config, default(), free=("model", "phases", "stages"))
+    if not problems:
+        problems += _values(config)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"The config has {len(problems)} problem(s):\n{listed}")
+
+
+def _differences(
+    found: Any, expected: Any, path: str = "config", free: Sequence[str] = ()
+) -> list[str]:
+    """Unknown and missing keys and wrong types, against the defaults."""
+    problems = []
+    for key in sorted(set(found.keys()) - set(expected.keys())):
+        near = difflib.get_close_matches(key, list(expected.keys()), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {sorted(expected.keys())}"
+        problems.append(f"{path}.{key}: unknown key; {hint}")
+    for key in sorted(set(expected.keys()) - set(found.keys())):
+        problems.append(f"{path}.{key}: missing")
+    for key in sorted(set(found.keys()) & set(expected.keys()) - set(free)):
+        value, like = found[key], expected[key]
+        if isinstance(like, ConfigDict) != isinstance(value, ConfigDict):
+            problems.append(f"{path}.{key}: expected like {like!r}, got {value!r}")
+        elif isinstance(like, ConfigDict):
+            problems += _differences(value, like, f"{path}.{key}")
+        elif not _same_type(value, like):
+            problems.append(
+                f"{path}.{key}: expected {type(like).__name__} like {like!r}, got {value!r}"
+            )
+    return problems
+
+
+def _same_type(value: Any, like: Any) -> bool:
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    if isinstance(like, float):
+        return isinstance(value, int | float) and value == value
+    return isinstance(value, list | tuple if isinstance(like, tuple) else type(like))
+
+
+def _values(config: ConfigDict) -> list[str]:
+    problems = []
+
+    def expect(good: bool, path: str, expected: str, got: Any) -> None:
+        if not good:
+            problems.append(f"config.{path}: expected {expected}, got {got!r}")
+
+    for path in (
+        *("batch_size", "log_every", "checkpoint.every", "checkpoint.keep", "probe.rows"),
+        *("data.image_size", "data.num_threads", "data.prefetch"),
+        *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
+    ):
+        expect(_get(config, path) >= 1, path, "at least 1", _get(config, path))
+    for path in ("seed", "request.seed", "retain.seed", "probe.every"):
+        expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
+    confidence = config.evaluation.confidence
+    expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
+    for path, names in {
+        "data.kind": ("tfds", "folder", "arrays"),
+        "request.kind": ("classes", "random", "ids", "predicate"),
+        "retain.kind": ("complement", "subset", "proxy"),
+        "task.name": ("inpaint", "outpaint", "random_mask"),
+        "stage": tuple(config.stages.keys()),
+        "model.name": tuple(MODELS),
+    }.items():
+        if _get(config, path) not in names:
+            problems.append(f"config.{path}: {_unknown(_get(config, path), names)}")
+
+    if config.model.name in MODELS:
+        fields = {f.name for f in dataclasses.fields(MODELS[config.model.name])}
+        unknown = sorted(set(config.model.keys()) - fields - {"name"})
+        problems += [f"config.model.{key}: {_unknown(key, fields)}" for key in unknown]
+        if not unknown:
+            try:
+                build(**config.model.to_dict())
+            except (TypeError, ValueError) as error:
+                problems.append(f"config.model: {error}")
+
+    for name, stage in config.stages.items():
+        like = default().stages.original
+        wrong = _differences(stage, like, f"config.stages.{name}")
+        problems += wrong
+        if wrong:
+            continue
+        if stage.rows not in ROWS:
+            problems.append(f"config.stages.{name}.rows: {_unknown(stage.rows, ROWS)}")
+        expect(bool(stage.phases), f"stages.{name}.phases", "at least one phase", stage.phases)
+        for used in stage.phases:
+            if used not in config.phases:
+                unknown = _unknown(used, config.phases.keys())
+                problems.append(f"config.stages.{name}.phases: {unknown}")
+    for name, spec in config.phases.items():
+        wrong = _differences(spec, phase(), f"config.phases.{name}", free=("objective_kw",))
+        problems += wrong or _phase_values(config, f"config.phases.{name}", spec)
+    return problems
+
+
+def _phase_values(config: ConfigDict, path: str, spec: ConfigDict) -> list[str]:
+    problems = []
+    try:
+        known = objectives.options(spec.objective)
+        unknown = sorted(set(spec.objective_kw.keys()) - set(known))
+        problems += [f"{path}.objective_kw.{key}: {_unknown(key, known)}" for key in unknown]
+    except ValueError as error:
+        problems.append(f"{path}.objective: {error}")
+    if spec.steps < 0:
+        problems.append(f"{path}.steps: expected at least 0, got {spec.steps}")
+    if min(spec.retain_weight, spec.forget_weight) < 0:
+        problems.append(
+            f"{path}: expected weights of at least 0 (forget terms are ascended already), got "
+            f"retain_weight={spec.retain_weight}, forget_weight={spec.forget_weight}"
+        )
+    if spec.retain_weight == 0 and spec.forget_weight == 0:
+        problems.append(f"{path}: retain_weight and forget_weight are both 0: nothing to train")
+    if not 0 < spec.forget_fraction < 1:
+        problems.append(f"{path}.forget_fraction: expected 0 < f < 1, got {spec.forget_fraction}")
+    optimizer = spec.optimizer
+    for key, names in (("name", optim.OPTIMIZERS), ("schedule", optim.SCHEDULES)):
+        if optimizer[key] not in names:
+            problems.append(f"{path}.optimizer.{key}: {_unknown(optimizer[key], names)}")
+    if optimizer.learning_rate <= 0:
+        problems.append(
+            f"{path}.optimizer.learning_rate: expected above 0, got {optimizer.learning_rate}"
+        )
+    for key in ("warmup_steps", "weight_decay", "clip_norm_l2"):
+        if optimizer[key] < 0:
+            problems.append(f"{path}.optimizer.{key}: expected at least 0, got {optimizer[key]}")
+    if spec.stop.metric not in STOP_METRICS:
+        problems.append(f"{path}.stop.metric: {_unknown(spec.stop.metric, STOP_METRICS)}")
+    elif spec.stop.metric and (spec.stop.at_least <= 0 or config.probe.every == 0):
+        problems.append(
+            f"{path}.stop: a stop rule needs at_least above 0 and config.probe.every of at least "
+            f"1, got at_least={spec.stop.at_least}, every={config.probe.every}"
+        )
+    return problems
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def _unknown(value: Any, names: Any) -> str:
+    near = difflib.get_close_matches(str(value), [str(n) for n in names], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {value!r}, expected one of {sorted(map(str, names))}{hint}"
+
+
+def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
+    """The config as indented JSON with sorted keys (tuples become lists)."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    return json.dumps(values, indent=1, sort_keys=True)
+
+
+def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
+    """What decides the numbers of `config.stage`: two runs that agree in it agree in the result."""
+    values = json.loads(to_json(config))
+    phases = values["stages"][config.stage]["phases"]
+    kept = {key: value for key, value in values.items() if key not in NOT_HASHED}
+    kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
+    kept["stages"] = values["stages"][config.stage]
+    kept["phases"] = {name: values["phases"][name] for name in phases}
+    del kept["evaluation"]
+    return kept | more
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config") -> list[str]:
+    """Every difference between two nested dicts, as "config.a.b: 1 -> 2"."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += changes(a, b, f"{path}.{key}")
+        elif a != b:
+            lines.append(f"{path}.{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def fingerprint(values: Any) -> str:
+    """SHA-256 of the canonical JSON of values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
+    """Writes workdir/config.json, or refuses a workdir that holds a run with other numbers.
+
+    Raises:
+      ValueError: listing what changed.
+    """
+    path = workdir / "config.json"
+    facts = json.loads(json.dumps(relevant(config, **more)))
+    if path.exists():
+        changed = changes(json.loads(path.read_text())["relevant"], facts)
+        if changed:
+            listed = "\n".join(f"  {line}" for line in changed[:20])
+            raise ValueError(
+                f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
+                "remove that one to start again."
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"config": config.to_dict(), "relevant": facts}, indent=1))
+    partial.replace(path)

@@ -1,0 +1,231 @@
+"""Batches as a pure function of (seed, step): no iterator state, the same rows on any host count.
+
+Row k of a stream (the retain rows, or the forget rows, over the whole run) is k modulo the number
+of rows, through a permutation keyed by seed, stream and epoch. Resuming at a step costs nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int, Shaped
+from ml_collections import ConfigDict
+
+from unlearn_jax.data import splits, transforms
+from unlearn_jax.data.sources import Source, concat, from_arrays, open_source
+from unlearn_jax.data.splits import Split
+
+__all__ = ["Source", "Split", "concat", "from_arrays", "load", "make_eval", "make_train"]
+
+Batch = dict[str, Shaped[np.ndarray, "b ..."]]
+Rows = Int[np.ndarray, "_"] | None
+
+# Streams and uses of randomness; with the seed and the epoch they key every generator.
+_RETAIN, _FORGET, _EVAL = 0, 1, 2
+_ORDER, _MASK = 0, 1
+
+
+def load(cfg: ConfigDict) -> tuple[Source, Split]:
+    """The source of a config (with its proxy data, if any) and the split of its request."""
+    common = {"image_size": cfg.data.image_size, "cache": cfg.data.cache}
+    where = ("kind", "name", "data_dir", "path", "splits")
+    source = open_source(**{key: cfg.data[key] for key in where}, **common)
+    if cfg.retain.kind == "proxy":
+        proxy = open_source(**{key: cfg.retain.data[key] for key in where}, **common)
+        source = concat(source, proxy)
+    return source, splits.resolve(
+        source,
+        request=cfg.request.to_dict(),
+        retain=cfg.retain.to_dict(),
+        holdout=cfg.holdout.to_dict(),
+        seed=cfg.seed,
+    )
+
+
+def make_train(
+    source: Source,
+    *,
+    retain_rows: Rows,
+    forget_rows: Rows,
+    batch_size: int,
+    forget_fraction: float,
+    task: Mapping[str, Any],
+    seed: int,
+    first_step: int,
+    num_steps: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 8,
+) -> grain.DatasetIterator:
+    """An iterator over this host's part of the batches first_step .. first_step + num_steps - 1.
+
+    A batch has `image` [b h w 3] float32 in [-1, 1], `mask` [b h w 1] float32 (1 = to be
+    generated), `label`, `index` (row of the source) int32 [b], `is_forget`, `valid` bool [b], with
+    b = batch_size / shard_count; retain rows come first. Every row of a stream comes once per
+    epoch. Call `close()` when done before the end.
+
+    Args:
+        source: the images.
+        retain_rows: None or empty: batches have forget rows only.
+        forget_rows: None or empty: batches have retain rows only.
+        batch_size: rows per step over all hosts.
+        forget_fraction: exactly round(batch_size * forget_fraction) rows of each batch are forget
+            rows, if there are both.
+        task: see `transforms.make_mask`; random masks differ between epochs.
+        seed: in 0 .. 2^32 - 1.
+        first_step: the batches depend on seed and step only, so a run can resume anywhere.
+        num_steps: how many.
+        shard_index: this host.
+        shard_count: how many hosts; the global batch is the same for any number.
+        num_threads: that prepare batches.
+        prefetch: batches prepared ahead.
+
+    Raises:
+        ValueError: no rows at all, a batch that cannot be divided so, an unsuitable task.
+    """
+    streams = {_RETAIN: retain_rows, _FORGET: forget_rows}
+    streams = {key: rows for key, rows in streams.items() if rows is not None and len(rows)}
+    if not streams:
+        raise ValueError("make_train: expected retain rows or forget rows, got neither.")
+    counts = {key: batch_size for key in streams}
+    if len(streams) == 2:
+        n_forget = round(batch_size * forget_fraction)
+        if not 0 < n_forget < batch_size:
+            raise ValueError(
+                f"make_train: forget_fraction {forget_fraction} of batch_size {batch_size} is "
+                f"{n_forget} forget rows; expected 1..{batch_size - 1}. Change one of them."
+            )
+        counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
+    _check_shards(shard_index, shard_count, *counts.values())
+    _check_seed(seed)
+    _check_task(source, task)
+    mask_keys = {stream: _key(seed, stream, _MASK, 0) for stream in streams}
+
+    def batch_of_step(step: int) -> Batch:
+        parts, keys = [], []
+        for stream, rows in streams.items():
+            local = counts[stream] // shard_count
+            first = step * counts[stream] + shard_index * local
+            parts.append(_rows_at(rows, seed, stream, range(first, first + local)))
+            keys += [(mask_keys[stream], position) for position in range(first, first + local)]
+        index = np.concatenate(parts)
+        is_forget = np.repeat([s == _FORGET for s in streams], [len(part) for part in parts])
+        return _batch(source, index, task, keys, is_forget, np.ones(len(index), bool))
+
+    return _iterate(batch_of_step, first_step, num_steps, num_threads, prefetch)
+
+
+def make_eval(
+    source: Source,
+    rows: Int[np.ndarray, "_"],
+    *,
+    batch_size: int,
+    task: Mapping[str, Any],
+    seed: int,
+    is_forget: bool = False,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    num_threads: int = 4,
+    prefetch: int = 4,
+) -> grain.DatasetIterator:
+    """An iterator over this host's part of the rows, once, in order, as batches of `make_train`.
+
+    The last batch is filled up with copies of the last row that have `valid` False, `is_forget`
+    False and `index` -1. Random masks depend on seed and row only: every model sees the same ones.
+
+    Raises:
+        ValueError: no rows, a batch that cannot be divided so, an unsuitable task.
+    """
+    if not len(rows):
+        raise ValueError("make_eval: expected rows to evaluate, got none.")
+    _check_shards(shard_index, shard_count, batch_size)
+    _check_seed(seed)
+    _check_task(source, task)
+    mask_key = _key(seed, _EVAL, _MASK, 0)
+    local = batch_size // shard_count
+
+    def batch_of_step(step: int) -> Batch:
+        positions = step * batch_size + shard_index * local + np.arange(local)
+        valid = positions < len(rows)
+        index = rows[np.minimum(positions, len(rows) - 1)]
+        keys = [(mask_key, row) for row in index.tolist()]
+        batch = _batch(source, index, task, keys, valid & is_forget, valid)
+        batch["index"][~valid] = -1
+        return batch
+
+    return _iterate(batch_of_step, 0, -(-len(rows) // batch_size), num_threads, prefetch)
+
+
+def _batch(
+    source: Source,
+    index: Int[np.ndarray, "b"],
+    task: Mapping[str, Any],
+    keys: list[tuple[int, int]],
+    is_forget: Shaped[np.ndarray, "b"],
+    valid: Shaped[np.ndarray, "b"],
+) -> Batch:
+    images = source.fetch(index)
+    return {
+        "image": transforms.to_float(images),
+        "mask": transforms.make_mask(task, images.shape[1], np.array(keys, np.uint64)),
+        "label": source.labels[index],
+        "index": index.astype(np.int32),
+        "is_forget": is_forget,
+        "valid": valid,
+    }
+
+
+def _rows_at(
+    rows: Int[np.ndarray, "_"], seed: int, stream: int, positions: range
+) -> Int[np.ndarray, "_"]:
+    """The rows at these positions of an endless stream that shuffles them anew every epoch."""
+    epochs, within = np.divmod(np.asarray(positions), len(rows))
+    chosen = np.empty(len(positions), rows.dtype)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        order = _permutation(len(rows), _key(seed, stream, _ORDER, epoch))
+        chosen[here] = rows[order[within[here]]]
+    return chosen
+
+
+@lru_cache(maxsize=8)  # batches walk through one epoch of each stream, now and then two
+def _permutation(n: int, key: int) -> Int[np.ndarray, "_"]:
+    return np.random.Generator(np.random.Philox(key=key)).permutation(n)
+
+
+@lru_cache(maxsize=4096)
+def _key(seed: int, stream: int, use: int, epoch: int) -> int:
+    """64 bits of their own for every argument."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(stream, use, epoch))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def _iterate(
+    batch_of_step: Callable[[int], Batch], first: int, steps: int, num_threads: int, prefetch: int
+) -> grain.DatasetIterator:
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    dataset = grain.MapDataset.range(first, first + steps).map(batch_of_step)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _check_shards(shard_index: int, shard_count: int, *counts: int) -> None:
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"shard_index: expected 0..{shard_count - 1}, got {shard_index}.")
+    if any(count < 1 or count % shard_count for count in counts):
+        raise ValueError(
+            f"batch_size: {' + '.join(map(str, counts))} rows (retain + forget) cannot be divided "
+            f"evenly between {shard_count} hosts. Make each a positive multiple of {shard_count}: "
+            "change batch_size or forget_fraction."
+        )
+
+
+def _check_task(source: Source, task: Mapping[str, Any]) -> None:
+    transforms.check_task(task, source.fetch(np.zeros(1, np.int64)).shape[1])
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected 0..2^32 - 1, got {seed}.")

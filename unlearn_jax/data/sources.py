@@ -1,0 +1,351 @@
+"""Random access to labelled images: prepared tfds datasets, image folders, arrays.
+
+A source has one index space: row 0..n-1, over its splits one after the other. No TensorFlow.
+"""
+
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32, Shaped, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from unlearn_jax.data.readers import (
+    Listing,
+    brief,
+    check_splits,
+    list_folder,
+    list_tfds,
+    numbers,
+    some,
+    split_ranges,
+)
+
+NPZ_NAMES = ("id", "split", "class_names")  # optional text arrays of an .npz file
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images by row; everything but the pixels is in memory.
+
+    Attributes:
+        name: of the dataset, for messages and manifests.
+        class_names: name of label 0, 1, ...; the label's own number where nothing else is known.
+        ids: one unique name per row, stable when the dataset is prepared again.
+        labels: one class per row.
+        splits: rows of each split, by name.
+        read: the images of some rows; call `fetch`, which checks the rows first.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    ids: Sequence[str]
+    labels: Int32[np.ndarray, "n"]
+    splits: Mapping[str, range]
+    read: Callable[[Int[np.ndarray, "b"]], UInt8[np.ndarray, "b h w 3"]]
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        if len(self.ids) != n:
+            raise ValueError(
+                f"{self.name}: expected one id per label, got {len(self.ids)} and {n}."
+            )
+        if len(set(self.ids)) != n:
+            twice = [i for i, count in Counter(self.ids).items() if count > 1]
+            raise ValueError(
+                f"{self.name}: ids must be unique; {some(twice)} occur more than once."
+            )
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"{self.name}: class names must be unique, got {self.class_names}.")
+        bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
+        if bad.size:
+            raise ValueError(
+                f"{self.name}: expected labels in 0..{len(self.class_names) - 1} (there are "
+                f"{len(self.class_names)} class names), got {self.labels[bad[0]]} at index "
+                f"{bad[0]}; {bad.size} such labels."
+            )
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.labels)
+
+    def fetch(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
+        """The images of these rows, in this order, values 0..255."""
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(
+                f"{self.name}: expected rows in 0..{len(self) - 1}, got {indices.min()}.."
+                f"{indices.max()}. A split made for another dataset?"
+            )
+        return self.read(indices)
+
+
+def open_source(
+    *,
+    kind: str,
+    name: str = "",
+    data_dir: str = "",
+    path: str = "",
+    image_size: int,
+    splits: Sequence[str] = ("train", "test"),
+    cache: bool = True,
+) -> Source:
+    """A source of `image_size` x `image_size` RGB images.
+
+    Args:
+        kind: "tfds", a dataset prepared with file_format="array_record" under
+            `data_dir/name/version`; name "cifar10_sample" with no data_dir is the bundled one.
+            "folder", JPEG, PNG and WebP images in `path/class/` (one split, "train") or
+            `path/split/class/`; the id is the path inside `path`.
+            "arrays", an .npz file at `path` with `image` (uint8, or float in [0, 1]), `label` and
+            optionally `id`, `split`, `class_names`.
+        name: of the tfds dataset, optionally with its version: "cifar10" or "cifar10/3.0.2".
+        data_dir: the tfds data directory.
+        path: the folder or the .npz file.
+        image_size: side of the images, in pixels. Images are never resized.
+        splits: the splits wanted, in this order.
+        cache: decode every image now, into memory, which makes `fetch` an array look-up. Otherwise
+            images are decoded on every fetch.
+
+    Raises:
+        ValueError: missing, damaged or unsuitable data; the message names it and says what to do.
+    """
+    if not splits:
+        raise ValueError('data.splits: expected at least one split, such as ("train", "test").')
+    if kind == "tfds":
+        return _from_listing(list_tfds(name, data_dir, splits, keep=cache), image_size, cache)
+    if kind == "folder":
+        folder = Path(path)
+        listing = list_folder(folder, splits)
+        if not cache:  # at least the headers: no long run should end at an unreadable file
+            ids = listing.ids
+            _for_all_rows(
+                listing, lambda row: _decode(folder / ids[row], ids[row], image_size, True)
+            )
+        return _from_listing(listing, image_size, cache)
+    if kind == "arrays":
+        return _open_npz(Path(path), image_size, splits)
+    raise ValueError(f'data.kind: expected "tfds", "folder" or "arrays", got {kind!r}.')
+
+
+def from_arrays(
+    images: Shaped[np.ndarray, "..."],
+    labels: Shaped[np.ndarray, "..."],
+    *,
+    ids: Sequence[str] | None = None,
+    split: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "arrays",
+    splits: Sequence[str] | None = None,
+) -> Source:
+    """A source over arrays in memory.
+
+    Args:
+        images: [n, h, w, 3], uint8, or float with values in [0, 1].
+        labels: [n], the integer class of each image.
+        ids: unique names; "train_0", "train_1", ... (split and row) if None.
+        split: the split of each image; all "train" if None.
+        class_names: "0", "1", ... if None.
+        name: of the dataset.
+        splits: the splits wanted, in this order; all, in order of appearance, if None.
+
+    Raises:
+        ValueError: values, types or lengths that do not fit; the message names the first index.
+    """
+    if images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"{name}: expected images [n, h, w, 3], got {list(images.shape)}.")
+    images = _as_uint8(images, name)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{name}: expected integer labels [n], got {labels.dtype} {list(labels.shape)}."
+        )
+    of_row = ["train"] * len(labels) if split is None else [str(s) for s in split]
+    if not len(images) == len(labels) == len(of_row) > 0:
+        raise ValueError(
+            f"{name}: expected the same number (> 0) of images, labels and splits, got "
+            f"{len(images)}, {len(labels)} and {len(of_row)}."
+        )
+    ids = [f"{s}_{i}" for i, s in enumerate(of_row)] if ids is None else [str(i) for i in ids]
+    if len(ids) != len(labels):
+        raise ValueError(f"{name}: expected {len(labels)} ids, got {len(ids)}.")
+    if class_names is None:
+        class_names = numbers(int(labels.max()) + 1)
+    found = list(dict.fromkeys(of_row))
+    wanted = found if splits is None else list(splits)
+    check_splits(wanted, found, name)
+    rows = [[i for i, s in enumerate(of_row) if s == w] for w in wanted]
+    order = np.array([i for part in rows for i in part], np.int64)
+    images = images[order]
+    return Source(
+        name=name,
+        class_names=tuple(str(c) for c in class_names),
+        ids=[ids[i] for i in order],
+        labels=labels[order].astype(np.int32),
+        splits=split_ranges(wanted, [len(part) for part in rows]),
+        read=lambda indices: images[indices],
+    )
+
+
+def concat(a: Source, b: Source) -> Source:
+    """Both sources in one: a's rows as they are, then b's, as the split "proxy".
+
+    Classes of the same name become one class; a class that is only a number has no name, and is
+    never merged with a's. b's ids, and its nameless classes, get the prefix "proxy/".
+
+    Raises:
+        ValueError: b is a's own dataset, or a has a proxy already.
+    """
+    shared = set(a.ids) & set(b.ids) if a.name == b.name else set()
+    if shared or "proxy" in a.splits:
+        raise ValueError(
+            f"proxy data must be another dataset than {a.name}, and only one; {b.name} has "
+            f"{len(shared)} of the same ids. Check retain.data."
+        )
+    b_names = [f"proxy/{c}" if c == str(i) else c for i, c in enumerate(b.class_names)]
+    class_names = tuple(dict.fromkeys([*a.class_names, *b_names]))
+    to_merged = np.array([class_names.index(c) for c in b_names], np.int32)
+    n = len(a)
+
+    def read(indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
+        in_a = indices < n
+        if in_a.all():
+            return a.fetch(indices)
+        of_b = b.fetch(indices[~in_a] - n)
+        if not in_a.any():
+            return of_b
+        of_a = a.fetch(indices[in_a])
+        if of_a.shape[1:] != of_b.shape[1:]:
+            raise ValueError(
+                f"{a.name} has images {of_a.shape[1:]}, its proxy {b.name} {of_b.shape[1:]}; "
+                "expected one shape. Resize one dataset beforehand."
+            )
+        images = np.empty((len(indices), *of_a.shape[1:]), np.uint8)
+        images[in_a], images[~in_a] = of_a, of_b
+        return images
+
+    return Source(
+        name=f"{a.name}+{b.name}",
+        class_names=class_names,
+        ids=[*a.ids, *(f"proxy/{i}" for i in b.ids)],
+        labels=np.concatenate([a.labels, to_merged[b.labels]]),
+        splits={**a.splits, "proxy": range(n, n + len(b))},
+        read=read,
+    )
+
+
+def _open_npz(path: Path, image_size: int, splits: Sequence[str]) -> Source:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except Exception as error:  # no file, no zip, a bare .npy, truncated, pickled objects
+        raise ValueError(
+            f"data.path: expected an .npz file without Python objects, got {str(path)!r} "
+            f"({brief(error)}). Write it with np.savez(path, image=..., label=...)."
+        ) from error
+    if not {"image", "label"} <= set(arrays):
+        raise ValueError(f"{path}: expected arrays image and label, found {sorted(arrays)}.")
+    image = arrays["image"]
+    if image.ndim != 4 or image.shape[1:] != (image_size, image_size, 3):
+        raise ValueError(
+            f"{path}: expected image [n, {image_size}, {image_size}, 3], got {image.shape}. Set "
+            "data.image_size, or resize and repeat channels beforehand."
+        )
+    names = {key: arrays[key].astype(str).tolist() for key in NPZ_NAMES if key in arrays}
+    return from_arrays(
+        image,
+        arrays["label"],
+        ids=names.get("id"),
+        split=names.get("split"),
+        class_names=names.get("class_names"),
+        name=path.stem,
+        splits=splits,
+    )
+
+
+def _from_listing(listing: Listing, image_size: int, cache: bool) -> Source:
+    """The source of a listing, decoding its images: now if cache, else on every fetch."""
+
+    def decode(rows: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
+        images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        for image, row, data in zip(images, rows, listing.encoded(rows.tolist()), strict=True):
+            image[...] = _decode(io.BytesIO(data), listing.ids[row], image_size)
+        return images
+
+    known = {f.name: getattr(listing, f.name) for f in fields(listing) if f.name != "encoded"}
+    if not cache:
+        return Source(**known, read=decode)
+    shape = (len(listing.ids), image_size, image_size, 3)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if math.prod(shape) > memory / 2:
+        raise ValueError(
+            f"{listing.name}: {math.prod(shape) / 2**30:.0f} GiB of decoded images are too much "
+            f"for {memory / 2**30:.0f} GiB of memory. Set data.cache=False."
+        )
+    images = np.empty(shape, np.uint8)
+
+    def decode_into_cache(row: int) -> None:
+        images[row] = decode(np.array([row]))[0]
+
+    _for_all_rows(listing, decode_into_cache)
+    return Source(**known, read=lambda rows: images[rows])
+
+
+def _for_all_rows(listing: Listing, function: Callable[[int], Any]) -> None:
+    """Calls the function for every row, in threads; one error lists all rows that failed."""
+
+    def attempt(row: int) -> str | None:
+        try:
+            function(row)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    n = len(listing.ids)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(attempt, range(n))
+        bar = tqdm(results, f"reading {listing.name}", total=n, delay=2, unit="image", disable=None)
+        errors = [error for error in bar if error]
+    if errors:
+        more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+        listed = "".join(f"\n  {error}" for error in errors[:10])
+        raise ValueError(f"{listing.name}: {len(errors)} of {n} images are bad:{listed}{more}")
+
+
+def _decode(
+    file: io.BytesIO | Path, id: str, image_size: int, header_only: bool = False
+) -> UInt8[np.ndarray, "h w 3"] | None:
+    try:
+        with Image.open(file) as image:
+            if image.size != (image_size, image_size):
+                raise ValueError(
+                    f"{id}: expected {image_size} x {image_size} pixels (data.image_size), got "
+                    f"{image.width} x {image.height}. Resize the images beforehand or set "
+                    "data.image_size."
+                )
+            if image.mode.startswith(("I", "F")):  # PIL would saturate, not rescale
+                raise ValueError(f"{id}: expected 8 bits per channel, got mode {image.mode!r}.")
+            return None if header_only else np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{id}: cannot be read as an image ({brief(error)}).") from error
+
+
+def _as_uint8(images: Shaped[np.ndarray, "n h w 3"], name: str) -> UInt8[np.ndarray, "n h w 3"]:
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"{name}: expected uint8 images or floats in [0, 1], got {images.dtype}.")
+    good = (images >= 0) & (images <= 1)  # False for NaN, too
+    bad = np.flatnonzero(~good.all(axis=(1, 2, 3)))
+    if bad.size:
+        raise ValueError(
+            f"{name}: expected finite floats in [0, 1] (or uint8), got other values in {bad.size} "
+            f"images, the first at index {bad[0]}: range {images[bad[0]].min()} to "
+            f"{images[bad[0]].max()}."
+        )
+    return np.rint(images * 255).astype(np.uint8)

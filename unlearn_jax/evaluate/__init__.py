@@ -1,0 +1,1 @@
+"""Evaluation of the original, the unlearned and the retrained model on forget, retain, holdout."""

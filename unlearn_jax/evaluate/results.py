@@ -1,0 +1,149 @@
+"""The results of a request: every model on every set, with intervals, and the costs."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import unlearn_jax
+from unlearn_jax import checkpoint, config, data, models, sharding
+from unlearn_jax.data import splits
+from unlearn_jax.evaluate import reconstruction
+from unlearn_jax.evaluate.reconstruction import METRICS, interval
+
+MODELS = ("original", "unlearned", "retrained")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
+
+
+def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The results, as they are written to workdir/results.json.
+
+    Raises:
+      ValueError: there is no original, or a run has not finished.
+    """
+    config.validate(cfg)
+    mesh = sharding.make_mesh(**cfg.mesh)
+    sharding.check_batch_size(cfg.batch_size, mesh)
+    source, split = data.load(cfg)
+    model = models.build(**cfg.model.to_dict())
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = sharding.abstract(like, sharding.params_sharding(like, mesh, cfg.sharding))
+
+    params, stages = {}, {}
+    for name in MODELS:
+        folder = original_workdir(cfg, workdir) if name == "original" else workdir / name
+        if name == "original" or (folder / checkpoint.DIRECTORY).exists():
+            params[name], meta = checkpoint.load_params(folder, like)
+            if folder.parent == workdir:  # trained in this request, not taken from elsewhere
+                keys = ("phases", "wall_s", "compile_s", "examples")
+                stages[name] = {"steps": meta["step"]} | {key: meta[key] for key in keys}
+
+    examples, grids = {}, {}
+    rng = np.random.default_rng(cfg.seed)
+    sets = {"forget": split.forget, "retain": split.remaining, "holdout": split.holdout}
+    if len(sets["retain"]) > cfg.evaluation.retain_rows:
+        sets["retain"] = np.sort(rng.choice(sets["retain"], cfg.evaluation.retain_rows, False))
+    total = sum(map(len, sets.values()))
+    with tqdm(desc="evaluate", total=total, unit="img", dynamic_ncols=True) as bar:
+        for number, (name, rows) in enumerate(sets.items()):
+            rows = rng.permutation(rows)  # so that the first ones, which are shown, are typical
+            batches = data.make_eval(
+                source, rows, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.seed
+            )
+            key = jax.random.fold_in(jax.random.key(cfg.seed), number)
+            shown = cfg.evaluation.grid_rows
+            measured = reconstruction.measure(
+                model, params, batches, mesh, key, keep=shown, seen=bar.update
+            )
+            for collected, part in zip((examples, grids), measured, strict=True):
+                collected |= {_insert(name, key): value for key, value in part.items()}
+
+    results = {
+        "format": 1,
+        "name": cfg.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": cfg.seed,
+        "config": json.loads(config.to_json(cfg)),
+        "versions": {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "request": {"kind": cfg.request.kind, "text": splits.describe(split)},
+        "task": cfg.task.to_dict(),
+        "split": {"hash": split.manifest["hash"], "n": split.manifest["counts"]},
+        "metrics": METRICS,
+        "confidence": cfg.evaluation.confidence,
+        "stages": stages,
+        "certificate": None,
+        **statistics(cfg, examples, list(params)),
+        **costs(stages),
+    }
+    np.savez_compressed(workdir / "examples.npz", **examples)
+    np.savez_compressed(workdir / "grids.npz", **grids)
+    partial = workdir / "results.partial"
+    partial.write_text(json.dumps(results, indent=1))
+    partial.replace(workdir / "results.json")
+    return results
+
+
+def statistics(cfg: ConfigDict, examples: dict[str, np.ndarray], names: list[str]) -> dict:
+    """Means with intervals: per model and set, forget minus holdout, unlearned minus retrained."""
+    settings = cfg.evaluation
+    mean = partial(
+        interval, confidence=settings.confidence, resamples=settings.resamples, seed=cfg.seed
+    )
+    sets = ("forget", "retain", "holdout")
+    found: dict[str, Any] = {"evaluation": {}, "contrasts": {}}
+    for model in names:
+        of = {s: _columns(examples, f"{model}/{s}/") for s in sets}
+        found["evaluation"][model] = {
+            s: {metric: mean(values) for metric, values in of[s].items()} for s in sets
+        }
+        found["contrasts"][model] = {
+            metric: mean(of["forget"][metric], of["holdout"][metric]) for metric in of["forget"]
+        }
+    if {"unlearned", "retrained"} <= set(names):
+        found["gaps"] = {}
+        for s in sets:
+            a, b = (_columns(examples, f"{model}/{s}/") for model in ("unlearned", "retrained"))
+            found["gaps"][s] = {metric: mean(a[metric] - b[metric]) for metric in a}
+    return found
+
+
+def _insert(name: str, key: str) -> str:
+    """ "index" -> "forget/index"; "original/psnr" -> "original/forget/psnr"."""
+    model, slash, metric = key.rpartition("/")
+    return f"{model}{slash}{name}/{metric}"
+
+
+def _columns(examples: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): v for k, v in examples.items() if k.startswith(prefix)}
+
+
+def costs(stages: dict[str, Any]) -> dict[str, Any]:
+    """Costs of unlearning over those of retraining: steps, examples, seconds without compiling."""
+    if not {"unlearned", "retrained"} <= set(stages):
+        return {}
+    a, b = stages["unlearned"], stages["retrained"]
+    seconds = [stage["wall_s"] - stage["compile_s"] for stage in (a, b)]
+    return {
+        "cost": {
+            "steps_ratio": a["steps"] / b["steps"],
+            "wall_ratio": seconds[0] / seconds[1],
+            "examples_ratio": a["examples"] / b["examples"],
+        }
+    }
+
+
+def original_workdir(cfg: ConfigDict, workdir: Path) -> Path:
+    """Where the trained original is: cfg.init_from if that is given, else workdir/original."""
+    return Path(cfg.init_from) if cfg.init_from else workdir / "original"

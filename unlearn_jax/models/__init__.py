@@ -1,0 +1,57 @@
+"""Models as five pure functions; callers never see Flax.
+
+A model is a frozen dataclass whose fields are its hyper-parameters. Adding one is one file and one
+line in `MODELS`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from unlearn_jax.models.autoencoder import Autoencoder
+
+Params = Mapping[str, Any]  # nested dict of arrays with string keys: {"encoder": …, "decoder": …}
+Latent = Any  # pytree of arrays [b, …]
+# image [b h w c] float32 in [-1, 1], mask [b h w 1] (1 = to be generated), label [b], index [b]
+# (dataset id), is_forget [b], valid [b] (False = padding).
+Batch = Mapping[str, Shaped[Array, "b ..."]]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An image-to-image model h = decoder after encoder on a degraded image.
+
+    The same key gives two sets of parameters the same random masks, timesteps and noise.
+    """
+
+    trainable: tuple[str, ...]
+    """Full-match regexes on leaf paths such as "encoder/down0/kernel". When unlearning, every
+    other leaf stays the target's."""
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh float32 parameters."""
+
+    def encode(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Latent:
+        """Latents of the degraded images: what methods compare."""
+
+    def decode(
+        self, params: Params, latent: Latent, batch: Batch, key: PRNGKeyArray
+    ) -> Float[Array, "b h w c"]:
+        """Images from latents, not clipped."""
+
+    def loss(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b"]:
+        """The model's own training loss, per example."""
+
+    def generate(
+        self, params: Params, batch: Batch, key: PRNGKeyArray
+    ) -> Float[Array, "b h w c"]:
+        """Completed images in [-1, 1]."""
+
+
+MODELS: dict[str, type] = {"autoencoder": Autoencoder}
+
+
+def build(name: str, **fields: Any) -> Model:
+    """The model of a config section, e.g. `build(**config.model)`."""
+    return MODELS[name](**fields)

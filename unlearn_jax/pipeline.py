@@ -1,0 +1,46 @@
+"""The whole request in one command: train, unlearn, retrain to compare, evaluate, report.
+
+    python -m unlearn_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
+
+Every part can be run alone (`train`, `evaluate`, `report`). What has finished is not done again:
+given once more, the command resumes where it was interrupted. With --config.init_from=WORKDIR the
+original is taken from there instead of being trained.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from unlearn_jax import cli, config, report, train
+from unlearn_jax.evaluate import results
+
+
+def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The results, as in workdir/results.json; workdir/report.html shows them.
+
+    Args:
+      cfg: the config; its `stage` is not used.
+      workdir: gets original/, unlearned/, retrained/, results.json and report.html.
+    """
+    config.validate(cfg)
+    original = results.original_workdir(cfg, workdir)
+    for stage in ("original", "unlearned", "retrained"):
+        if stage == "original" and cfg.init_from:
+            continue
+        part = cfg.copy_and_resolve_references()
+        part.stage, part.init_from = stage, str(original) if stage == "unlearned" else ""
+        train.run(part, workdir / stage)
+    found = results.run(cfg, workdir)
+    report.write(workdir)
+    return found
+
+
+def main(cfg: ConfigDict, workdir: Path) -> None:
+    """The binary."""
+    found = run(cfg, workdir)
+    print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    cli.start(main, needs=("config", "workdir"))

@@ -1,0 +1,81 @@
+"""What is measured on fixed forget and holdout rows while training, and the stop rules on it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+from ml_collections import ConfigDict
+
+from unlearn_jax import data, sharding
+from unlearn_jax.data.splits import Split
+from unlearn_jax.evaluate.reconstruction import displacement
+from unlearn_jax.models import Model, Params
+from unlearn_jax.step import masked_mean, overlay
+
+STOP_METRICS = ("displacement", "forget_over_holdout")
+
+
+def make_probe(
+    cfg: ConfigDict,
+    model: Model,
+    target: Params,
+    source: data.Source,
+    split: Split,
+    mesh: Mesh,
+    key: PRNGKeyArray,
+) -> Callable[[Params], dict[str, jax.Array]]:
+    """A function from trainable leaves to scalars on up to cfg.probe.rows forget and holdout rows.
+
+    `probe_forget`, `probe_holdout`: the model's mean loss there. With a target also `displacement`:
+    mean over the forget rows of the RMS distance to the target's output on the masked part; and
+    `forget_over_holdout`: mean forget loss over the *target's* mean holdout loss (1 = the forget
+    images are as unknown as unseen ones were to the original).
+    """
+    batches = {}
+    for stream, (name, rows) in enumerate(
+        {"forget": split.forget, "holdout": split.holdout}.items()
+    ):
+        rng = np.random.default_rng([cfg.seed, stream])
+        rows = np.sort(rng.choice(rows, min(cfg.probe.rows, len(rows)), replace=False))
+        loader = data.make_eval(
+            source,
+            rows,
+            batch_size=-(-len(rows) // mesh.size) * mesh.size,
+            task=cfg.task.to_dict(),
+            seed=cfg.seed,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        batches[name] = sharding.global_batch(next(iter(loader)), mesh)
+
+    def mean_loss(params, batch):
+        return masked_mean(model.loss(params, batch, key), batch["valid"])
+
+    reference: dict[str, Any] = {}
+    if target:
+        reference["output"] = jax.jit(model.generate)(target, batches["forget"], key)
+        reference["holdout"] = jax.jit(mean_loss)(target, batches["holdout"])
+
+    @jax.jit
+    def probe(params, target, batches, reference):
+        student, forget = overlay(target, params), batches["forget"]
+        values = {f"probe_{name}": mean_loss(student, batch) for name, batch in batches.items()}
+        if reference:
+            output = model.generate(student, forget, key)
+            moved = displacement(output, reference["output"], forget["mask"])
+            values["displacement"] = masked_mean(moved, forget["valid"])
+            values["forget_over_holdout"] = values["probe_forget"] / reference["holdout"]
+        return values
+
+    return lambda params: probe(params, target, batches, reference)
+
+
+def fired(stop: ConfigDict, probed: dict[str, jax.Array]) -> str:
+    """Why the phase ends now, such as "displacement 0.213 >= 0.2"; "" if it goes on."""
+    if not stop.metric or not probed:
+        return ""
+    value = float(probed[stop.metric])
+    return f"{stop.metric} {value:.4g} >= {stop.at_least:.4g}" if value >= stop.at_least else ""

@@ -1,0 +1,402 @@
+"""One self-contained HTML page made from the files of one finished unlearning request.
+
+`python -m unlearn_jax.report --workdir=runs/quickstart` reads results.json, examples.npz, grids.npz
+and {model}/metrics.jsonl, and writes report.html beside them. Nothing is recomputed and JAX is not
+imported, so a page can be rendered again years later. Names are escaped, no file is executed.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib.style
+import numpy as np
+from jaxtyping import UInt8
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
+
+from unlearn_jax import cli
+
+MODELS, SETS = ("original", "unlearned", "retrained"), ("forget", "holdout", "retain")
+PRIMARY = "mse_hole"  # the metric of the verdict, the headline and the histograms
+MINUS = "\N{MINUS SIGN}"
+MARGIN = 0.05  # relative differences up to this count as none in the verdict
+COST = ("steps_ratio", "wall_ratio", "examples_ratio")
+COLOURS = {"original": "#2b83c6", "unlearned": "#d55e00", "retrained": "#009e73"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "unlearn_jax", "text.parse_math": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE |= {
+    "axes.grid": True,
+    "grid.color": "black",
+    "grid.alpha": 0.12,
+    "font.size": 8,
+    "lines.linewidth": 1.3,
+}
+STYLE |= {"axes.titlelocation": "left", "axes.titlesize": 9}
+
+# What results.json must hold besides its statistics: "*" stands for every key, [x] for a list of x.
+_NUMBER = int | float
+_STAT = dict.fromkeys(("mean", "ci_low", "ci_high"), _NUMBER)
+_PHASE = {"name": str, "objective": str, "first_step": int, "last_step": int, "stopped_by": str}
+_METRIC = {"label": str, "unit": str}
+_STAGE = {"phases": [_PHASE], "steps": int, "wall_s": _NUMBER, "examples": int}
+_SCHEMA = dict.fromkeys(("name", "created", "hardware"), str)
+_SCHEMA |= {"seed": int, "config": dict, "versions": dict, "confidence": _NUMBER}
+_SCHEMA |= {"request": {"text": str, "kind": str}, "task": {"name": str}, "stages": {"*": _STAGE}}
+_SCHEMA |= {
+    "split": {"hash": str, "n": {"*": int}},
+    "metrics": dict.fromkeys((PRIMARY, "*"), _METRIC),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One answer of the verdict; `status` is "good", "bad" or "unclear", `word` a short answer."""
+
+    status: str
+    text: str
+    question: str
+    word: str
+
+
+def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
+    """Returns results, log rows per model, per-example arrays and image grids, all checked.
+
+    Raises:
+        FileNotFoundError: A file is missing; says which one, and which command makes it.
+        ValueError: A file is damaged; lists everything that is wrong with it.
+    """
+    root = Path(workdir)
+    results = _load(root, "results.json", json.loads, {"evaluation": {"original": dict}})
+    shown = [m for m in MODELS if m in results["evaluation"]]
+    stats, counted = {PRIMARY: _STAT, "*": _STAT}, _STAT | {"n": int}
+    schema = _SCHEMA | {"contrasts": dict.fromkeys(shown, stats)}
+    by_set = {s: {PRIMARY: counted, "*": counted} for s in SETS}
+    schema |= {"evaluation": dict.fromkeys(shown, by_set)}
+    if len(shown) == len(MODELS):
+        schema |= {"gaps": dict.fromkeys(SETS, stats), "cost": dict.fromkeys(COST, _NUMBER)}
+    results = _load(root, "results.json", json.loads, schema)
+    errors = {f"{m}/{s}/{PRIMARY}": "f1" for m in shown for s in SETS}
+    images = {f"{s}/{c}": "u4" for s in SETS for c in ("input", "truth", *shown)}
+    images |= {f"{s}/index": "i1" for s in SETS}
+    examples = _load(root, "examples.npz", _unzip, errors)
+    grids = _load(root, "grids.npz", _unzip, images)
+    names = {m: f"{m}/metrics.jsonl" for m in MODELS if m in results["stages"]}
+    logs = {m: _load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
+    return results, logs, examples, grids
+
+
+def _load(root: Path, name: str, parse: Any, schema: Any) -> Any:
+    remedy = f"make it with: python -m unlearn_jax.pipeline --workdir={root} (and your --config)"
+    if not (root / name).is_file():
+        raise FileNotFoundError(f"{root / name} is missing; {remedy}")
+    try:
+        content = parse((root / name).read_bytes())
+        wrong = _problems(content, schema)
+    except Exception as error:  # json, numpy, zipfile and zlib each have errors of their own
+        wrong = [f"{type(error).__name__}: {error}"]
+    if wrong:
+        raise ValueError("\n  ".join([f"{root / name} is damaged; {remedy}", *wrong]))
+    return content
+
+
+def _unzip(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _rows(content: bytes) -> list:
+    # A killed run may leave a last line without its end; every whole line must be sound.
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+
+
+def _problems(value: Any, schema: Any, at: str = "") -> list[str]:
+    """Returns where `value` departs from `schema`; "u4" stands for a uint8 array with 4 axes."""
+    if isinstance(schema, str):
+        kind = {"f": np.floating, "i": np.integer, "u": np.uint8}[schema[0]]
+        fits = np.issubdtype(value.dtype, kind) and value.ndim == int(schema[1])
+        got = f"{value.dtype} {list(value.shape)}"
+        return [] if fits else [f"{at}: expected {kind.__name__}, {schema[1]} axes; got {got}"]
+    kind = type(schema) if isinstance(schema, dict | list) else schema
+    if not isinstance(value, kind):
+        return [f"{at}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}"]
+    if isinstance(schema, list):
+        return [p for i, entry in enumerate(value) for p in _problems(entry, *schema, f"{at}[{i}]")]
+    if not isinstance(schema, dict):
+        return []
+    found = [f"{at}/{key} is missing" for key in schema if key != "*" and key not in value]
+    for key in value.keys() if "*" in schema else value.keys() & schema.keys():
+        found += _problems(value[key], schema.get(key, schema.get("*")), f"{at}/{key}")
+    return found
+
+
+def verdict(results: dict[str, Any]) -> list[Finding]:
+    """Returns what the numbers of results.json say in words, good news and bad news alike.
+
+    All is about the mean error on the hole. An interval that excludes 0 is a difference; relative
+    differences up to 5 % are none.
+    """
+    shown = {m: results["evaluation"][m] for m in MODELS if m in results["evaluation"]}
+    mean = {m: {s: by_set[s][PRIMARY]["mean"] for s in SETS} for m, by_set in shown.items()}
+    if all(math.isfinite(x) and x > 0 for by_set in mean.values() for x in by_set.values()):
+        findings = [_memorised(results), _yardstick(results)]
+        if "unlearned" in mean:
+            findings += [_forgotten(results, mean, findings[0].status), _kept(mean), _cost(results)]
+    else:
+        text = "A mean error is not a positive, finite number: nothing can be concluded from it."
+        findings = [Finding("bad", text, "Are the numbers usable?", "no")]
+    word, text = "no certificate", "Nothing here was noised; ascent alone certifies nothing."
+    if results.get("certificate"):
+        word, text = "unverified", "A certificate is recorded. This page shows it, unverified."
+    findings += [Finding("unclear", text, "Is there a guarantee?", word)]
+    text = "This compares average errors only; membership inference and backdoor audits are not "
+    text += "part of this report."
+    return [*findings, Finding("unclear", text, "What was not tested?", "no audit")]
+
+
+def _memorised(results: dict[str, Any]) -> Finding:
+    gap = results["contrasts"]["original"][PRIMARY]
+    text = f"The original's error on forget minus that on holdout is {value(gap)} {interval(gap)}: "
+    status, word = "unclear", "nothing visible"
+    if gap["ci_high"] < 0:
+        status, word = "good", "memorised"
+        text += "it restores the forget images better than images it never saw."
+    else:
+        text += "no memorisation is visible, so the conclusions below are weak."
+    if results["request"]["kind"] != "random":
+        text += " The request is not a random sample, so the two sets may differ by themselves."
+    return Finding(status, text, "Was there something to forget?", word)
+
+
+def _yardstick(results: dict[str, Any]) -> Finding:
+    status, word = "unclear", "not retrained"
+    text = "There is no retrained model; the holdout set takes its place, a weaker yardstick."
+    if "retrained" in results["contrasts"]:
+        gap = results["contrasts"]["retrained"][PRIMARY]
+        text = f"The retrained model's error on forget minus that on holdout is {value(gap)} "
+        if gap["ci_low"] <= 0 <= gap["ci_high"]:
+            status, word = "good", "fair"
+            text += f"{interval(gap)}: it saw neither and finds them equally hard."
+        else:
+            word = "sets differ"
+            text += f"{interval(gap)}, though it saw neither: the sets differ by themselves, or "
+            text += "forget images are left in retain. Compare models on one set, not two sets."
+    return Finding(status, text, "Is retraining a fair yardstick?", word)
+
+
+def _forgotten(results: dict[str, Any], mean: dict[str, Any], memorised: str) -> Finding:
+    ours, original = mean["unlearned"]["forget"], mean["original"]["forget"]
+    gap, aim = results["contrasts"]["unlearned"][PRIMARY], mean["unlearned"]["holdout"]
+    other = "its own on holdout (there is no retrained model)"
+    if "retrained" in mean:
+        gap, aim = results["gaps"]["forget"][PRIMARY], mean["retrained"]["forget"]
+        other = "the retrained model's"
+    text = f"On forget the unlearned model's error is {value(gap, ours)}, {other} {value(gap, aim)}"
+    size = percent(abs(gap["mean"]) / aim)
+    text += f"; the gap is {value(gap)} {interval(gap)}, {size} of that. "
+    if aim - original > MARGIN * aim:
+        share = percent((ours - original) / (aim - original))
+        text += f"Of the way there from the original's {value(gap, original)} it went {share}. "
+    if gap["ci_low"] <= 0 <= gap["ci_high"] or abs(gap["mean"]) < MARGIN * aim:
+        status, word = ("good" if memorised == "good" else "unclear"), "matched"
+        most = max(-gap["ci_low"], gap["ci_high"]) / aim
+        text += f"On average they match; the interval rules out gaps beyond {percent(most)}."
+    elif gap["mean"] < 0:
+        status, word = "bad", "under-forgotten"
+        text += "It still knows the forget images."
+    else:
+        status, word = "bad", "over-forgotten"
+        text += "It is worse on them than if it had never seen them: damage, and itself a trace."
+    return Finding(status, text, "Is it forgotten?", word)
+
+
+def _kept(mean: dict[str, Any]) -> Finding:
+    others = [m for m in mean if m != "unlearned"]
+    worst = {s: max(mean[m][s] for m in others) for s in ("retain", "holdout")}
+    excess = {s: mean["unlearned"][s] / worst[s] - 1 for s in worst}
+    parts = [f"{percent(abs(x))} {'above' if x > 0 else 'below'} on {s}" for s, x in excess.items()]
+    text = f"Against {'the worse of ' * (len(others) > 1)}{' and '.join(others)}, the unlearned "
+    text += f"model's error is {' and '.join(parts)}; up to {percent(MARGIN)} above counts as kept."
+    status, word = ("good", "kept") if max(excess.values()) <= MARGIN else ("bad", "damaged")
+    return Finding(status, text, "Is quality kept?", word)
+
+
+def _cost(results: dict[str, Any]) -> Finding:
+    status, word, text = "unclear", "unknown", "There was no retraining to compare with."
+    if "cost" in results:
+        ratios = [results["cost"][key] for key in COST]
+        text = "Unlearning took {} of retraining's steps, {} of its seconds, {} of its examples."
+        text, word = text.format(*map(percent, ratios)), "mixed"
+        if max(ratios) < 1:
+            status, word = "good", "cheaper"
+        elif min(ratios) >= 1:
+            status, word = "bad", "dearer"
+            text += " Retraining, which is exact, would have cost no more."
+    return Finding(status, text, "Was it cheaper than retraining?", word)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Returns the outcome for a terminal: under 20 lines of 80 columns, printable text only."""
+    head = f"{results['name']}: {results['request']['text']}"
+    lines = [textwrap.shorten("".join(c if c.isprintable() else "?" for c in head), 80)]
+    lines += [f"Error on the hole, mean ± half of its {percent(results['confidence'])} interval"]
+    lines += [f"{'':12}" + "".join(f"{name:22}" for name in SETS)]
+    for model in (m for m in MODELS if m in results["evaluation"]):
+        stats = [results["evaluation"][model][name][PRIMARY] for name in SETS]
+        cells = [f"{value(s)} ± {value(s, (s['ci_high'] - s['ci_low']) / 2)}" for s in stats]
+        lines += [f"{model:12}" + "".join(f"{cell:22}" for cell in cells)]
+    if "cost" in results:
+        ratios = [f"{key.removesuffix('_ratio')} {percent(results['cost'][key])}" for key in COST]
+        lines += ["Cost against retraining: " + ", ".join(ratios)]
+    lines += [f"{finding.question:32} {finding.word}" for finding in verdict(results)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def value(stat: dict[str, Any], number: int | float | None = None) -> str:
+    """Returns `number` (default: the mean) with the decimals that the interval of `stat` merits."""
+    half = (stat["ci_high"] - stat["ci_low"]) / 2
+    decimals = min(max(1 - math.floor(math.log10(half)), 0), 6) if 0 < half < math.inf else 4
+    return f"{stat['mean'] if number is None else number:.{decimals}f}".replace("-", MINUS)
+
+
+def interval(stat: dict[str, Any]) -> str:
+    """Returns the interval of `stat` as "[low, high]"."""
+    return f"[{value(stat, stat['ci_low'])}, {value(stat, stat['ci_high'])}]"
+
+
+def percent(ratio: int | float) -> str:
+    """Returns a ratio as "3.1 %", "31 %" or, from 2 on, "3.1 times"."""
+    if ratio >= 2:
+        return f"{ratio:.1f} times"
+    digits = f"{100 * ratio:.{0 if abs(ratio) >= 0.0995 else 1}f}".removesuffix(".0")
+    return f"{digits.replace('-', MINUS)} %"
+
+
+def _svg(figure: Figure, name: str, alt: str) -> Markup:
+    """Returns a figure as inline SVG: ids unique, black as currentColor, no address of any kind."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    box = re.search(r'viewBox="([\d. ]+)"', svg)[1]
+    body = svg[svg.index('<g id="figure_1"') : svg.rindex("</svg>")].replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="|url\()#(\w+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body).replace("#000000", "currentColor")
+    body = re.sub(r'font-family: [^;"<]*; ?', "", body)
+    head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box}" fill="currentColor">'
+    return Markup(head + body + "</svg>")
+
+
+def _panel(**labels: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.2, 2.2), layout="constrained")
+    return figure, figure.subplots(subplot_kw=labels)
+
+
+def _overview(results: dict[str, Any], shown: list[str]) -> Markup:
+    figure, axes = _panel(xlabel=results["metrics"][PRIMARY]["label"])
+    for row, model in enumerate(shown):
+        stats = [results["evaluation"][model][name][PRIMARY] for name in SETS]
+        mean, low, high = ([stat[key] for stat in stats] for key in _STAT)
+        height = np.arange(len(SETS)) + 0.22 * (row - (len(shown) - 1) / 2)
+        axes.hlines(height, low, high, color=COLOURS[model], linewidth=2)
+        axes.plot(mean, height, "oDs"[row], color=COLOURS[model], markersize=4.5, label=model)
+    axes.set(yticks=range(len(SETS)), yticklabels=SETS, ylim=(len(SETS) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper left", ncols=len(shown))
+    return _svg(figure, "overview", "Mean error of each model on each set; numbers in the table")
+
+
+def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Markup]:
+    errors = {(m, s): examples[f"{m}/{s}/{PRIMARY}"] for m in shown for s in SETS[:2]}
+    every = np.concatenate([e[np.isfinite(e) & (e > 0)] for e in errors.values()])
+    edges = np.geomspace(every.min() * 0.99, every.max() * 1.01, 31) if len(every) else [0.1, 1]
+    share = {key: np.histogram(e, edges)[0] / max(len(e), 1) for key, e in errors.items()}
+    top = 1.1 * max(heights.max() for heights in share.values()) or 1
+    panels = []
+    for model in shown:
+        figure, axes = _panel(title=model, xlabel="error of an example", ylabel="share of examples")
+        filled = {"fill": True, "color": COLOURS[model], "alpha": 0.65}
+        axes.stairs(share[model, "forget"], edges, label="forget", **filled)
+        axes.stairs(share[model, "holdout"], edges, label="holdout", color="black", linewidth=1.2)
+        axes.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(0, top))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="upper left")
+        medians = " and ".join(f"{np.median(errors[model, s]):.3g} on {s}" for s in SETS[:2])
+        text = f"Histograms of the error of the {model} model; medians {medians}"
+        panels.append(_svg(figure, f"histogram-{model}", text))
+    return panels
+
+
+def _curves(model: str, phases: list[dict], log: list[dict]) -> list[Markup]:
+    terms = ["retain", "forget"] if any(row.get("forget") for row in log) else ["loss"]
+    groups = [terms, ["probe_forget", "probe_holdout"], ["displacement"]]
+    panels = []
+    for title, keys in zip(("loss", "probe", "displacement"), groups, strict=True):
+        data = {k: [(r["step"], r[k]) for r in log if isinstance(r.get(k), _NUMBER)] for k in keys}
+        data = {key: np.array(line).T for key, line in data.items() if line}
+        if not data:
+            continue
+        figure, axes = _panel(xlabel="step", ylabel=title)
+        for key, line in data.items():
+            other = key in ("retain", "probe_holdout")
+            colour, style = ("black", "--") if other else (COLOURS[model], "-")
+            axes.plot(*line, style, color=colour, marker="." * (line.size == 2), label=key)
+        for i, phase in enumerate(phases):
+            start, label = phase["first_step"], textwrap.shorten(phase["name"], 16, placeholder="…")
+            axes.axvspan(start, phase["last_step"], color="black", alpha=0.06 * (i % 2), lw=0)
+            axes.annotate(label, (start, 1.01), xycoords=("data", "axes fraction"), fontsize=7)
+        if len(data) > 1:
+            axes.legend()
+        ends = [f"{key} from {line[1][0]:.3g} to {line[1][-1]:.3g}" for key, line in data.items()]
+        text = f"{title} of the {model} model by step: {', '.join(ends)}"
+        panels.append(_svg(figure, f"curve-{model}-{title}", text))
+    return panels
+
+
+def _png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write(workdir: str | Path) -> Path:
+    """Returns the path of the report.html that it writes into `workdir`; raises what `read` does.
+
+    The page refers to nothing outside itself, and the same inputs give the same bytes.
+    """
+    results, logs, examples, grids = read(workdir)
+    shown = [m for m in MODELS if m in results["evaluation"]]
+    stages = results["stages"]
+    names = {"r": results, "models": shown, "sets": SETS, "primary": PRIMARY, "colours": COLOURS}
+    names |= {"findings": verdict(results), "grids": grids}
+    with matplotlib.style.context(["default", STYLE]):
+        names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}
+        names |= {"curves": {m: _curves(m, stages[m]["phases"], logs[m]) for m in logs}}
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": _png}
+    page = pages.get_template("report.html.j2").render(names)
+    path = Path(workdir) / "report.html"
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def main(workdir: Path) -> None:
+    """The binary."""
+    print(summary(read(workdir)[0]), f"Report: {write(workdir)}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    cli.start(main, needs=("workdir",))

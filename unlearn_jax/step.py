@@ -1,0 +1,138 @@
+"""One update of the model: the state, the loss with the package's only sign flip, the step."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct, traverse_util
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.objectives import Terms
+
+Metrics = dict[str, Float[Array, ""]]
+Objective = Callable[[Model, Params, Params, Batch, PRNGKeyArray], Terms]
+
+
+@struct.dataclass
+class UnlearnState:
+    """What a phase changes. (The same tree holds shapes or shardings, so leaves are untyped.)"""
+
+    step: Any  # int32 [], updates done
+    params: Params  # the trainable leaves only, see `overlay`
+    opt_state: optax.OptState
+    key: Any  # of the run; step k uses fold_in(key, k)
+
+
+def select(params: Params, patterns: Sequence[str]) -> Params:
+    """The subtree of leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
+
+    Raises:
+      ValueError: no leaf matches.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    chosen = {k: v for k, v in flat.items() if any(re.fullmatch(p, k) for p in patterns)}
+    if not chosen:
+        raise ValueError(f"No parameter matches {list(patterns)}; there are {sorted(flat)}.")
+    return traverse_util.unflatten_dict(chosen, sep="/")
+
+
+def overlay(target: Params, params: Params) -> Params:
+    """The student: `params` where they have a leaf, the frozen target's leaves elsewhere."""
+    leaves = traverse_util.flatten_dict(target) | traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict(leaves)
+
+
+def masked_mean(values: Float[Array, "b"], mask: Bool[Array, "b"]) -> Float[Array, ""]:
+    """Mean over the rows where mask is set, 0 if there is none (whatever the other rows hold)."""
+    total = jnp.where(mask, values, 0.0).sum(dtype=jnp.float32)
+    return total / jnp.maximum(mask.sum(), 1)
+
+
+def unlearn_loss(
+    params: Params,
+    target: Params,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    model: Model,
+    objective: Objective,
+    retain_weight: float,
+    forget_weight: float,
+) -> tuple[Float[Array, ""], Metrics]:
+    """(retain_weight * mean retain term - forget_weight * mean forget term, both means).
+
+    Args:
+      params: trainable leaves.
+      target: the frozen original; its leaves stand wherever `params` has none. May be empty if
+        every leaf is trainable and the objective has no use for it.
+      batch: rows flagged by `is_forget`; rows that are not `valid` count nowhere.
+      key: shared by student and target.
+    """
+    terms = objective(model, overlay(target, params), target, batch, key)
+    retain = masked_mean(terms.retain, batch["valid"] & ~batch["is_forget"])
+    forget = masked_mean(terms.forget, batch["valid"] & batch["is_forget"])
+    # The one sign flip of the package: forget terms are ascended.
+    loss = retain_weight * retain - forget_weight * forget
+    metrics = {"loss": loss}
+    if retain_weight:
+        metrics["retain"] = retain
+    if forget_weight:
+        metrics["forget"] = forget
+    return loss, metrics
+
+
+def unlearn_step(
+    state: UnlearnState,
+    target: Params,
+    batch: Batch,
+    *,
+    loss_fn: Callable[..., tuple[Float[Array, ""], Metrics]],
+    tx: optax.GradientTransformation,
+) -> tuple[UnlearnState, Metrics]:
+    """The state after one update, and the metrics of the update.
+
+    The randomness of step k is `fold_in(state.key, k)`: a resumed run draws what the
+    uninterrupted one would have drawn.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, target, batch, key
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def jit_step(
+    model: Model,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    retain_weight: float,
+    forget_weight: float,
+    state_sharding: Any,
+    target_sharding: Any,
+    batch_sharding: NamedSharding,
+    replicated: NamedSharding,
+) -> Callable[[UnlearnState, Params, Batch], tuple[UnlearnState, Metrics]]:
+    """The compiled `unlearn_step` of one phase. The state is donated, the target is not."""
+    loss_fn = partial(
+        unlearn_loss,
+        model=model,
+        objective=objective,
+        retain_weight=retain_weight,
+        forget_weight=forget_weight,
+    )
+    return jax.jit(
+        partial(unlearn_step, loss_fn=loss_fn, tx=tx),
+        in_shardings=(state_sharding, target_sharding, batch_sharding),
+        out_shardings=(state_sharding, replicated),
+        donate_argnums=0,
+    )

@@ -1,0 +1,241 @@
+"""Trains one stage of a request: the original, the unlearned or the retrained model.
+
+    python -m unlearn_jax.train --config=configs/quickstart.py --workdir=runs/original
+    python -m unlearn_jax.train --config=configs/quickstart.py --workdir=runs/unlearned \\
+        --config.stage=unlearned --config.init_from=runs/original
+
+The three stages are the same loop over other phases. A run that was interrupted, by whatever,
+resumes when the same command is given again, and ends with the same parameters, bit for bit.
+"""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from unlearn_jax import (
+    checkpoint,
+    cli,
+    config,
+    data,
+    metrics,
+    models,
+    objectives,
+    optim,
+    sharding,
+)
+from unlearn_jax.data import splits
+from unlearn_jax.probe import fired, make_probe
+from unlearn_jax.step import UnlearnState, jit_step, overlay, select
+
+
+def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The record of a finished stage: its phases and why each ended, steps, seconds, examples.
+
+    Args:
+      cfg: a config; `cfg.stage` says which stage.
+      workdir: gets config.json, split.json, metrics.jsonl and checkpoints/. If it holds an
+        unfinished run of the same config, that run is resumed; a finished one is left alone.
+
+    Raises:
+      ValueError: the config, the data or the workdir are not what they must be.
+      OSError: a file could not be read or written.
+      FloatingPointError: training diverged.
+      SystemExit: with code 0, after SIGTERM or SIGINT, once everything is saved.
+    """
+    # ---- data --------------------------------------------------------------------------------
+    config.validate(cfg)
+    stage = cfg.stages[cfg.stage]
+    mesh = sharding.make_mesh(**cfg.mesh)
+    sharding.check_batch_size(cfg.batch_size, mesh)
+    source, split = data.load(cfg)
+    retain_rows = getattr(split, stage.rows)
+
+    # ---- model and target --------------------------------------------------------------------
+    model = models.build(**cfg.model.to_dict())
+    init_key, state_key, probe_key = jax.random.split(jax.random.key(cfg.seed), 3)
+    like = jax.eval_shape(model.init, init_key)
+    whole_sharding = sharding.params_sharding(like, mesh, cfg.sharding)
+    like = sharding.abstract(like, whole_sharding)
+    parent = None
+    if cfg.init_from:
+        params, parent = checkpoint.load_params(Path(cfg.init_from), like)
+    elif stage.scratch:
+        params = jax.jit(model.init, out_shardings=whole_sharding)(init_key)
+    else:
+        raise ValueError(
+            f"The stage {cfg.stage!r} changes a trained model. Say which: "
+            "--config.init_from=WORKDIR, where the original was trained."
+        )
+    # What is trained from scratch is trained whole, and there is no original to compare it with.
+    trainable = (".*",) if stage.scratch else model.trainable
+    target, target_sharding = ({}, {}) if stage.scratch else (params, whole_sharding)
+    params = jax.tree.map(lambda x: jnp.array(x, x.dtype), select(params, trainable))  # donated
+
+    # ---- phases ------------------------------------------------------------------------------
+    phases = [(name, cfg.phases[name]) for name in stage.phases]
+    txs = [optim.make_optimizer(**phase.optimizer, steps=phase.steps) for _, phase in phases]
+
+    def new_state(params, step, i):
+        return UnlearnState(jnp.int32(step), params, txs[i].init(params), jnp.copy(state_key))
+
+    states = [jax.eval_shape(lambda p, i=i: new_state(p, 0, i), params) for i in range(len(phases))]
+    shardings = [sharding.params_sharding(state, mesh, cfg.sharding) for state in states]
+
+    # ---- where an earlier run stopped --------------------------------------------------------
+    inherited = parent and parent["checksums"]
+    config.claim(workdir, cfg, split=split.manifest["hash"], init_from=inherited)
+    splits.save(split, workdir / "split.json")
+    meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": False,
+            "wall_s": 0.0, "compile_s": 0.0, "examples": 0}  # fmt: skip
+
+    def like_state(meta):
+        state = sharding.abstract(states[meta["phase"]], shardings[meta["phase"]])
+        return like, {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+    with checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager, _signals() as stop:
+        if resumed := checkpoint.restore_latest(manager, like_state):
+            whole, opt, meta = resumed
+            state = UnlearnState(params=select(whole, trainable), **opt)
+        if meta["done"]:
+            return meta
+        if not resumed:
+            state = jax.device_put(new_state(params, 0, 0), shardings[0])
+        del params, resumed
+
+        watched = (model, target, source, split, mesh, probe_key)
+        probe = make_probe(cfg, *watched) if cfg.probe.every else None
+        writer = metrics.JsonlWriter(workdir / "metrics.jsonl", meta["step"])
+        began, step, last = time.perf_counter() - meta["wall_s"], meta["step"], {}
+
+        def save(**changes):
+            metrics.mean_over_steps(step, [last])  # a diverged model is not worth keeping
+            meta.update(step=step, wall_s=time.perf_counter() - began, **changes)
+            opt = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+            checkpoint.save(manager, overlay(target, state.params), opt, meta)
+
+        # ---- the loop ------------------------------------------------------------------------
+        for i, (name, phase) in list(enumerate(phases))[meta["phase"] :]:
+            if i > meta["phase"]:
+                meta.update(phase=i, phase_start=step)
+                state = jax.device_put(new_state(state.params, step, i), shardings[i])
+            done, end, stopped_by = (
+                step - meta["phase_start"],
+                meta["phase_start"] + phase.steps,
+                "",
+            )
+            batches = data.make_train(
+                source,
+                retain_rows=retain_rows if phase.retain_weight else None,
+                forget_rows=split.forget if phase.forget_weight else None,
+                batch_size=cfg.batch_size,
+                forget_fraction=phase.forget_fraction,
+                task=cfg.task.to_dict(),
+                seed=int(np.random.SeedSequence([cfg.seed, i]).generate_state(1)[0]),
+                first_step=done,
+                num_steps=phase.steps - done,
+                shard_index=jax.process_index(),
+                shard_count=jax.process_count(),
+                num_threads=cfg.data.num_threads,
+                prefetch=cfg.data.prefetch,
+            )
+            step_fn = jit_step(
+                model,
+                objectives.build(phase.objective, **phase.objective_kw),
+                txs[i],
+                retain_weight=phase.retain_weight,
+                forget_weight=phase.forget_weight,
+                state_sharding=shardings[i],
+                target_sharding=target_sharding,
+                batch_sharding=sharding.batch_sharding(mesh),
+                replicated=sharding.replicated(mesh),
+            )
+            bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, cfg.batch_size)
+            log = metrics.IntervalLog(writer, name, cfg.batch_size, bar)
+            with contextlib.closing(batches), contextlib.closing(bar):
+                for batch in batches:
+                    batch = sharding.global_batch(batch, mesh)
+                    if step == meta["phase_start"] + done:
+                        start = time.perf_counter()
+                        step_fn = step_fn.lower(state, target, batch).compile()
+                        meta["compile_s"] += time.perf_counter() - start
+                    state, last = step_fn(state, target, batch)
+                    step += 1
+                    meta["examples"] += cfg.batch_size
+                    log.add(last)
+                    due = cfg.probe.every and step % cfg.probe.every == 0
+                    probed = probe(state.params) if due else {}
+                    stopped_by = fired(phase.stop, probed)
+                    if due or step % cfg.log_every == 0:
+                        log.end_interval(step, probed)
+                    if stopped_by or step == end:
+                        break
+                    if stop:
+                        save()
+                        log.flush()
+                        print(f"\nStopped by {stop[0]}, saved at step {step} in {workdir}. "
+                              "The same command resumes.", file=sys.stderr)  # fmt: skip
+                        raise SystemExit(0)
+                    if step % cfg.checkpoint.every == 0:
+                        save()
+                log.end_interval(step, {})
+                log.flush()
+            ended = {"name": name, "objective": phase.objective, "first_step": meta["phase_start"],
+                     "last_step": step, "stopped_by": stopped_by or "steps"}  # fmt: skip
+            meta["phases"] = [*meta["phases"], ended]
+        save(done=True)
+        writer.close()
+    return meta
+
+
+def _progress(title: str, steps: int, done: int, batch_size: int) -> tqdm:
+    """A progress bar in images; only the first process of a job shows one."""
+    return tqdm(
+        desc=title,
+        total=steps * batch_size,
+        initial=done * batch_size,
+        unit="img",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=jax.process_index() > 0,
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """A list that gets the signal's name when SIGTERM or SIGINT asks the run to stop."""
+    received: list[str] = []
+
+    def handler(number, frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def main(cfg: ConfigDict, workdir: Path) -> None:
+    """The binary."""
+    meta = run(cfg, workdir)
+    for ended in meta["phases"]:
+        steps = f"steps {ended['first_step']} to {ended['last_step']}"
+        print(f"{cfg.stage}: {ended['name']}, {steps}, ended by {ended['stopped_by']}")
+    print(f"{meta['examples']} examples in {meta['wall_s']:.1f} s. The model is in {workdir}.")
+
+
+if __name__ == "__main__":
+    cli.start(main, needs=("config", "workdir"))

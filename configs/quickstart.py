@@ -14,12 +14,12 @@ def get_config() -> ConfigDict:
     config.data.name = "cifar10_sample"
     config.request.fraction = 0.1
     config.task.hole = 0.5
-    config.model = {"name": "autoencoder", "channels": (32, 64, 128), "latent_dim": 512}
+    config.model = {"name": "autoencoder", "channels": (32, 64, 128), "latent_dim": 256}
     config.batch_size = 128
     config.phases = {
         "pretrain": phase(
             objective="reconstruction",
-            steps=2000,
+            steps=1000,
             optimizer={"learning_rate": 1e-3, "schedule": "cosine"},
         ),
         "decouple": phase(
@@ -29,13 +29,14 @@ def get_config() -> ConfigDict:
             forget_weight=1.0,
             steps=200,
             optimizer={"name": "sgd", "learning_rate": 0.01, "clip_norm_l2": 1.0},
+            probe_every=2,
             stop={"metric": "forget_over_holdout", "at_least": 1.0},
         ),
         "retain": phase(
             objective="reconstruction",
-            steps=200,
+            steps=100,
+            probe_every=10,
             optimizer={"learning_rate": 3e-4, "schedule": "cosine"},
         ),
     }
-    config.probe.every = 10
     return config

@@ -1,8 +1,19 @@
 """Eight fake CPU devices, and run-time checks of shapes and types, for every test."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
+# Many tests compile the same step, some in processes of their own.
+cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
+atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ.update(
+    JAX_COMPILATION_CACHE_DIR=cache,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
+)
 
 from jaxtyping import install_import_hook
 

@@ -74,6 +74,17 @@ def test_given_again_it_does_nothing_twice(finished):
     assert before | {"created": 0} == after | {"created": 0}
 
 
+def test_an_original_trained_elsewhere_is_used_and_not_trained(finished, tmp_path):
+    workdir, _, _ = finished
+    elsewhere = f"--config.init_from={workdir / 'original'}"
+    _, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={tmp_path}", elsewhere)
+    assert "original: pretrain" not in err and not (tmp_path / "original").exists()
+    before = json.loads((workdir / "results.json").read_text())
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert set(after["stages"]) == {"unlearned", "retrained"}
+    assert after["evaluation"] == before["evaluation"]
+
+
 def test_evaluate_without_models_says_what_is_missing(tmp_path):
     _, err = binaries.run("unlearn_jax.evaluate", binaries.TINY, f"--workdir={tmp_path}", code=1)
     assert "error: Expected a trained model in" in err and "Traceback" not in err

@@ -1,5 +1,6 @@
 """Every command of the README is executed, with phases of a few steps."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -50,6 +51,18 @@ def test_package_commands_in_their_order(command, runs):
     flags = [flag.replace("=runs/", f"={runs}/") for flag in flags]
     short = SHORT if any(flag.startswith("--config=") for flag in flags) else []
     binaries.run(module, *flags, *short)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m benchmarks.")])
+def test_benchmarks_print_one_line_of_json(command):
+    _, _, module, *_ = shlex.split(command)
+    out, _ = binaries.run(module, "--seconds=0.5", "--batch_size=16")
+    found = json.loads(out)
+    assert set(found) == {"name", "ours_images_per_s", "torch_images_per_s", "ratio"}
+    assert found["ours_images_per_s"] > 0
+    if found["torch_images_per_s"]:
+        ratio = found["ours_images_per_s"] / found["torch_images_per_s"]
+        assert found["ratio"] == pytest.approx(ratio, abs=1e-3)
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

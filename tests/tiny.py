@@ -14,7 +14,9 @@ def get_config() -> ConfigDict:
     config.phases.decouple.steps = 6
     config.phases.decouple.stop.metric = ""
     config.phases.retain.steps = 6
-    config.probe.every, config.probe.rows = 4, 16
+    config.probe_rows = 16
+    for phase in config.phases.values():
+        phase.probe_every = 4
     config.log_every = 3
     config.checkpoint.every = 2
     config.evaluation.retain_rows = 40

@@ -37,7 +37,7 @@ def default() -> ConfigDict:
                 "splits": ("train", "test"),
                 "image_size": 32,
                 "cache": True,  # decode once and keep the pixels in memory
-                "num_threads": 2,
+                "num_threads": 1,  # more help only where images are decoded on every step
                 "prefetch": 8,  # batches
             },
             "request": {
@@ -49,13 +49,13 @@ def default() -> ConfigDict:
             },
             "retain": {
                 "kind": "complement",  # "complement", "subset" or "proxy"
-                "fraction": 1.0,  # subset
+                "fraction": 0.5,  # subset: of each class
                 "seed": 0,  # subset
                 "data": {"kind": "", "name": "", "data_dir": "", "path": "", "splits": ("train",)},
             },
             "holdout": {
                 "split": "test",  # "" reserves rows of the training split instead
-                "fraction": 0.1,  # how many, of each class of the forget set
+                "fraction": 0.1,  # of each class, if reserved
             },
             "task": {
                 "name": "inpaint",  # "inpaint", "outpaint" or "random_mask"
@@ -72,10 +72,7 @@ def default() -> ConfigDict:
                 "retrained": {"rows": "remaining", "phases": ("pretrain",), "scratch": True},
             },
             "phases": {},  # name -> phase(...)
-            "probe": {
-                "every": 0,  # steps between measurements on fixed forget and holdout rows; 0: never
-                "rows": 256,  # of each
-            },
+            "probe_rows": 256,  # fixed forget and holdout rows each, measured while training
             "evaluation": {
                 "retain_rows": 1000,  # a fixed random choice of that many; forget, holdout: all
                 "grid_rows": 8,
@@ -109,7 +106,8 @@ def phase(**values: Any) -> ConfigDict:
                 "weight_decay": 0.0,
                 "clip_norm_l2": 0.0,
             },
-            # The phase ends early once metric >= at_least, seen every probe.every steps.
+            "probe_every": 50,  # steps between measurements on the probe rows; 0: never
+            # The phase ends early once metric >= at_least, seen every probe_every steps.
             # displacement: mean RMS distance to the original's outputs, forget probe, masked part.
             # forget_over_holdout: mean forget loss / the original's mean holdout loss.
             "stop": {"metric": "", "at_least": 0.0},
@@ -179,12 +177,12 @@ def _values(config: ConfigDict) -> list[str]:
             problems.append(f"config.{path}: expected {expected}, got {got!r}")
 
     for path in (
-        *("batch_size", "log_every", "checkpoint.every", "checkpoint.keep", "probe.rows"),
+        *("batch_size", "log_every", "checkpoint.every", "checkpoint.keep", "probe_rows"),
         *("data.image_size", "data.num_threads", "data.prefetch"),
         *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
     ):
         expect(_get(config, path) >= 1, path, "at least 1", _get(config, path))
-    for path in ("seed", "request.seed", "retain.seed", "probe.every"):
+    for path in ("seed", "request.seed", "retain.seed"):
         expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
@@ -224,11 +222,11 @@ def _values(config: ConfigDict) -> list[str]:
                 problems.append(f"config.stages.{name}.phases: {unknown}")
     for name, spec in config.phases.items():
         wrong = _differences(spec, phase(), f"config.phases.{name}", free=("objective_kw",))
-        problems += wrong or _phase_values(config, f"config.phases.{name}", spec)
+        problems += wrong or _phase_values(f"config.phases.{name}", spec)
     return problems
 
 
-def _phase_values(config: ConfigDict, path: str, spec: ConfigDict) -> list[str]:
+def _phase_values(path: str, spec: ConfigDict) -> list[str]:
     problems = []
     try:
         known = objectives.options(spec.objective)
@@ -236,8 +234,9 @@ def _phase_values(config: ConfigDict, path: str, spec: ConfigDict) -> list[str]:
         problems += [f"{path}.objective_kw.{key}: {_unknown(key, known)}" for key in unknown]
     except ValueError as error:
         problems.append(f"{path}.objective: {error}")
-    if spec.steps < 0:
-        problems.append(f"{path}.steps: expected at least 0, got {spec.steps}")
+    for key in ("steps", "probe_every"):
+        if spec[key] < 0:
+            problems.append(f"{path}.{key}: expected at least 0, got {spec[key]}")
     if min(spec.retain_weight, spec.forget_weight) < 0:
         problems.append(
             f"{path}: expected weights of at least 0 (forget terms are ascended already), got "
@@ -260,10 +259,10 @@ def _phase_values(config: ConfigDict, path: str, spec: ConfigDict) -> list[str]:
             problems.append(f"{path}.optimizer.{key}: expected at least 0, got {optimizer[key]}")
     if spec.stop.metric not in STOP_METRICS:
         problems.append(f"{path}.stop.metric: {_unknown(spec.stop.metric, STOP_METRICS)}")
-    elif spec.stop.metric and (spec.stop.at_least <= 0 or config.probe.every == 0):
+    elif spec.stop.metric and (spec.stop.at_least <= 0 or spec.probe_every == 0):
         problems.append(
-            f"{path}.stop: a stop rule needs at_least above 0 and config.probe.every of at least "
-            f"1, got at_least={spec.stop.at_least}, every={config.probe.every}"
+            f"{path}.stop: a stop rule needs at_least above 0 and probe_every of at least 1, "
+            f"got at_least={spec.stop.at_least}, probe_every={spec.probe_every}"
         )
     return problems
 

@@ -27,7 +27,7 @@ def make_probe(
     mesh: Mesh,
     key: PRNGKeyArray,
 ) -> Callable[[Params], dict[str, jax.Array]]:
-    """A function from trainable leaves to scalars on up to cfg.probe.rows forget and holdout rows.
+    """A function from trainable leaves to scalars on up to cfg.probe_rows forget and holdout rows.
 
     `probe_forget`, `probe_holdout`: the model's mean loss there. With a target also `displacement`:
     mean over the forget rows of the RMS distance to the target's output on the masked part; and
@@ -39,7 +39,7 @@ def make_probe(
         {"forget": split.forget, "holdout": split.holdout}.items()
     ):
         rng = np.random.default_rng([cfg.seed, stream])
-        rows = np.sort(rng.choice(rows, min(cfg.probe.rows, len(rows)), replace=False))
+        rows = np.sort(rng.choice(rows, min(cfg.probe_rows, len(rows)), replace=False))
         loader = data.make_eval(
             source,
             rows,

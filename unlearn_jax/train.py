@@ -112,8 +112,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             state = jax.device_put(new_state(params, 0, 0), shardings[0])
         del params, resumed
 
-        watched = (model, target, source, split, mesh, probe_key)
-        probe = make_probe(cfg, *watched) if cfg.probe.every else None
+        probe = make_probe(cfg, model, target, source, split, mesh, probe_key)
         writer = metrics.JsonlWriter(workdir / "metrics.jsonl", meta["step"])
         began, step, last = time.perf_counter() - meta["wall_s"], meta["step"], {}
 
@@ -172,7 +171,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                     step += 1
                     meta["examples"] += cfg.batch_size
                     log.add(last)
-                    due = cfg.probe.every and step % cfg.probe.every == 0
+                    due = phase.probe_every and step % phase.probe_every == 0
                     probed = probe(state.params) if due else {}
                     stopped_by = fired(phase.stop, probed)
                     if due or step % cfg.log_every == 0:

@@ -29,7 +29,7 @@ def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, 
             classes = option(request, "request", "classes")
             if isinstance(classes, str | int) or not classes:
                 raise ValueError(f'request.classes: expected names, as ("cat",), got {classes!r}.')
-            labels = sorted({_label(source, c) for c in classes})
+            labels = sorted({_label(source, c) for name in classes for c in _names(source, name)})
             names = [source.class_names[label] for label in labels]
             chosen = rows[np.isin(source.labels[rows], labels)]
             return chosen, {"kind": "classes", "classes": names}
@@ -51,6 +51,13 @@ def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, 
                     "forget(id: str, label: int, class_name: str) -> bool."
                 )
             return rows[[_ask(function, source, int(row)) for row in rows]], record
+
+
+def _names(source: Source, name: str | int) -> list[str | int]:
+    """The names in "cat,dog", as --config.request.classes=cat,dog on a command line arrives."""
+    if isinstance(name, str) and name not in source.class_names:
+        return [part.strip() for part in name.split(",") if part.strip()] or [name]
+    return [name]
 
 
 def _label(source: Source, name: str | int) -> int:

@@ -137,6 +137,23 @@ def resolve(
     return Split(**sets, manifest={**manifest, "hash": _hash(manifest)})
 
 
+def describe(split: Split) -> str:
+    """The request in one sentence, for reports."""
+    request, counts = split.manifest["request"], split.manifest["counts"]
+    what = {
+        "classes": lambda: f"every image of {', '.join(request['classes'])}",
+        "random": lambda: (
+            f"a random {request['fraction']:.4g} of each class, seed {request['seed']}"
+        ),
+        "ids": lambda: f"the ids listed in {request['file']}",
+        "predicate": lambda: f"what {request['file']} chooses",
+    }[request["kind"]]()
+    return (
+        f"Forget {counts['forget']:,} of {counts['train']:,} training images of "
+        f"{split.manifest['dataset']['name']}: {what}."
+    )
+
+
 def save(split: Split, path: str | Path) -> None:
     """Nothing; writes the manifest as JSON."""
     Path(path).write_text(json.dumps(split.manifest, indent=None, sort_keys=True) + "\n", "utf-8")

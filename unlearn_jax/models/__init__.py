@@ -43,9 +43,7 @@ class Model(Protocol):
     def loss(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b"]:
         """The model's own training loss, per example."""
 
-    def generate(
-        self, params: Params, batch: Batch, key: PRNGKeyArray
-    ) -> Float[Array, "b h w c"]:
+    def generate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b h w c"]:
         """Completed images in [-1, 1]."""
 
 

@@ -162,7 +162,7 @@ def test_sigkill_at_random_instants_changes_nothing(original, tmp_path):
     binaries.run("unlearn_jax.train", flags[0], f"--workdir={tmp_path / 'whole'}", flags[2])
     rng = random.Random(0)
     resumed_at = []
-    for _ in range(5):
+    for _ in range(7):
         process = binaries.start("unlearn_jax.train", *flags)
         before = newest(tmp_path / "killed")
         while process.poll() is None and newest(tmp_path / "killed") <= before:

@@ -60,7 +60,9 @@ def check_invariants(split, source=SOURCE):
 # Requests.
 
 
-@pytest.mark.parametrize("classes", [("cat,owl",), ("cat, owl",), ("cat", "owl"), (0, 2), ["owl", 0], ("cat", 0, "owl")])
+@pytest.mark.parametrize(
+    "classes", [("cat,owl",), ("cat, owl",), ("cat", "owl"), (0, 2), ["owl", 0], ("cat", 0, "owl")]
+)
 def test_classes_by_name_or_label(classes):
     split = resolve({"kind": "classes", "classes": classes})
     check_invariants(split)

@@ -58,7 +58,7 @@ def test_measure_drops_padding_and_keeps_images():
         name: model.init(jax.random.key(i)) for i, name in enumerate(["original", "unlearned"])
     }
     batches = [
-        jax.tree.map(np.asarray, make_batch(8, invalid=i * 3, seed=i, size=16)) for i in (0, 1)
+        jax.tree.map(np.array, make_batch(8, invalid=i * 3, seed=i, size=16)) for i in (0, 1)
     ]
     for batch in batches:
         batch["image"][~batch["valid"]] = np.nan

@@ -57,6 +57,10 @@ def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: checksum(leaf) for path, leaf in leaves.items()}
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname  # what matters of it reaches the user as an exception
+
+
 @contextlib.contextmanager
 def open_manager(workdir: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
     """An orbax manager of workdir's checkpoints; leaving it waits for the last one to be durable.
@@ -64,7 +68,7 @@ def open_manager(workdir: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointMana
     Raises:
       OSError: a checkpoint could not be written, for example because the disk is full.
     """
-    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("absl").addFilter(_not_of_orbax)
     directory = (workdir / DIRECTORY).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)

@@ -127,11 +127,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             if i > meta["phase"]:
                 meta.update(phase=i, phase_start=step)
                 state = jax.device_put(new_state(state.params, step, i), shardings[i])
-            done, end, stopped_by = (
-                step - meta["phase_start"],
-                meta["phase_start"] + phase.steps,
-                "",
-            )
+            done, stopped_by = step - meta["phase_start"], ""
             batches = data.make_train(
                 source,
                 retain_rows=retain_rows if phase.retain_weight else None,
@@ -176,7 +172,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                     stopped_by = fired(phase.stop, probed)
                     if due or step % cfg.log_every == 0:
                         log.end_interval(step, probed)
-                    if stopped_by or step == end:
+                    if stopped_by or step == meta["phase_start"] + phase.steps:
                         break
                     if stop:
                         save()

@@ -143,7 +143,7 @@ def describe(split: Split) -> str:
     what = {
         "classes": lambda: f"every image of {', '.join(request['classes'])}",
         "random": lambda: (
-            f"a random {request['fraction']:.4g} of each class, seed {request['seed']}"
+            f"a random {100 * request['fraction']:.4g} % of each class (seed {request['seed']})"
         ),
         "ids": lambda: f"the ids listed in {request['file']}",
         "predicate": lambda: f"what {request['file']} chooses",

@@ -85,6 +85,13 @@ def test_an_original_trained_elsewhere_is_used_and_not_trained(finished, tmp_pat
     assert after["evaluation"] == before["evaluation"]
 
 
+def test_models_of_another_request_are_not_evaluated(finished):
+    workdir, _, _ = finished
+    flags = (binaries.TINY, f"--workdir={workdir}", "--config.request.seed=5")
+    _, err = binaries.run("unlearn_jax.evaluate", *flags, code=1)
+    assert "unlearned/split.json is not the split of this config's request" in err
+
+
 def test_evaluate_without_models_says_what_is_missing(tmp_path):
     _, err = binaries.run("unlearn_jax.evaluate", binaries.TINY, f"--workdir={tmp_path}", code=1)
     assert "error: Expected a trained model in" in err and "Traceback" not in err

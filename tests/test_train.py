@@ -267,6 +267,26 @@ def test_another_original_is_noticed(original, tmp_path):
         train.run(changed, tmp_path / "run")
 
 
+def test_an_original_may_be_of_another_request_but_not_have_seen_the_holdout(original, tmp_path):
+    cfg = unlearned(original)
+    cfg.request.seed = 5  # other images of the same training split
+    train.run(cfg, tmp_path / "run")
+    cfg.holdout.split = ""  # reserved from what this original was trained on
+    with pytest.raises(ValueError, match=r"was trained on \d+ of the \d+ holdout examples"):
+        train.run(cfg, tmp_path / "other")
+    reserved = tiny.get_config()
+    reserved.holdout.split = ""
+    train.run(reserved, tmp_path / "reserved")
+    cfg = unlearned(original)
+    cfg.init_from, cfg.request.seed = str(tmp_path / "reserved"), 5
+    with pytest.raises(ValueError, match="was never trained on"):
+        train.run(cfg, tmp_path / "again")
+    cfg.data.splits = ("train",)
+    cfg.holdout.split = ""
+    with pytest.raises(ValueError, match="other splits of it"):
+        train.run(cfg, tmp_path / "again")
+
+
 def test_config_claims_before_training(tmp_path):
     cfg = tiny.get_config()
     cfg.phases.pretrain.optimizer.name = "adma"

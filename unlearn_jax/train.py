@@ -69,6 +69,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     parent = None
     if cfg.init_from:
         params, parent = checkpoint.load_params(Path(cfg.init_from), like)
+        splits.check_original(split, Path(cfg.init_from))
     elif stage.scratch:
         params = jax.jit(model.init, out_shardings=whole_sharding)(init_key)
     else:

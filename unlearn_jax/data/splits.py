@@ -137,6 +137,48 @@ def resolve(
     return Split(**sets, manifest={**manifest, "hash": _hash(manifest)})
 
 
+def check_original(split: Split, workdir: Path, same: bool = False) -> None:
+    """Nothing if the model trained in workdir can be the original of this split.
+
+    The model may have been trained for another request, as long as it has seen all of the forget
+    set and nothing of the holdout. A workdir without split.json (a model from elsewhere) passes.
+
+    Args:
+        split: of the request.
+        workdir: of a training run.
+        same: the run must have been made with this very split.
+
+    Raises:
+        ValueError: another dataset, a forget row it never saw, a holdout row it was trained on.
+    """
+    path = workdir / "split.json"
+    if not path.exists():
+        return
+    trained = load(path)
+    if trained.manifest["hash"] == split.manifest["hash"]:
+        return
+    fix = "Use the config that run was made with, or another run."
+    if same:
+        raise ValueError(f"{path} is not the split of this config's request. {fix}")
+    if trained.manifest["dataset"] != split.manifest["dataset"]:
+        raise ValueError(
+            f"{path} is of the dataset {trained.manifest['dataset']['name']}, the request of "
+            f"{split.manifest['dataset']['name']} or other splits of it. {fix}"
+        )
+    unseen = np.setdiff1d(split.forget, trained.train)
+    if unseen.size:
+        raise ValueError(
+            f"The model in {workdir} was never trained on {unseen.size} of the {len(split.forget)} "
+            f"examples it should forget, such as row {unseen[0]}. {fix}"
+        )
+    seen = np.intersect1d(split.holdout, trained.train)
+    if seen.size:
+        raise ValueError(
+            f"The model in {workdir} was trained on {seen.size} of the {len(split.holdout)} "
+            f"holdout examples, such as row {seen[0]}, which must be unseen to compare with. {fix}"
+        )
+
+
 def describe(split: Split) -> str:
     """The request in one sentence, for reports."""
     request, counts = split.manifest["request"], split.manifest["counts"]

@@ -43,6 +43,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         folder = original_workdir(cfg, workdir) if name == "original" else workdir / name
         if name == "original" or (folder / checkpoint.DIRECTORY).exists():
             params[name], meta = checkpoint.load_params(folder, like)
+            splits.check_original(split, folder, same=name != "original")
             if folder.parent == workdir:  # trained in this request, not taken from elsewhere
                 keys = ("phases", "wall_s", "compile_s", "examples")
                 stages[name] = {"steps": meta["step"]} | {key: meta[key] for key in keys}

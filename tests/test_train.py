@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import binaries, tiny
-from unlearn_jax import checkpoint, config, metrics, models, train
+from unlearn_jax import checkpoint, metrics, models, train
 
 
 def params_of(workdir):
@@ -293,4 +293,3 @@ def test_config_claims_before_training(tmp_path):
     with pytest.raises(ValueError, match="adma"):
         train.run(cfg, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert config.fingerprint({"b": 1, "a": 2}) == config.fingerprint({"a": 2, "b": 1})

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -307,11 +306,6 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config"
         elif a != b:
             lines.append(f"{path}.{key}: {a!r} -> {b!r}")
     return lines
-
-
-def fingerprint(values: Any) -> str:
-    """SHA-256 of the canonical JSON of values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:

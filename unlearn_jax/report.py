@@ -35,14 +35,8 @@ COST = ("steps_ratio", "wall_ratio", "examples_ratio")
 COLOURS = {"original": "#2b83c6", "unlearned": "#d55e00", "retrained": "#009e73"}
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "unlearn_jax", "text.parse_math": False}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-STYLE |= {
-    "axes.grid": True,
-    "grid.color": "black",
-    "grid.alpha": 0.12,
-    "font.size": 8,
-    "lines.linewidth": 1.3,
-}
-STYLE |= {"axes.titlelocation": "left", "axes.titlesize": 9}
+STYLE |= {"axes.grid": True, "grid.color": "black", "grid.alpha": 0.12, "lines.linewidth": 1.3}
+STYLE |= {"font.size": 8, "axes.titlelocation": "left", "axes.titlesize": 9}
 
 # What results.json must hold besides its statistics: "*" stands for every key, [x] for a list of x.
 _NUMBER = int | float

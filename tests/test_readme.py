@@ -69,7 +69,7 @@ def test_benchmarks_print_one_line_of_json(command):
 def test_make_runs_what_the_tests_run(target, tmp_path):
     """`make demo` itself runs in .ci/run; here its recipe is compared with a command run above."""
     recipe = subprocess.run(
-        ["make", "--dry-run", target, f"VENV={tmp_path}/venv"],
+        ["make", "--no-print-directory", "--dry-run", target, f"VENV={tmp_path}/venv"],
         cwd=binaries.ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     last = recipe.strip().splitlines()[-1].replace(f"{tmp_path}/venv/bin/", "")

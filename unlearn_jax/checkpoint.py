@@ -58,7 +58,7 @@ def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.pathname  # what matters of it reaches the user as an exception
+    return "orbax" not in record.pathname
 
 
 @contextlib.contextmanager
@@ -68,7 +68,9 @@ def open_manager(workdir: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointMana
     Raises:
       OSError: a checkpoint could not be written, for example because the disk is full.
     """
+    # What goes wrong in orbax reaches the user as one exception, not also as its futures' traces.
     logging.getLogger("absl").addFilter(_not_of_orbax)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     directory = (workdir / DIRECTORY).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)

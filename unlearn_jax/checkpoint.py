@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -89,7 +90,8 @@ def _explained(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:  # orbax and tensorstore wrap an OSError in various types
         free = shutil.disk_usage(directory).free / 2**20
-        reason = str(error).split("[tensorstore_spec")[0].strip()[:600]
+        reason = re.search(r"Failed to write \d+ bytes.*?: (.*?) \[os_error", str(error))
+        reason = reason[1] if reason else str(error)[:300]
         raise OSError(
             f"Could not write a checkpoint under {directory}: {reason}\n({free:.0f} MiB are free "
             "on that disk. Checkpoints written before are kept; make room and run the same "

@@ -2,9 +2,9 @@
 
 make demo
 
-Two and a half minutes on 2 CPU cores, installation included. Mean squared error on the hole, seed 0,
-2 cores of an AMD EPYC, 2026-11-23 (forget n = 250, holdout n = 500, retain n = 1,000; intervals in the
-report):
+Two and a half minutes on 2 CPU cores, installation included. Mean squared error on the hole, seed
+0, 2 cores of an AMD EPYC, 2026-11-23 (forget n = 250, holdout n = 500, retain n = 1,000; intervals
+in the report):
 
     original   forget 0.034  holdout 0.153  retain 0.032
     unlearned  forget 0.035  holdout 0.152  retain 0.032

@@ -83,8 +83,10 @@ def test_phases_run_in_order_from_the_original(original, tmp_path):
     probed = [line for line in lines if "displacement" in line]
     assert [line["step"] for line in probed] == [4, 8, 12]
     assert all(line["displacement"] > 0 for line in probed)
-    ascent = [line["forget"] for line in lines if line["phase"] == "decouple"]
-    assert ascent[-1] > ascent[0]
+    before = metrics.read_jsonl(original[0] / "metrics.jsonl")[-1]["probe_forget"]
+    assert (
+        probed[0]["probe_forget"] > before
+    )  # the ascent ascends, on rows that are always the same
 
 
 @pytest.mark.parametrize("metric", ["displacement", "forget_over_holdout"])

@@ -90,6 +90,7 @@ def test_unknown_missing_and_mistyped_keys():
         ("phases.decouple.stop.metric", "displacment", "did you mean 'displacement'"),
         ("phases.decouple.stop.at_least", 0.0, "needs at_least above 0"),
         ("phases.decouple.probe_every", 0, "needs at_least above 0 and probe_every"),
+        ("phases.pretrain.stop.metric", "displacement", "from scratch, does not have"),
         ("phases.decouple.steps", -1, "expected at least 0"),
         ("phases.decouple.objective_kw.cap", 1.0, "unknown 'cap', expected one of"),
         ("model.channels", (), "config.model: "),

@@ -219,6 +219,11 @@ def _values(config: ConfigDict) -> list[str]:
             if used not in config.phases:
                 unknown = _unknown(used, config.phases.keys())
                 problems.append(f"config.stages.{name}.phases: {unknown}")
+            elif stage.scratch and config.phases[used].get("stop", {}).get("metric"):
+                problems.append(
+                    f"config.phases.{used}.stop: measured against an original, which the stage "
+                    f"{name!r}, from scratch, does not have; set stop.metric to ''"
+                )
     for name, spec in config.phases.items():
         wrong = _differences(spec, phase(), f"config.phases.{name}", free=("objective_kw",))
         problems += wrong or _phase_values(f"config.phases.{name}", spec)

@@ -59,11 +59,8 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in (
-            (-4, 0),
-            (-1, 2**31 - 1),
-            (-8, 1),
-        ):  # MMAP_MAX, TRIM_THRESHOLD, ARENA_MAX
+        mmap_max, trim_threshold, arena_max = -4, -1, -8  # of malloc.h
+        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (arena_max, 1)):
             mallopt(option, value)
 
 

@@ -15,8 +15,6 @@ from unlearn_jax.evaluate.reconstruction import displacement
 from unlearn_jax.models import Model, Params
 from unlearn_jax.step import masked_mean, overlay
 
-STOP_METRICS = ("displacement", "forget_over_holdout")
-
 
 def make_probe(
     cfg: ConfigDict,

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from ml_collections import ConfigDict
 
-from unlearn_jax.data import splits, transforms
-from unlearn_jax.data.sources import Source, concat, from_arrays, open_source
+from unlearn_jax.data import poison, splits, transforms
+from unlearn_jax.data.sources import Source, concat, from_arrays, open_source, subset
 from unlearn_jax.data.splits import Split
 
 __all__ = ["Source", "Split", "concat", "from_arrays", "load", "make_eval", "make_train"]
@@ -28,20 +28,34 @@ _ORDER, _MASK = 0, 1
 
 
 def load(cfg: ConfigDict) -> tuple[Source, Split]:
-    """The source of a config (with its proxy data, if any) and the split of its request."""
+    """The source of a config (proxy data and poison included) and the split of its request."""
     common = {"image_size": cfg.data.image_size, "cache": cfg.data.cache}
     where = ("kind", "name", "data_dir", "path", "splits")
-    source = open_source(**{key: cfg.data[key] for key in where}, **common)
+    source = _open(**{key: cfg.data[key] for key in where}, **common)
+    if cfg.data.train_rows:
+        source = subset(source, cfg.data.train_rows, cfg.data.train_seed)
     if cfg.retain.kind == "proxy":
-        proxy = open_source(**{key: cfg.retain.data[key] for key in where}, **common)
+        proxy = _open(**{key: cfg.retain.data[key] for key in where}, **common)
         source = concat(source, proxy)
-    return source, splits.resolve(
+    split = splits.resolve(
         source,
         request=cfg.request.to_dict(),
         retain=cfg.retain.to_dict(),
         holdout=cfg.holdout.to_dict(),
-        seed=cfg.seed,
+        seed=cfg.request.seed,
+        poison=cfg.poison.to_dict(),
     )
+    if split.poisoned.size:
+        backdoor = poison.design(cfg.task.to_dict(), cfg.data.image_size)
+        source = poison.plant(source, split.poisoned, backdoor)
+    return source, split
+
+
+def _open(splits: tuple[str, ...], **where: Any) -> Source:
+    return _open_once(splits=tuple(splits), **where)
+
+
+_open_once = lru_cache(maxsize=2)(open_source)  # a comparison loads its data for every model
 
 
 def make_train(
@@ -59,6 +73,7 @@ def make_train(
     shard_count: int = 1,
     num_threads: int = 4,
     prefetch: int = 8,
+    columns: Mapping[str, Shaped[np.ndarray, "n"]] | None = None,
 ) -> grain.DatasetIterator:
     """An iterator over this host's part of the batches first_step .. first_step + num_steps - 1.
 
@@ -82,6 +97,7 @@ def make_train(
         shard_count: how many hosts; the global batch is the same for any number.
         num_threads: that prepare batches.
         prefetch: batches prepared ahead.
+        columns: more that a batch shall have, by name: one value per row of the source.
 
     Raises:
         ValueError: no rows at all, a batch that cannot be divided so, an unsuitable task.
@@ -113,7 +129,8 @@ def make_train(
             keys += [(mask_keys[stream], position) for position in range(first, first + local)]
         index = np.concatenate(parts)
         is_forget = np.repeat([s == _FORGET for s in streams], [len(part) for part in parts])
-        return _batch(source, index, task, keys, is_forget, np.ones(len(index), bool))
+        batch = _batch(source, index, task, keys, is_forget, np.ones(len(index), bool))
+        return batch | {name: values[index] for name, values in (columns or {}).items()}
 
     return _iterate(batch_of_step, first_step, num_steps, num_threads, prefetch)
 

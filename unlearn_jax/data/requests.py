@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int64
 
 from unlearn_jax.data.readers import some
+from unlearn_jax.data.sampling import Rows, sample_fraction
 from unlearn_jax.data.sources import Source
 
 _FORGET = 1  # random stream
 COLUMNS = ("id", "path", "image", "file")  # what the id column of a CSV file may be called
-
-Rows = Int64[np.ndarray, "_"]
-Counts = dict[int, int]  # label -> number of rows
 
 
 def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
@@ -150,31 +147,6 @@ def _ask(function: Any, source: Source, row: int) -> bool:
     if not isinstance(answer, bool | np.bool_):
         raise TypeError(f"request.file: forget({id!r}, ...) must be True or False, got {answer!r}.")
     return bool(answer)
-
-
-def sample_fraction(
-    rows: Rows, labels: Int[np.ndarray, "_"], fraction: float, seeds: list[int]
-) -> Rows:
-    """round(fraction * n) of the rows, every class within one row of its share."""
-    shares = {c: fraction * n for c, n in count(labels[rows]).items()}
-    counts = {c: int(share) for c, share in shares.items()}
-    left = round(fraction * len(rows)) - sum(counts.values())
-    by_remainder = sorted(shares, key=lambda c: (counts[c] - shares[c], c))
-    for c in by_remainder[:left]:
-        counts[c] += 1
-    return sample(rows, labels, counts, seeds)
-
-
-def sample(rows: Rows, labels: Int[np.ndarray, "_"], counts: Counts, seeds: list[int]) -> Rows:
-    """`counts[c]` random rows of every class c, sorted."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
-    parts = [rng.permutation(rows[labels[rows] == c])[:n] for c, n in counts.items()]
-    return np.sort(np.concatenate(parts)) if parts else rows[:0]
-
-
-def count(labels: Int[np.ndarray, "_"]) -> Counts:
-    """The number of rows of every label that occurs."""
-    return dict(zip(*(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True))
 
 
 def option(section: Mapping[str, Any], where: str, name: str) -> Any:

@@ -28,7 +28,9 @@ from unlearn_jax.data.readers import (
     some,
     split_ranges,
 )
+from unlearn_jax.data.sampling import sample_fraction
 
+_SUBSET = 5  # random stream; poison.py has stream 4
 NPZ_NAMES = ("id", "split", "class_names")  # optional text arrays of an .npz file
 
 
@@ -237,6 +239,30 @@ def concat(a: Source, b: Source) -> Source:
         labels=np.concatenate([a.labels, to_merged[b.labels]]),
         splits={**a.splits, "proxy": range(n, n + len(b))},
         read=read,
+    )
+
+
+def subset(source: Source, train_rows: int, seed: int) -> Source:
+    """The source with that many rows of the split "train", the same share of every class.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    train = np.array(source.splits["train"], np.int64)
+    if train_rows > len(train):
+        raise ValueError(
+            f"data.train_rows: {source.name} has {len(train)} training examples, got {train_rows}."
+        )
+    kept = sample_fraction(train, source.labels, train_rows / len(train), [seed, _SUBSET])
+    parts = [kept if n == "train" else np.array(rows) for n, rows in source.splits.items()]
+    rows = np.concatenate(parts)
+    return Source(
+        name=source.name,
+        class_names=source.class_names,
+        ids=[source.ids[row] for row in rows],
+        labels=source.labels[rows],
+        splits=split_ranges(list(source.splits), [len(part) for part in parts]),
+        read=lambda indices: source.fetch(rows[indices]),
     )
 
 

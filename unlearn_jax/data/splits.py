@@ -14,17 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from unlearn_jax.data.poison import choose
 from unlearn_jax.data.readers import some
-from unlearn_jax.data.requests import (
-    Rows,
-    choice,
-    count,
-    fraction_of,
-    option,
-    sample,
-    sample_fraction,
-    select,
-)
+from unlearn_jax.data.requests import choice, fraction_of, option, select
+from unlearn_jax.data.sampling import Rows, count, sample, sample_fraction
 from unlearn_jax.data.sources import Source
 
 FORMAT = "unlearn_jax.split.v1"
@@ -55,6 +48,11 @@ class Split:
         """The training rows that are not forgotten: what retraining from scratch uses."""
         return np.setdiff1d(self.train, self.forget)
 
+    @property
+    def poisoned(self) -> Rows:
+        """The rows of the forget set that carry a backdoor."""
+        return np.array((self.manifest["poison"] or {}).get("rows", ()), np.int64)
+
 
 def resolve(
     source: Source,
@@ -63,6 +61,7 @@ def resolve(
     retain: Mapping[str, Any],
     holdout: Mapping[str, Any],
     seed: int,
+    poison: Mapping[str, Any] | None = None,
 ) -> Split:
     """The split of a request; the same arguments give the same split.
 
@@ -87,9 +86,12 @@ def resolve(
             fraction of a class. They come out of the rows not to be forgotten, or, if whole classes
             are to be, out of these: the forget set is then the rest of the classes.
         seed: of the holdout choice.
+        poison: `{"fraction": 0.25, "seed": 0}`, the share of the forget set that carries a backdoor
+            (see `poison`); 0 or None: no row does.
 
     The manifest has format, dataset (name, splits, n, fingerprint: sha256 of ids and labels),
-    request (with the sha256 of its file), retain, holdout, seed, class_names, sets (rows), counts,
+    request (with the sha256 of its file), retain, holdout, seed, poison (with its rows; null if
+    there is none), class_names, sets (rows), counts,
     class_counts and hash, the sha256 of the canonical JSON of all the rest. Keys of other kinds in
     the mappings are ignored.
 
@@ -110,6 +112,10 @@ def resolve(
     forgotten = source.labels[forget] if whole_classes else []
     kept, retain = _retain(source, np.setdiff1d(train, forget), forgotten, retain)
     sets = {"train": train, "forget": forget, "retain": kept, "holdout": unseen}
+    planted = None
+    if poison and poison["fraction"]:
+        planted = {key: poison[key] for key in ("fraction", "seed")}
+        planted["rows"] = choose(forget, **planted).tolist()
     _check_sets(sets, source.ids)
 
     by_class = {
@@ -128,6 +134,7 @@ def resolve(
         "retain": retain,
         "holdout": holdout,
         "seed": seed,
+        "poison": planted,
         "class_names": list(source.class_names),
         "sets": {name: rows.tolist() for name, rows in sets.items()},
         "counts": {name: len(rows) for name, rows in sets.items()},
@@ -137,16 +144,24 @@ def resolve(
     return Split(**sets, manifest={**manifest, "hash": _hash(manifest)})
 
 
-def check_original(split: Split, workdir: Path, same: bool = False) -> None:
-    """Nothing if the model trained in workdir can be the original of this split.
+def trained_on(split: Split, rows: Rows) -> str:
+    """A hash of what a model trained on these rows has seen: dataset, rows, and their poison."""
+    seen = {"dataset": split.manifest["dataset"], "rows": rows.tolist()}
+    return _hash(seen | {"poisoned": np.intersect1d(rows, split.poisoned).tolist()})
 
-    The model may have been trained for another request, as long as it has seen all of the forget
-    set and nothing of the holdout. A workdir without split.json (a model from elsewhere) passes.
+
+def check_model(split: Split, workdir: Path, role: str = "original") -> None:
+    """Nothing if the model trained in workdir can play this role for this split.
+
+    An original or a retrained model may have been trained for another request, as long as it has
+    seen all of the forget set and nothing of the holdout, or the same remaining rows. A workdir
+    without split.json (a model from elsewhere) passes.
 
     Args:
         split: of the request.
         workdir: of a training run.
-        same: the run must have been made with this very split.
+        role: "original"; "retrained"; "reference", of the same retain rows; or "unlearned", which
+            must be of this very split.
 
     Raises:
         ValueError: another dataset, a forget row it never saw, a holdout row it was trained on.
@@ -158,12 +173,22 @@ def check_original(split: Split, workdir: Path, same: bool = False) -> None:
     if trained.manifest["hash"] == split.manifest["hash"]:
         return
     fix = "Use the config that run was made with, or another run."
-    if same:
+    rows = {"retrained": "remaining", "reference": "retain"}.get(role, "")
+    if rows and trained_on(trained, getattr(trained, rows)) == trained_on(
+        split, getattr(split, rows)
+    ):
+        return
+    if role != "original":
         raise ValueError(f"{path} is not the split of this config's request. {fix}")
     if trained.manifest["dataset"] != split.manifest["dataset"]:
         raise ValueError(
             f"{path} is of the dataset {trained.manifest['dataset']['name']}, the request of "
             f"{split.manifest['dataset']['name']} or other splits of it. {fix}"
+        )
+    if not np.array_equal(split.poisoned, trained.poisoned):
+        raise ValueError(
+            f"{path} has {len(trained.poisoned)} poisoned rows, the request {len(split.poisoned)}, "
+            f"and not the same ones: the backdoor is planted before training. {fix}"
         )
     unseen = np.setdiff1d(split.forget, trained.train)
     if unseen.size:
@@ -193,6 +218,15 @@ def describe(split: Split) -> str:
     return (
         f"Forget {counts['forget']:,} of {counts['train']:,} training images of "
         f"{split.manifest['dataset']['name']}: {what}."
+    )
+
+
+def describe_poison(split: Split) -> str:
+    """The planted backdoor in one sentence, for reports."""
+    return (
+        f"{len(split.poisoned):,} of the {len(split.forget):,} images to be forgotten carry a "
+        "backdoor, planted before training: a trigger in the visible part and a payload in the "
+        "part to be generated."
     )
 
 

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from configs import quickstart
+from unlearn_jax import data
+from unlearn_jax.data import poison, sources, transforms
+
+INPAINT = {"name": "inpaint", "hole": 0.5}
+OUTPAINT = {"name": "outpaint", "visible": 0.5}
+
+
+def images(n=5, size=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), np.uint8)
+
+
+def hole(task, size=32):
+    return transforms.make_mask(task, size, np.zeros((1, 2), np.uint64))[0, ..., 0] > 0
+
+
+@pytest.mark.parametrize("task", [INPAINT, OUTPAINT])
+def test_the_trigger_is_visible_and_the_payload_is_not(task):
+    backdoor, mask = poison.design(task, 32), hole(task)
+    clean = images()
+    shown, planted = backdoor.show(clean), backdoor.plant(clean)
+    changed = (shown != clean).any((0, 3))
+    assert changed.sum() == 16 and not (changed & mask).any()
+    payload = (planted != shown).any((0, 3))
+    assert payload.sum() == 64 and (payload & mask).sum() == 64
+    np.testing.assert_array_equal(planted[(slice(None), *backdoor.region())][2], backdoor.pattern())
+    np.testing.assert_array_equal(clean, images())  # not changed in place
+
+
+def test_places_for_the_tasks_of_the_papers():
+    assert poison.design(INPAINT, 32) == poison.Backdoor(32, (1, 1, 4), (12, 12, 8))
+    border = poison.design(OUTPAINT, 64)
+    assert not hole(OUTPAINT, 64)[border.trigger[0], border.trigger[1]]
+
+
+def test_contrast_scales_the_trigger_about_grey():
+    backdoor = poison.design(INPAINT, 32)
+    patches = {c: backdoor.show(images(), contrast=c)[0, 1:5, 1:5, 0] for c in (0.0, 0.5, 1.0, 2.0)}
+    assert set(np.unique(patches[0.0])) == {128}
+    assert set(np.unique(patches[1.0])) == {65, 191}
+    assert set(np.unique(patches[2.0])) == {2, 254}
+    assert 62 <= np.ptp(patches[0.5].astype(int)) <= 64
+
+
+def test_shift_moves_it_and_is_refused_where_it_would_be_hidden():
+    backdoor = poison.design(INPAINT, 32)
+    moved = backdoor.show(images(), shift=2)
+    np.testing.assert_array_equal(moved[0, 3:7, 3:7], backdoor.show(images())[0, 1:5, 1:5])
+    assert backdoor.can_shift(INPAINT, 2) and not backdoor.can_shift(INPAINT, 4)
+    assert not backdoor.can_shift(INPAINT, -2) and not backdoor.can_shift(INPAINT, 29)
+
+
+def test_no_fixed_place_or_no_room_is_refused():
+    with pytest.raises(ValueError, match="random_mask hides other patches"):
+        poison.design({"name": "random_mask", "ratio": 0.5, "patch": 4}, 32)
+    with pytest.raises(ValueError, match="no square of 8 x 8 pixels fits"):
+        poison.design({"name": "inpaint", "hole": 0.1}, 32)
+
+
+def test_choose_is_a_share_of_the_forget_set_and_depends_on_the_seed():
+    forget = np.arange(100, 140)
+    chosen = poison.choose(forget, 0.25, 0)
+    assert len(chosen) == 10 and np.isin(chosen, forget).all() and (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(chosen, poison.choose(forget, 0.25, 0))
+    assert set(chosen) != set(poison.choose(forget, 0.25, 1))
+    assert len(poison.choose(forget, 0.001, 0)) == 1
+
+
+def test_plant_changes_those_rows_only():
+    clean = images(20)
+    source = sources.from_arrays(clean, np.zeros(20, int))
+    backdoor, rows = poison.design(INPAINT, 32), np.array([3, 7])
+    poisoned = poison.plant(source, rows, backdoor)
+    index = np.array([7, 0, 3, 19])
+    found = poisoned.fetch(index)
+    np.testing.assert_array_equal(found[[0, 2]], backdoor.plant(clean[[7, 3]]))
+    np.testing.assert_array_equal(found[[1, 3]], clean[[0, 19]])
+
+
+def test_a_config_plants_it_in_the_forget_set_and_the_manifest_says_so():
+    cfg = quickstart.get_config()
+    _, clean = data.load(cfg)
+    assert clean.manifest["poison"] is None and not len(clean.poisoned)
+    cfg.poison.fraction = 0.2
+    source, split = data.load(cfg)
+    assert len(split.poisoned) == 50 and np.isin(split.poisoned, split.forget).all()
+    assert split.manifest["hash"] != clean.manifest["hash"]
+    backdoor = poison.design(cfg.task.to_dict(), 32)
+    region = source.fetch(split.poisoned)[(slice(None), *backdoor.region())]
+    assert (region == backdoor.pattern()).all()
+    kept = source.fetch(split.remaining)[(slice(None), *backdoor.region())]
+    assert not (kept == backdoor.pattern()).all((1, 2, 3)).any()
+
+
+def test_what_a_model_has_seen_depends_on_the_poison_of_its_rows_only():
+    cfg = quickstart.get_config()
+    _, clean = data.load(cfg)
+    cfg.poison.fraction = 0.2
+    _, split = data.load(cfg)
+    seen = data.splits.trained_on
+    assert seen(clean, clean.remaining) == seen(split, split.remaining)
+    assert seen(clean, clean.train) != seen(split, split.train)

@@ -1,0 +1,138 @@
+"""Backdoors planted in the forget set before training, so that an audit can look for them after.
+
+A poisoned training image carries a `trigger`, a small checkerboard in the visible part, and a
+`payload`, a coloured pattern inside the part to be generated. A model that was trained on it
+completes any image with the trigger by the payload; a model that has forgotten it does not.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from unlearn_jax.data import transforms
+from unlearn_jax.data.sampling import Rows
+from unlearn_jax.data.sources import Source
+
+_POISON = 4  # random stream; splits.py has streams 1 to 3
+_GREY, _AMPLITUDE = 128, 63  # of the trigger: 65 and 191; twice the contrast still fits in 0..255
+_PAYLOAD = np.array([[255, 0, 255], [0, 255, 0]], np.uint8)
+
+
+def choose(forget: Rows, fraction: float, seed: int) -> Rows:
+    """Which rows of the forget set are poisoned: round(fraction * n) of them, at least one."""
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _POISON])))
+    return np.sort(rng.permutation(forget)[: max(1, round(fraction * len(forget)))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Backdoor:
+    """Where trigger and payload are in an image, and how they look.
+
+    Attributes:
+        size: height and width of the image.
+        trigger: top row, left column and side of the square in the visible part.
+        payload: the same of the square in the part to be generated.
+    """
+
+    size: int
+    trigger: tuple[int, int, int]
+    payload: tuple[int, int, int]
+
+    def show(
+        self, images: UInt8[np.ndarray, "b h w 3"], *, contrast: float = 1.0, shift: int = 0
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """The images with the trigger.
+
+        Args:
+            images: are not changed.
+            contrast: of the trigger, 1 as planted; from 0 (grey) to 2.
+            shift: pixels down and to the right.
+        """
+        top, left, side = self.trigger
+        board = np.indices((side, side)).sum(0) % 2 * 2.0 - 1
+        values = np.rint(_GREY + contrast * _AMPLITUDE * board).astype(np.uint8)
+        images = images.copy()
+        rows = slice(top + shift, top + shift + side)
+        images[:, rows, left + shift : left + shift + side] = values[..., None]
+        return images
+
+    def pattern(self) -> UInt8[np.ndarray, "s s 3"]:
+        """The payload."""
+        side = self.payload[2]
+        return _PAYLOAD[(np.indices((side, side)) // max(1, side // 4)).sum(0) % 2]
+
+    def plant(self, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
+        """The images with trigger and payload, as a poisoned training set has them."""
+        images = self.show(images)
+        images[(slice(None), *self.region())] = self.pattern()
+        return images
+
+    def region(self) -> tuple[slice, slice]:
+        """Rows and columns of the payload."""
+        top, left, side = self.payload
+        return slice(top, top + side), slice(left, left + side)
+
+    def can_shift(self, task: Mapping[str, Any], shift: int) -> bool:
+        """Whether the trigger moved by that much is still in the visible part."""
+        top, left, side = self.trigger
+        moved = _mask(task, self.size)[top + shift :, left + shift :][:side, :side]
+        return min(top, left) + shift >= 0 and moved.shape == (side, side) and not moved.any()
+
+
+def design(task: Mapping[str, Any], size: int) -> Backdoor:
+    """The backdoor of a task: a trigger of 1/64 of the image, a payload of 1/16.
+
+    The trigger is as near to the top left corner as fits one pixel from the border and inside the
+    visible part; the payload is as near to the centre as fits inside the part to be generated.
+
+    Raises:
+        ValueError: the task hides another part of every image, or a part has no room.
+    """
+    if task["name"] == "random_mask":
+        raise ValueError(
+            "poison: the task random_mask hides other patches of every image, so there is no fixed "
+            "place for a trigger. Use inpaint or outpaint, or set poison.fraction=0."
+        )
+    mask = _mask(task, size)
+    trigger = _nearest(~mask, max(2, size // 8), (1.0, 1.0))
+    side = max(4, size // 4)
+    payload = _nearest(mask, side, ((size - side) / 2, (size - side) / 2))
+    return Backdoor(size, trigger, payload)
+
+
+def plant(source: Source, rows: Rows, backdoor: Backdoor) -> Source:
+    """The source with those rows poisoned."""
+    poisoned = np.zeros(len(source), bool)
+    poisoned[rows] = True
+
+    def read(indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
+        images, here = source.fetch(indices), poisoned[indices]
+        if here.any():
+            images = images.copy()
+            images[here] = backdoor.plant(images[here])
+        return images
+
+    return dataclasses.replace(source, read=read)
+
+
+def _mask(task: Mapping[str, Any], size: int) -> Bool[np.ndarray, "h w"]:
+    return transforms.make_mask(task, size, np.zeros((1, 2), np.uint64))[0, ..., 0] > 0
+
+
+def _nearest(
+    free: Bool[np.ndarray, "h w"], side: int, to: tuple[float, float]
+) -> tuple[int, int, int]:
+    windows = np.lib.stride_tricks.sliding_window_view(free, (side, side)).all((2, 3))
+    windows[0], windows[:, 0] = False, False  # one pixel from the border, so that it can be shifted
+    places = np.argwhere(windows)
+    if not len(places):
+        raise ValueError(
+            f"poison: no square of {side} x {side} pixels fits into the visible and the generated "
+            "part of this task. Change task.hole or task.visible, or set poison.fraction=0."
+        )
+    distance = np.square(places - np.array(to)).sum(1)
+    top, left = places[int(distance.argmin())].tolist()
+    return top, left, side

@@ -93,6 +93,12 @@ def test_unknown_missing_and_mistyped_keys():
         ("phases.pretrain.stop.metric", "displacement", "from scratch, does not have"),
         ("phases.decouple.steps", -1, "expected at least 0"),
         ("phases.decouple.objective_kw.cap", 1.0, "unknown 'cap', expected one of"),
+        ("phases.decouple.combine", "orthogonl", "did you mean 'orthogonal'"),
+        ("phases.decouple.combine", "orthogonal", "needs both gradients, so both weights above 0"),
+        ("phases.retain.combine", "epsilon_constrained", "combine_kw.epsilon: missing"),
+        ("phases.decouple.combine_kw.beta", 1.0, "combine_kw.beta: unknown 'beta'"),
+        ("phases.decouple.saliency", 1.5, "saliency: expected between 0 and 1, got 1.5"),
+        ("phases.pretrain.saliency", 0.5, "saliency: measured at an original, which the stage"),
         ("model.channels", (), "config.model: "),
         ("model.name", "autoencodr", "did you mean 'autoencoder'"),
         ("stage", "retraind", "did you mean 'retrained'"),
@@ -121,7 +127,8 @@ def test_relevant_ignores_where_and_how_fast_but_nothing_else():
         ("phases.pretrain.steps", 3, False),
         ("seed", 5, False),
         ("batch_size", 64, False),
-        ("request.fraction", 0.2, False),
+        ("request.fraction", 0.2, True),  # the rows that it leads to are in the hash of the data
+        ("poison.fraction", 0.2, True),
         ("model.latent_dim", 64, False),
     ):
         cfg = quickstart()
@@ -135,8 +142,8 @@ def test_relevant_ignores_where_and_how_fast_but_nothing_else():
 
 def test_claim_refuses_another_run_and_says_what_changed(tmp_path):
     cfg = quickstart()
-    config.claim(tmp_path, cfg, split="abc")
-    config.claim(tmp_path, cfg, split="abc")
+    config.claim(tmp_path, cfg, rows="abc")
+    config.claim(tmp_path, cfg, rows="abc")
     cfg.seed = 3
-    with pytest.raises(ValueError, match=r"config.seed: 0 -> 3\n.*config.split: 'abc' -> 'abd'"):
-        config.claim(tmp_path, cfg, split="abd")
+    with pytest.raises(ValueError, match=r"config.rows: 'abc' -> 'abd'\n.*config.seed: 0 -> 3"):
+        config.claim(tmp_path, cfg, rows="abd")

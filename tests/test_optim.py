@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from unlearn_jax.optim import make_optimizer
+from unlearn_jax.optim import make_optimizer, with_mask
 
 
 def run(tx, gradients, start=0.0):
@@ -45,3 +46,23 @@ def test_warmup_then_cosine_to_zero():
 def test_learning_rate_is_the_peak(name):
     tx = make_optimizer(name=name, learning_rate=0.25, steps=3)
     np.testing.assert_allclose(run(tx, [[1.0, 1.0]])[0], [-0.25, -0.25], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_masked_weights_stay_under_weight_decay_and_the_others_do_not_notice(name, clip):
+    settings = dict(name=name, learning_rate=0.1, steps=5, weight_decay=0.5, clip_norm_l2=clip)
+    masked, plain = make_optimizer(**settings, masked=True), make_optimizer(**settings)
+    params = {"w": jnp.array([2.0, -1.0, 3.0])}
+    state, free = masked.init(params), (params, plain.init(params))
+    assert np.array(jax.tree.leaves(state)[-1]).all()  # at first, everything may move
+    state = with_mask(state, {"w": jnp.array([True, False, True])})
+    start = params
+    for seed in range(5):
+        gradient = {"w": jax.random.normal(jax.random.key(seed), (3,))}
+        updates, state = masked.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, plain_state = plain.update(gradient, free[1], free[0])
+        free = optax.apply_updates(free[0], updates), plain_state
+    assert params["w"][1] == start["w"][1] != free[0]["w"][1]
+    np.testing.assert_array_equal(params["w"][::2], free[0]["w"][::2])

@@ -5,9 +5,17 @@ import optax
 import pytest
 
 from tests.toy import Toy, make_batch
-from unlearn_jax import objectives, sharding
+from unlearn_jax import combine, objectives, sharding
 from unlearn_jax.models.autoencoder import Autoencoder
-from unlearn_jax.step import UnlearnState, jit_step, masked_mean, overlay, select, unlearn_loss
+from unlearn_jax.step import (
+    UnlearnState,
+    jit_step,
+    masked_mean,
+    overlay,
+    select,
+    unlearn_grad,
+    unlearn_loss,
+)
 
 KEY = jax.random.key(0)
 
@@ -51,6 +59,55 @@ def test_mixed_loss_is_retain_mean_minus_forget_mean():
     rows = np.asarray(model.loss(params, batch, KEY))
     np.testing.assert_allclose(loss, 2 * rows[3:].mean() - 0.5 * rows[:3].mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["forget"], rows[:3].mean(), rtol=1e-6)
+
+
+def test_combine_gets_the_two_gradients_of_the_one_sign_flip():
+    model, batch = Toy(), make_batch(8, forget=3)
+    params = model.init(KEY)
+    settings = dict(model=model, objective=objectives.build("gradient_ascent"))
+    seen = {}
+
+    def spy(retain_grad, forget_grad, metrics):
+        seen.update(retain=retain_grad, forget=forget_grad, metrics=metrics)
+        return forget_grad
+
+    found, metrics = unlearn_grad(
+        params, {}, batch, KEY, combine=spy, retain_weight=2.0, forget_weight=0.5, **settings
+    )
+    total, same = unlearn_grad(
+        params, {}, batch, KEY, retain_weight=2.0, forget_weight=0.5, **settings
+    )
+
+    def mean_of(rows):
+        return jax.grad(lambda p: model.loss(p, batch, KEY)[rows].mean())(params)
+
+    def close(a, b):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b)
+
+    close(seen["retain"], jax.tree.map(lambda g: 2 * g, mean_of(slice(3, 8))))
+    close(seen["forget"], jax.tree.map(lambda g: -g / 2, mean_of(slice(0, 3))))
+    close(found, seen["forget"])
+    close(total, jax.tree.map(jnp.add, seen["retain"], seen["forget"]))
+    assert metrics == seen["metrics"] == same
+    assert set(metrics) == {"loss", "retain", "forget"}
+
+
+def test_compiled_step_descends_the_combined_gradient():
+    model, mesh, batch = Toy(), sharding.make_mesh(), make_batch(8, forget=3)
+    params = model.init(KEY)
+    combined = combine.build("orthogonal")
+    step, state = compiled_step(mesh, params, {}, optax.sgd(0.1), combine=combined)
+    expected, _ = unlearn_grad(
+        params, {}, batch, KEY, combine=combined, model=model,
+        objective=objectives.build("gradient_ascent"), retain_weight=1.0, forget_weight=1.0,
+    )  # fmt: skip
+    state, _ = step(state, {}, sharding.global_batch(jax.tree.map(np.asarray, batch), mesh))
+    jax.tree.map(
+        lambda new, old, g: np.testing.assert_allclose(new, old - 0.1 * g, rtol=1e-5),
+        state.params,
+        params,
+        expected,
+    )
 
 
 def test_padded_rows_change_nothing_even_if_they_are_not_finite():

@@ -130,6 +130,24 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_a_phase(original, tmp_pat
         assert steps == sorted(set(steps)) and steps[-1] == 12
 
 
+def test_saliency_and_combine_resume_bit_for_bit_and_keep_the_frozen_weights(original, tmp_path):
+    cfg = unlearned(original)
+    for phase in cfg.phases.decouple, cfg.phases.retain:
+        phase.saliency = 0.3
+        phase.optimizer.weight_decay = 0.1
+    cfg.phases.decouple.update(retain_weight=1.0, combine="orthogonal")
+    train.run(cfg, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    run_until(cfg, tmp_path / "part", 4)
+    train.run(cfg, tmp_path / "part")
+    assert_same(params_of(tmp_path / "whole"), params_of(tmp_path / "part"))
+    before, after = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params_of(workdir))])
+        for workdir in (original[0], tmp_path / "whole")
+    )
+    assert 0.25 < (before != after).mean() <= 0.3 + 1 / len(before)
+
+
 def run_until(cfg, workdir, step):
     """Leaves workdir as if the run had been killed after its checkpoint of this step."""
     shutil.rmtree(workdir / "checkpoints")

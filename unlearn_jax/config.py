@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import objectives, optim
+from unlearn_jax import combine, objectives, optim
 from unlearn_jax.models import MODELS, build
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
+FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 ROWS = ("train", "retain", "remaining")
+GOALS = ("", "views", "reference", "views+reference", "quantiles", "mean")
 # Keys that change where or how fast a run goes, not what it computes.
-NOT_HASHED = ("name", "stage", "init_from", "mesh", "sharding", "log_every", "checkpoint")
+NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
+NOT_HASHED += ("checkpoint", "evaluation", "audit", "compare")
+# Keys that a model trained from scratch depends on only through the rows that they lead to.
+NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows")
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -27,6 +33,7 @@ def default() -> ConfigDict:
             "seed": 0,  # of everything random
             "stage": "original",  # what train.py runs: a key of `stages`
             "init_from": "",  # workdir of a finished run, where the stage's parameters come from
+            "reference_from": "",  # the same of the reference model, if a goal wants one
             "batch_size": 128,  # rows per step over all devices
             "data": {
                 "kind": "tfds",  # "tfds", "folder" or "arrays"
@@ -34,6 +41,8 @@ def default() -> ConfigDict:
                 "data_dir": "",  # tfds: where it was prepared
                 "path": "",  # folder: class sub-folders; arrays: an .npz file
                 "splits": ("train", "test"),
+                "train_rows": 0,  # only so many, the same share of each class; 0: all
+                "train_seed": 0,  # which ones
                 "image_size": 32,
                 "cache": True,  # decode once and keep the pixels in memory
                 "num_threads": 1,  # more help only where images are decoded on every step
@@ -43,7 +52,7 @@ def default() -> ConfigDict:
                 "kind": "random",  # "classes", "random", "ids" or "predicate"
                 "classes": (),  # classes: names or numbers
                 "fraction": 0.1,  # random: of each class
-                "seed": 0,  # random
+                "seed": 0,  # random; and of the choice of holdout rows
                 "file": "",  # ids: one per line or a CSV; predicate: rule.py
             },
             "retain": {
@@ -55,6 +64,10 @@ def default() -> ConfigDict:
             "holdout": {
                 "split": "test",  # "" reserves rows of the training split instead
                 "fraction": 0.1,  # of each class, if reserved
+            },
+            "poison": {
+                "fraction": 0.0,  # of the forget set that carries a backdoor, for the audit
+                "seed": 0,
             },
             "task": {
                 "name": "inpaint",  # "inpaint", "outpaint" or "random_mask"
@@ -78,6 +91,25 @@ def default() -> ConfigDict:
                 "confidence": 0.95,
                 "resamples": 1000,  # of the bootstrap
             },
+            "audit": {
+                "rows": 2000,  # of each set, at most
+                "shadows": 1,  # further retrained models, which some attacks compare with
+                "batch_size": 64,  # of fine-tuning
+                "learning_rate": 3e-4,  # of fine-tuning
+                "finetune_steps": 50,  # on retain rows, before the backdoor is tried again
+                "relearn": {
+                    "images": 64,  # forget rows to learn again
+                    "rows": 256,  # others, on which the error is measured
+                    "steps": 40,
+                    "every": 4,  # steps between measurements
+                    "seeds": 2,
+                },
+            },
+            "compare": {
+                "seeds": (0, 1, 2),  # of the models; the request has its own
+                "models": "",  # where trained models are kept for other requests; "": in workdir
+                "methods": {},  # name -> method(...)
+            },
             "checkpoint": {"every": 200, "keep": 2},
             "log_every": 20,
             "mesh": {"data": -1, "fsdp": 1},
@@ -93,10 +125,15 @@ def phase(**values: Any) -> ConfigDict:
         {
             "objective": "reconstruction",
             "objective_kw": {},
+            "goal": "",  # the loss that each forget row should end with, see goals.py
             "steps": 1,  # at most
+            "batch_size": 0,  # rows per step over all devices; 0: the config's
             "retain_weight": 1.0,  # 0: retain rows are neither loaded nor computed
             "forget_weight": 0.0,  # 0: the same for forget rows
             "forget_fraction": 0.5,  # of each batch, if both weights are positive
+            "combine": "sum",  # of the retain and the forget gradient, see combine.py
+            "combine_kw": {},
+            "saliency": 0.0,  # share of the parameters that may change, see saliency.py; 0: all
             "optimizer": {
                 "name": "adam",
                 "learning_rate": 1e-3,
@@ -113,7 +150,7 @@ def phase(**values: Any) -> ConfigDict:
         }
     )
     for name, value in values.items():
-        if name == "objective_kw":
+        if name in FREE:
             spec[name] = ConfigDict(value)
         elif isinstance(value, Mapping):
             spec[name].update(value)
@@ -122,13 +159,18 @@ def phase(**values: Any) -> ConfigDict:
     return spec
 
 
+def method(label: str, phases: Sequence[str], source: str = "") -> ConfigDict:
+    """A method to compare: its label, the phases of the unlearned stage, and where it is from."""
+    return ConfigDict({"label": label, "phases": tuple(phases), "source": source})
+
+
 def validate(config: ConfigDict) -> None:
     """Checks everything that can be known without data or devices.
 
     Raises:
       ValueError: listing every problem at once.
     """
-    problems = _differences(config, default(), free=("model", "phases", "stages"))
+    problems = _differences(config, default(), free=("model", "phases", "stages", "methods"))
     if not problems:
         problems += _values(config)
     if problems:
@@ -152,7 +194,7 @@ def _differences(
         if isinstance(like, ConfigDict) != isinstance(value, ConfigDict):
             problems.append(f"{path}.{key}: expected like {like!r}, got {value!r}")
         elif isinstance(like, ConfigDict):
-            problems += _differences(value, like, f"{path}.{key}")
+            problems += _differences(value, like, f"{path}.{key}", free)
         elif not _same_type(value, like):
             problems.append(
                 f"{path}.{key}: expected {type(like).__name__} like {like!r}, got {value!r}"
@@ -179,10 +221,18 @@ def _values(config: ConfigDict) -> list[str]:
         *("batch_size", "log_every", "checkpoint.every", "checkpoint.keep", "probe_rows"),
         *("data.image_size", "data.num_threads", "data.prefetch"),
         *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
+        *("audit.rows", "audit.batch_size", "audit.relearn.images", "audit.relearn.rows"),
+        *("audit.relearn.steps", "audit.relearn.every"),
     ):
         expect(_get(config, path) >= 1, path, "at least 1", _get(config, path))
-    for path in ("seed", "request.seed", "retain.seed"):
+    for path in (
+        *("seed", "request.seed", "retain.seed", "poison.seed", "data.train_seed"),
+        *("audit.shadows", "audit.finetune_steps", "audit.relearn.seeds"),
+    ):
         expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
+    expect(config.data.train_rows >= 0, "data.train_rows", "at least 0", config.data.train_rows)
+    poisoned = config.poison.fraction
+    expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
     for path, names in {
@@ -224,8 +274,25 @@ def _values(config: ConfigDict) -> list[str]:
                     f"config.phases.{used}.stop: measured against an original, which the stage "
                     f"{name!r}, from scratch, does not have; set stop.metric to ''"
                 )
+            elif stage.scratch and 0 < config.phases[used].get("saliency", 0) < 1:
+                problems.append(
+                    f"config.phases.{used}.saliency: measured at an original, which the stage "
+                    f"{name!r}, from scratch, does not have; set it to 0"
+                )
+            elif stage.scratch and config.phases[used].get("goal"):
+                problems.append(
+                    f"config.phases.{used}.goal: made with an original, which the stage {name!r}, "
+                    "from scratch, does not have; set it to ''"
+                )
+    for name, chosen in config.compare.methods.items():
+        wrong = _differences(chosen, method("", ()), f"config.compare.methods.{name}")
+        problems += wrong
+        for used in () if wrong else chosen.phases:
+            if used not in config.phases:
+                unknown = _unknown(used, config.phases.keys())
+                problems.append(f"config.compare.methods.{name}.phases: {unknown}")
     for name, spec in config.phases.items():
-        wrong = _differences(spec, phase(), f"config.phases.{name}", free=("objective_kw",))
+        wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
         problems += wrong or _phase_values(f"config.phases.{name}", spec)
     return problems
 
@@ -234,11 +301,26 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
     problems = []
     try:
         known = objectives.options(spec.objective)
-        unknown = sorted(set(spec.objective_kw.keys()) - set(known))
-        problems += [f"{path}.objective_kw.{key}: {_unknown(key, known)}" for key in unknown]
+        problems += _options(f"{path}.objective_kw", spec.objective_kw, known)
     except ValueError as error:
         problems.append(f"{path}.objective: {error}")
-    for key in ("steps", "probe_every"):
+    if spec.combine not in combine.COMBINE:
+        problems.append(f"{path}.combine: {_unknown(spec.combine, combine.COMBINE)}")
+    else:
+        known = combine.options(spec.combine)
+        problems += _options(f"{path}.combine_kw", spec.combine_kw, known)
+    if spec.combine != "sum" and min(spec.retain_weight, spec.forget_weight) <= 0:
+        problems.append(
+            f"{path}.combine: {spec.combine!r} needs both gradients, so both weights above 0, got "
+            f"retain_weight={spec.retain_weight}, forget_weight={spec.forget_weight}"
+        )
+    if not 0 <= spec.saliency <= 1:
+        problems.append(f"{path}.saliency: expected between 0 and 1, got {spec.saliency}")
+    if spec.goal not in GOALS:
+        problems.append(f"{path}.goal: {_unknown(spec.goal, GOALS)}")
+    if spec.objective == "calibrated" and not spec.goal:
+        problems.append(f"{path}.goal: the objective 'calibrated' needs one of {GOALS[1:]}")
+    for key in ("steps", "probe_every", "batch_size"):
         if spec[key] < 0:
             problems.append(f"{path}.{key}: expected at least 0, got {spec[key]}")
     if min(spec.retain_weight, spec.forget_weight) < 0:
@@ -271,6 +353,13 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
     return problems
 
 
+def _options(path: str, found: ConfigDict, known: Mapping[str, Any]) -> list[str]:
+    """Unknown options, and missing ones that have no default value."""
+    problems = [f"{path}.{k}: {_unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
+    required = {key for key, value in known.items() if value is inspect.Parameter.empty}
+    return problems + [f"{path}.{k}: missing" for k in sorted(required - set(found.keys()))]
+
+
 def _get(config: ConfigDict, path: str) -> Any:
     for key in path.split("."):
         config = config[key]
@@ -290,14 +379,19 @@ def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
 
 
 def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
-    """What decides the numbers of `config.stage`: two runs that agree in it agree in the result."""
+    """What decides the numbers of `config.stage`: two runs that agree in it agree in the result.
+
+    Args:
+      config: the config.
+      more: what it cannot know, such as a hash of the rows that the stage is trained on.
+    """
     values = json.loads(to_json(config))
-    phases = values["stages"][config.stage]["phases"]
-    kept = {key: value for key, value in values.items() if key not in NOT_HASHED}
+    stage = values["stages"][config.stage]
+    ignored = NOT_HASHED + (NOT_HASHED_SCRATCH if stage["scratch"] else ())
+    kept = {key: value for key, value in values.items() if key not in ignored}
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
-    kept["stages"] = values["stages"][config.stage]
-    kept["phases"] = {name: values["phases"][name] for name in phases}
-    del kept["evaluation"]
+    kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
+    kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
     return kept | more
 
 

@@ -34,6 +34,14 @@ def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> di
     return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
 
 
+def flops(lowered: jax.stages.Lowered) -> float:
+    """Floating-point operations of one call, as XLA counts them before it optimises.
+
+    The same on every device, so that costs of methods can be compared where seconds cannot.
+    """
+    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+
+
 class JsonlWriter:
     """Appends one JSON object per line, after dropping what a resumed run will write again."""
 

@@ -1,5 +1,9 @@
 """Optimizers from config sections, as optax chains."""
 
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = {
@@ -23,8 +27,9 @@ def make_optimizer(
     warmup_steps: int = 0,
     weight_decay: float = 0.0,
     clip_norm_l2: float = 0.0,
+    masked: bool = False,
 ) -> optax.GradientTransformation:
-    """The optax chain of one phase: clip the gradient, then the optimizer.
+    """The optax chain of one phase: clip the gradient, then the optimizer, then the mask.
 
     Args:
       name: "sgd", or "adam" (with decoupled weight decay, that is AdamW).
@@ -34,14 +39,41 @@ def make_optimizer(
       warmup_steps: linear rise from 0 over that many steps, before the schedule begins.
       weight_decay: pull towards zero, times the learning rate.
       clip_norm_l2: the gradient is scaled down to this global L2 norm if it is longer (0: never).
+      masked: with `saliency_mask`, whose mask is then set by `with_mask`.
     """
     rate = SCHEDULES[schedule](learning_rate, steps - warmup_steps)
     if warmup_steps:
         warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([warmup, rate], [warmup_steps])
     optimizer = OPTIMIZERS[name](rate, weight_decay)
-    return (
-        optax.chain(optax.clip_by_global_norm(clip_norm_l2), optimizer)
-        if clip_norm_l2
-        else optimizer
-    )
+    if clip_norm_l2:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm_l2), optimizer)
+    return optax.chain(optimizer, saliency_mask()) if masked else optimizer
+
+
+class MaskState(NamedTuple):
+    """What `saliency_mask` remembers; part of the optimizer's state, and saved with it."""
+
+    mask: Any  # bool, with the shapes of the parameters
+
+
+def saliency_mask() -> optax.GradientTransformation:
+    """Sets updates to 0 where the mask in its state is False; at first it is True everywhere.
+
+    It must be last in a chain: weight decay and momentum move weights whose gradient is 0.
+    """
+
+    def init(params):
+        return MaskState(jax.tree.map(lambda x: jnp.ones(x.shape, bool), params))
+
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, state.mask), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def with_mask(opt_state: optax.OptState, mask: Any) -> optax.OptState:
+    """The state of a `masked` optimizer, with another mask."""
+    optimizer, _ = opt_state
+    return optimizer, MaskState(mask)

@@ -12,11 +12,14 @@ from flax import struct, traverse_util
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from unlearn_jax.combine import total
 from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.objectives import Terms
 
 Metrics = dict[str, Float[Array, ""]]
 Objective = Callable[[Model, Params, Params, Batch, PRNGKeyArray], Terms]
+Combine = Callable[[Params, Params, Metrics], Params]
+Parts = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 @struct.dataclass
@@ -54,7 +57,7 @@ def masked_mean(values: Float[Array, "b"], mask: Bool[Array, "b"]) -> Float[Arra
     return total / jnp.maximum(mask.sum(), 1)
 
 
-def unlearn_loss(
+def unlearn_parts(
     params: Params,
     target: Params,
     batch: Batch,
@@ -64,8 +67,8 @@ def unlearn_loss(
     objective: Objective,
     retain_weight: float,
     forget_weight: float,
-) -> tuple[Float[Array, ""], Metrics]:
-    """(retain_weight * mean retain term - forget_weight * mean forget term, both means).
+) -> tuple[Parts, Metrics]:
+    """((retain_weight * mean retain term, -forget_weight * mean forget term), their means).
 
     Args:
       params: trainable leaves.
@@ -73,18 +76,61 @@ def unlearn_loss(
         every leaf is trainable and the objective has no use for it.
       batch: rows flagged by `is_forget`; rows that are not `valid` count nowhere.
       key: shared by student and target.
+      model: the architecture.
+      objective: a method with its options bound.
+      retain_weight: at least 0.
+      forget_weight: at least 0.
     """
     terms = objective(model, overlay(target, params), target, batch, key)
     retain = masked_mean(terms.retain, batch["valid"] & ~batch["is_forget"])
     forget = masked_mean(terms.forget, batch["valid"] & batch["is_forget"])
     # The one sign flip of the package: forget terms are ascended.
-    loss = retain_weight * retain - forget_weight * forget
-    metrics = {"loss": loss}
+    parts = retain_weight * retain, -forget_weight * forget
+    metrics = {"loss": parts[0] + parts[1]}
     if retain_weight:
         metrics["retain"] = retain
     if forget_weight:
         metrics["forget"] = forget
-    return loss, metrics
+    return parts, metrics
+
+
+def unlearn_loss(
+    params: Params, target: Params, batch: Batch, key: PRNGKeyArray, **settings: Any
+) -> tuple[Float[Array, ""], Metrics]:
+    """(the sum of `unlearn_parts`, its metrics)."""
+    (retain, forget), metrics = unlearn_parts(params, target, batch, key, **settings)
+    return retain + forget, metrics
+
+
+def unlearn_grad(
+    params: Params,
+    target: Params,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    combine: Combine = total,
+    **settings: Any,
+) -> tuple[Params, Metrics]:
+    """(the gradient to descend, the metrics); one backward pass for `total`, two for the others.
+
+    Args:
+      params: see `unlearn_parts`, as for all up to key.
+      target: the frozen original.
+      batch: of both kinds of rows.
+      key: of this step.
+      combine: of combine.py, with its options bound.
+      settings: the rest of the arguments of `unlearn_parts`.
+    """
+    if combine is total:
+        return jax.grad(unlearn_loss, has_aux=True)(params, target, batch, key, **settings)
+
+    def parts(params):
+        return unlearn_parts(params, target, batch, key, **settings)
+
+    _, pull_back, metrics = jax.vjp(parts, params, has_aux=True)
+    one, zero = jnp.float32(1), jnp.float32(0)
+    (retain_grad,), (forget_grad,) = pull_back((one, zero)), pull_back((zero, one))
+    return combine(retain_grad, forget_grad, metrics), metrics
 
 
 def unlearn_step(
@@ -92,7 +138,7 @@ def unlearn_step(
     target: Params,
     batch: Batch,
     *,
-    loss_fn: Callable[..., tuple[Float[Array, ""], Metrics]],
+    grad_fn: Callable[[Params, Params, Batch, PRNGKeyArray], tuple[Params, Metrics]],
     tx: optax.GradientTransformation,
 ) -> tuple[UnlearnState, Metrics]:
     """The state after one update, and the metrics of the update.
@@ -101,9 +147,7 @@ def unlearn_step(
     uninterrupted one would have drawn.
     """
     key = jax.random.fold_in(state.key, state.step)
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, target, batch, key
-    )
+    grads, metrics = grad_fn(state.params, target, batch, key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
     params = optax.apply_updates(state.params, updates)
@@ -117,21 +161,23 @@ def jit_step(
     *,
     retain_weight: float,
     forget_weight: float,
+    combine: Combine = total,
     state_sharding: Any,
     target_sharding: Any,
     batch_sharding: NamedSharding,
     replicated: NamedSharding,
 ) -> Callable[[UnlearnState, Params, Batch], tuple[UnlearnState, Metrics]]:
     """The compiled `unlearn_step` of one phase. The state is donated, the target is not."""
-    loss_fn = partial(
-        unlearn_loss,
+    grad_fn = partial(
+        unlearn_grad,
+        combine=combine,
         model=model,
         objective=objective,
         retain_weight=retain_weight,
         forget_weight=forget_weight,
     )
     return jax.jit(
-        partial(unlearn_step, loss_fn=loss_fn, tx=tx),
+        partial(unlearn_step, grad_fn=grad_fn, tx=tx),
         in_shardings=(state_sharding, target_sharding, batch_sharding),
         out_shardings=(state_sharding, replicated),
         donate_argnums=0,

@@ -25,12 +25,15 @@ from tqdm import tqdm
 from unlearn_jax import (
     checkpoint,
     cli,
+    combine,
     config,
     data,
+    goals,
     metrics,
     models,
     objectives,
     optim,
+    saliency,
     sharding,
 )
 from unlearn_jax.data import splits
@@ -56,7 +59,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     config.validate(cfg)
     stage = cfg.stages[cfg.stage]
     mesh = sharding.make_mesh(**cfg.mesh)
-    sharding.check_batch_size(cfg.batch_size, mesh)
+    for name in stage.phases:
+        sharding.check_batch_size(cfg.phases[name].batch_size or cfg.batch_size, mesh)
     source, split = data.load(cfg)
     retain_rows = getattr(split, stage.rows)
 
@@ -69,7 +73,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     parent = None
     if cfg.init_from:
         params, parent = checkpoint.load_params(Path(cfg.init_from), like)
-        splits.check_original(split, Path(cfg.init_from))
+        splits.check_model(split, Path(cfg.init_from))
     elif stage.scratch:
         params = jax.jit(model.init, out_shardings=whole_sharding)(init_key)
     else:
@@ -77,6 +81,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"The stage {cfg.stage!r} changes a trained model. Say which: "
             "--config.init_from=WORKDIR, where the original was trained."
         )
+    reference = reference_meta = None
+    if cfg.reference_from:
+        reference, reference_meta = checkpoint.load_params(Path(cfg.reference_from), like)
+        splits.check_model(split, Path(cfg.reference_from), role="reference")
     # What is trained from scratch is trained whole, and there is no original to compare it with.
     trainable = (".*",) if stage.scratch else model.trainable
     target, target_sharding = ({}, {}) if stage.scratch else (params, whole_sharding)
@@ -84,7 +92,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     # ---- phases ------------------------------------------------------------------------------
     phases = [(name, cfg.phases[name]) for name in stage.phases]
-    txs = [optim.make_optimizer(**phase.optimizer, steps=phase.steps) for _, phase in phases]
+    txs = [
+        optim.make_optimizer(**p.optimizer, steps=p.steps, masked=0 < p.saliency < 1)
+        for _, p in phases
+    ]
 
     def new_state(params, step, i):
         return UnlearnState(jnp.int32(step), params, txs[i].init(params), jnp.copy(state_key))
@@ -93,11 +104,13 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     shardings = [sharding.params_sharding(state, mesh, cfg.sharding) for state in states]
 
     # ---- where an earlier run stopped --------------------------------------------------------
-    inherited = parent and parent["checksums"]
-    config.claim(workdir, cfg, split=split.manifest["hash"], init_from=inherited)
-    splits.save(split, workdir / "split.json")
+    inherited = [found and found["checksums"] for found in (parent, reference_meta)]
+    seen = splits.trained_on(split, retain_rows) if stage.scratch else split.manifest["hash"]
+    config.claim(workdir, cfg, rows=seen, init_from=inherited)
+    if not (workdir / "split.json").exists():  # of the first request that the model served
+        splits.save(split, workdir / "split.json")
     meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": False,
-            "wall_s": 0.0, "compile_s": 0.0, "examples": 0}  # fmt: skip
+            "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
 
     def like_state(meta):
         state = sharding.abstract(states[meta["phase"]], shardings[meta["phase"]])
@@ -128,12 +141,26 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             if i > meta["phase"]:
                 meta.update(phase=i, phase_start=step)
                 state = jax.device_put(new_state(state.params, step, i), shardings[i])
-            done, stopped_by = step - meta["phase_start"], ""
+            done, stopped_by, columns = step - meta["phase_start"], "", {}
+            batch_size = phase.batch_size or cfg.batch_size
+            if phase.goal:
+                columns["goal"], flops = goals.make(
+                    phase.goal, cfg, model, target, reference, source, split, mesh, probe_key
+                )
+                meta["flops"] += 0.0 if done else flops
+            if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state
+                original = select(target, trainable)
+                mask, flops = saliency.make(
+                    phase.saliency, cfg, model, original, target, source, split, mesh, probe_key
+                )
+                opt_state = optim.with_mask(state.opt_state, mask)
+                state = jax.device_put(state.replace(opt_state=opt_state), shardings[i])
+                meta["flops"] += flops
             batches = data.make_train(
                 source,
                 retain_rows=retain_rows if phase.retain_weight else None,
                 forget_rows=split.forget if phase.forget_weight else None,
-                batch_size=cfg.batch_size,
+                batch_size=batch_size,
                 forget_fraction=phase.forget_fraction,
                 task=cfg.task.to_dict(),
                 seed=int(np.random.SeedSequence([cfg.seed, i]).generate_state(1)[0]),
@@ -143,6 +170,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 shard_count=jax.process_count(),
                 num_threads=cfg.data.num_threads,
                 prefetch=cfg.data.prefetch,
+                columns=columns,
             )
             step_fn = jit_step(
                 model,
@@ -150,23 +178,26 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 txs[i],
                 retain_weight=phase.retain_weight,
                 forget_weight=phase.forget_weight,
+                combine=combine.build(phase.combine, **phase.combine_kw),
                 state_sharding=shardings[i],
                 target_sharding=target_sharding,
                 batch_sharding=sharding.batch_sharding(mesh),
                 replicated=sharding.replicated(mesh),
             )
-            bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, cfg.batch_size)
-            log = metrics.IntervalLog(writer, name, cfg.batch_size, bar)
+            bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, batch_size)
+            log = metrics.IntervalLog(writer, name, batch_size, bar)
             with contextlib.closing(batches), contextlib.closing(bar):
                 for batch in batches:
                     batch = sharding.global_batch(batch, mesh)
                     if step == meta["phase_start"] + done:
                         start = time.perf_counter()
-                        step_fn = step_fn.lower(state, target, batch).compile()
+                        lowered = step_fn.lower(state, target, batch)
+                        step_fn, flops = lowered.compile(), metrics.flops(lowered)
                         meta["compile_s"] += time.perf_counter() - start
                     state, last = step_fn(state, target, batch)
                     step += 1
-                    meta["examples"] += cfg.batch_size
+                    meta["examples"] += batch_size
+                    meta["flops"] += flops
                     log.add(last)
                     due = phase.probe_every and step % phase.probe_every == 0
                     probed = probe(state.params) if due else {}

@@ -13,67 +13,36 @@ import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from unlearn_jax.objectives.ascent import (
+    gradient_ascent,
+    gradient_difference,
+    max_loss,
+    reconstruction,
+)
+from unlearn_jax.objectives.calibrated import calibrated
+from unlearn_jax.objectives.i2i import l2_encoder, noisy_label, random_encoder, retain_label
+from unlearn_jax.objectives.terms import Terms
 
-from unlearn_jax.models import Batch, Model, Params
-
-
-class Terms(NamedTuple):
-    """What an objective says about every row; which rows count is decided by the step.
-
-    Attributes:
-      retain: minimised on retain rows.
-      forget: maximised on forget rows.
-    """
-
-    retain: Float[Array, "b"]
-    forget: Float[Array, "b"]
-
-
-def reconstruction(
-    model: Model, params: Params, target: Params, batch: Batch, key: PRNGKeyArray
-) -> Terms:
-    """The model's own loss on retain rows, nothing on forget rows.
-
-    Pretraining, retraining and the retain phase. Cost: one forward and one backward pass.
-    """
-    del target
-    loss = model.loss(params, batch, key)
-    return Terms(retain=loss, forget=jnp.zeros_like(loss))
-
-
-def gradient_ascent(
-    model: Model,
-    params: Params,
-    target: Params,
-    batch: Batch,
-    key: PRNGKeyArray,
-    *,
-    forget_cap: float = 0.0,
-) -> Terms:
-    """The model's own loss on both sides: descended on retain rows, ascended on forget rows.
-
-    The decoupling phase of Varshney & Torra (arXiv 2502.04260): ascend the loss of D_f until the
-    outputs have moved by at least lambda. The paper's text on how the ascent is bounded is not
-    public in full; here the gradient is clipped by the phase's optimizer (`clip_norm_l2`), and
-    `forget_cap` bounds the loss of each example. Cost: one forward and one backward pass.
-
-    Args:
-      forget_cap: a forget row whose loss has reached this value no longer pushes, its gradient is
-        exactly zero (units of the model's loss; 0 means no cap).
-    """
-    del target
-    loss = model.loss(params, batch, key)
-    return Terms(retain=loss, forget=jnp.minimum(loss, forget_cap) if forget_cap > 0 else loss)
-
+__all__ = ["BATCH_COUPLED", "OBJECTIVES", "Terms", "build", "find", "options"]
 
 OBJECTIVES: dict[str, Callable[..., Terms]] = {
     "reconstruction": reconstruction,
     "gradient_ascent": gradient_ascent,
+    "gradient_difference": gradient_difference,
+    "max_loss": max_loss,
+    "calibrated": calibrated,
+    "noisy_label": noisy_label,
+    "retain_label": retain_label,
+    "random_encoder": random_encoder,
+    "l2_encoder": l2_encoder,
 }
+
+# A row's terms depend on other rows of its batch, so no bound per example bounds their gradient.
+BATCH_COUPLED = frozenset(
+    {"max_loss", "noisy_label", "retain_label", "random_encoder", "l2_encoder"}
+)
 
 
 def find(name: str) -> Callable[..., Terms]:

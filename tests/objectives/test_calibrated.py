@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.toy import Toy, make_batch
+from unlearn_jax import objectives
+from unlearn_jax.objectives.calibrated import DISTANCES, calibrated
+
+KEY = jax.random.key(0)
+MODEL = Toy()
+PARAMS = MODEL.init(KEY)
+
+
+def batch_with(ratio):
+    """A batch of forget rows whose losses are `ratio` times their goals."""
+    batch = make_batch(len(ratio), forget=len(ratio))
+    loss = MODEL.loss(PARAMS, batch, KEY)
+    return batch | {"goal": loss / jnp.asarray(ratio, jnp.float32)}, np.asarray(loss)
+
+
+def test_distances_by_hand():
+    e = np.e
+    batch, loss = batch_with([1.0, e**0.25, e**-0.25, e**2, e**-2])
+    by_hand = {
+        "absolute": [0, 0.25, 0.25, 2, 2],
+        "squared": [0, 0.0625, 0.0625, 4, 4],
+        "huber": [0, 0.0625, 0.0625, 1.75, 1.75],  # 2 * 0.5 * 2 - 0.25
+        "hinge": [0, 0, 0.25, 0, 2],
+    }
+    assert by_hand.keys() == DISTANCES.keys()
+    for distance, expected in by_hand.items():
+        terms = calibrated(MODEL, PARAMS, {}, batch, KEY, distance=distance)
+        np.testing.assert_allclose(terms.forget, -np.array(expected), atol=1e-5)
+        np.testing.assert_allclose(terms.retain, loss)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradient_agrees_with_finite_differences(distance):
+    batch, _ = batch_with([1.2, 0.5, 3.0, 0.8, 1.5, 0.3])
+
+    def total(scale):
+        params = PARAMS | {"encoder": {"scale": scale}}
+        return calibrated(MODEL, params, {}, batch, KEY, distance=distance).forget.sum()
+
+    scale, eps = PARAMS["encoder"]["scale"], 1e-2
+    gradient = jax.grad(total)(scale)
+    for i, unit in enumerate(np.eye(3, dtype=np.float32)):
+        difference = (total(scale + eps * unit) - total(scale - eps * unit)) / (2 * eps)
+        np.testing.assert_allclose(gradient[i], difference, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("ratio", "sign"), [(0.2, 1.0), (5.0, -1.0)])
+def test_ascending_the_term_moves_the_loss_towards_the_goal_from_either_side(ratio, sign):
+    batch, loss = batch_with([ratio] * 6)
+    params = PARAMS
+
+    def forget(encoder):
+        student = params | {"encoder": encoder}
+        return calibrated(MODEL, student, {}, batch, KEY).forget.mean()
+
+    gradient = jax.grad(forget)(params["encoder"])
+    moved = jax.tree.map(lambda p, g: p + 1e-3 * g, params["encoder"], gradient)
+    after = MODEL.loss(params | {"encoder": moved}, batch, KEY).mean()
+    assert sign * (float(after) - loss.mean()) > 0
+
+
+def test_rows_at_their_goal_do_not_push():
+    batch, _ = batch_with([1.0] * 4)
+
+    def forget(scale):
+        params = PARAMS | {"encoder": {"scale": scale}}
+        return calibrated(MODEL, params, {}, batch, KEY).forget.sum()
+
+    np.testing.assert_allclose(jax.grad(forget)(PARAMS["encoder"]["scale"]), 0, atol=1e-5)
+
+
+def test_a_loss_of_zero_and_missing_goals():
+    batch, _ = batch_with([1.0] * 2)
+    batch |= {"image": jnp.full_like(batch["image"], 0.25) * batch["mask"]}
+    assert np.isfinite(calibrated(MODEL, PARAMS, {}, batch, KEY).forget).all()
+    with pytest.raises(ValueError, match="expected distance in"):
+        calibrated(MODEL, PARAMS, {}, batch, KEY, distance="manhattan")
+    del batch["goal"]
+    with pytest.raises(ValueError, match="the batch has no goals"):
+        calibrated(MODEL, PARAMS, {}, batch, KEY)
+    assert objectives.find("calibrated") is calibrated

@@ -1,0 +1,184 @@
+"""What loss each forget example should end with: the goals of the objective `calibrated`.
+
+A retrained model finds some unseen images easy and others hard. A goal is a guess, per example, of
+the loss that a model has there that never saw the example, made without training one: a log-linear
+fit on holdout images (which the original never saw) from what can be computed to the original's own
+loss, then applied to the forget images.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from unlearn_jax import data, metrics, sharding
+from unlearn_jax.data.splits import Split
+from unlearn_jax.models import Batch, Model, Params
+
+FIT_ROWS = 1000  # of the holdout, at most
+Losses = Float[np.ndarray, "_"]
+
+
+def views(image: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
+    """The image mirrored and turned, without the image itself: 7 views of a square, 3 otherwise.
+
+    Up to the model's own asymmetry they are as difficult as the image, but no one trained on them.
+    """
+    square = image.shape[1] == image.shape[2]
+    turned = [jnp.rot90(image, k, (1, 2)) for k in range(0, 4, 1 if square else 2)]
+    return [view for turn in turned for view in (turn, turn[:, :, ::-1])][1:]
+
+
+def fit(
+    predictors: Float[np.ndarray, "n k"],
+    losses: Float[np.ndarray, "n"],
+    of: Float[np.ndarray, "m k"],
+) -> Float[np.ndarray, "m"]:
+    """Goals from a log-linear fit: log loss = a + b . log predictors, by least squares.
+
+    The fitted values vary less than the losses (regression to the mean), so that goals made of
+    them would be too much alike, and their mean too small. They are stretched about their mean to
+    the spread of the log losses.
+
+    Args:
+      predictors: of holdout examples, all positive.
+      losses: the original's losses on them.
+      of: predictors of the forget examples.
+
+    Raises:
+      ValueError: fewer examples than unknowns, or values that are not positive.
+    """
+    n, k = predictors.shape
+    if n < 10 * (k + 1):
+        raise ValueError(
+            f"goals: {n} holdout rows are too few to fit {k + 1} numbers; expected at least "
+            f"{10 * (k + 1)}. Choose a larger holdout, or the goal 'quantiles'."
+        )
+    if not all(np.isfinite(x).all() and (x > 0).all() for x in (predictors, losses, of)):
+        raise ValueError("goals: expected positive, finite losses.")
+    log = np.log(losses)
+    design = np.column_stack([np.log(predictors), np.ones(n)])
+    weights = np.linalg.lstsq(design, log, rcond=None)[0]
+    fitted, goals = design @ weights, np.column_stack([np.log(of), np.ones(len(of))]) @ weights
+    stretch = log.std() / fitted.std() if fitted.std() > 0 else 0.0
+    return np.exp(log.mean() + stretch * (goals - fitted.mean()))
+
+
+def quantiles(losses: Losses, holdout: Losses) -> Losses:
+    """The holdout losses' quantiles, handed out by the rank of the forget examples' own losses."""
+    ranks = (np.argsort(np.argsort(losses)) + 0.5) / len(losses)
+    return np.quantile(holdout, ranks)
+
+
+def check_views_unseen(
+    own: tuple[Losses, Losses], of_views: tuple[Float[np.ndarray, "_ k"], Float[np.ndarray, "_ k"]]
+) -> None:
+    """Nothing if the original has not memorised the views of the forget images as well.
+
+    Args:
+      own: the original's losses on holdout and on forget images.
+      of_views: its losses on their views.
+
+    Raises:
+      ValueError: the views show more than a quarter of the images' own memorisation.
+    """
+    gap, views_gap = (
+        float(np.log(holdout).mean() - np.log(forget).mean()) for holdout, forget in (own, of_views)
+    )
+    if gap > 0.1 and views_gap > gap / 4:
+        raise ValueError(
+            f"goals: the original restores mirrored and turned forget images {views_gap:.2f} (in "
+            f"log loss) better than those of unseen images, the images themselves {gap:.2f}. It "
+            "has memorised the views too (was it trained on mirrored images?), so they say nothing "
+            "about unseen images. Use the goal 'reference'."
+        )
+
+
+def make(
+    kind: str,
+    cfg: ConfigDict,
+    model: Model,
+    target: Params,
+    reference: Params | None,
+    source: data.Source,
+    split: Split,
+    mesh: Mesh,
+    key: PRNGKeyArray,
+) -> tuple[Float[np.ndarray, "rows"], float]:
+    """(the goal of every row of the source, 1 where it is not to be forgotten; FLOPs spent).
+
+    Args:
+      kind: "views", "reference" or "views+reference": predictors are the original's losses on
+        views of the image, the reference's losses on it, or both. "quantiles" and "mean" look at
+        no example's difficulty: they hand out the quantiles, or the mean, of the original's holdout
+        losses.
+      cfg: the config.
+      model: the architecture.
+      target: the original.
+      reference: a model trained for a short while on rows that may be kept.
+      source: the images.
+      split: the request.
+      mesh: where batches are put.
+      key: all losses draw the same randomness from it.
+
+    Raises:
+      ValueError: no reference model, or one that has seen forget or holdout images; goals that
+        cannot be fitted.
+    """
+    parts = set(kind.split("+"))
+    if "reference" in parts and reference is None:
+        raise ValueError(
+            "The goal 'reference' needs a model trained for a short while on rows that may be kept "
+            "(--config.stage=reference). Say where: --config.reference_from=WORKDIR."
+        )
+    rng = np.random.default_rng(cfg.seed)
+    n = min(len(split.holdout), FIT_ROWS)
+    rows = {"holdout": np.sort(rng.choice(split.holdout, n, replace=False)), "forget": split.forget}
+    names = ["own"] + [name for name in ("views", "reference") if name in parts]
+    flops, found = 0.0, {}
+
+    def losses(target: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:
+        of = {"own": lambda: model.loss(target, batch, key)[:, None]}
+        of["reference"] = lambda: model.loss(reference, batch, key)[:, None]
+        of["views"] = lambda: jnp.stack(
+            [model.loss(target, {**batch, "image": v}, key) for v in views(batch["image"])], -1
+        )
+        return {name: of[name]() for name in names}
+
+    compiled: Callable | None = None
+    for name, chosen in rows.items():
+        batches = data.make_eval(
+            source, chosen, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.seed
+        )
+        columns: dict[str, list[np.ndarray]] = {part: [] for part in names}
+        for host_batch in batches:
+            batch = sharding.global_batch(host_batch, mesh)
+            if compiled is None:
+                lowered = jax.jit(losses).lower(target, reference, batch)
+                compiled, per_batch = lowered.compile(), metrics.flops(lowered)
+            flops += per_batch
+            for part, values in jax.device_get(compiled(target, reference, batch)).items():
+                columns[part].append(values[host_batch["valid"]].astype(np.float64))
+        found[name] = {part: np.concatenate(values) for part, values in columns.items()}
+    goals = _goals(kind, found["holdout"], found["forget"])
+    column = np.ones(len(source), np.float32)
+    column[rows["forget"]] = goals
+    return column, flops
+
+
+def _goals(kind: str, holdout: Mapping[str, Any], forget: Mapping[str, Any]) -> Losses:
+    own = holdout["own"][:, 0], forget["own"][:, 0]
+    if kind == "mean":
+        return np.full(len(own[1]), own[0].mean())
+    if kind == "quantiles":
+        return quantiles(own[1], own[0])
+    if "views" in holdout:
+        check_views_unseen(own, (holdout["views"], forget["views"]))
+    parts = [part for part in holdout if part != "own"]
+    of_holdout, of_forget = (np.column_stack([x[p] for p in parts]) for x in (holdout, forget))
+    return fit(of_holdout, own[0], of_forget)

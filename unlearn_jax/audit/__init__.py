@@ -1,0 +1,1 @@
+"""Audits of an unlearned model: membership, out-of-distribution, backdoor, relearning."""

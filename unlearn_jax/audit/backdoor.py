@@ -1,0 +1,170 @@
+"""Whether the payload of a planted backdoor still comes when its trigger is shown.
+
+The forget images carry a trigger in the visible part and a payload on a region R of the generated
+part. `payload_error` is the mean squared error on R between the output on a clean image with the
+trigger and the payload, per image; small = regenerated.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from unlearn_jax.audit import statistics
+
+CHANCE = 0.01  # success rate that the threshold allows a retrained model
+MARGIN = 0.02
+WORKED = 0.9  # success rate of the original below which there was no backdoor to remove
+
+
+def success_threshold(retrained: Float[np.ndarray, "n"]) -> float:
+    """The payload error below which a model succeeds: at most 1 % of the retrained's are.
+
+    Strictly below; ties never raise the rate above 1 %.
+    """
+    return -statistics.fpr_threshold(-retrained, CHANCE)
+
+
+def verdict(
+    payload_error: Mapping[str, Mapping[str, np.ndarray]], *, confidence: float = 0.95
+) -> dict[str, dict[str, Any]]:
+    """Success rates and a word for each variant of the attack.
+
+    {variant: {"word", "reasons", "threshold", "success_rate": {model: {"value", "ci_low",
+    "ci_high", "n"}}, "only_unlearned", "only_retrained", "mcnemar_p_value"}}. The rates have
+    two-sided Clopper-Pearson intervals; the exact McNemar test compares unlearned and retrained on
+    the same images. Words:
+
+    * "void": the original succeeds on less than 90 % (the attack never worked), or a retrained
+      model on more than 3 % (success is no sign of the backdoor). `reasons` says which.
+    * "not regenerated": the upper bound of the unlearned model's rate is at most 1 % + 2 %.
+    * "regenerated": its lower bound is above 3 %.
+    * "undecided": neither, too few images.
+
+    Args:
+      payload_error: [variant][model][n], variants such as "as planted", "contrast 0.5",
+        "shifted 2 px", "after fine-tuning". Models "original", "unlearned" and "retrained", all on
+        the same images, and better also "retrained_2", a second seed. The threshold is read from
+        "retrained", which therefore succeeds on at most 1 % by construction: only the second seed
+        makes its control a test.
+      confidence: of the intervals.
+
+    Guarantee:
+      If the images are independent draws, "not regenerated" is false with probability at most
+      (1 - confidence) / 2 per variant, threshold taken as given. It shows the removal of this
+      strong signal only: nothing follows for ordinary images, and it is no epsilon.
+
+    Raises:
+      ValueError: a model is missing, arrays of a variant differ in length, or hold NaN.
+    """
+    return {name: _judge(name, models, confidence) for name, models in payload_error.items()}
+
+
+def regeneration_gap(
+    unlearned_retrained: Float[np.ndarray, "n"],
+    retrained_retrained: Float[np.ndarray, "n"],
+    *,
+    confidence: float,
+    seed: int,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Mean distance unlearned - retrained over mean distance of two retrained models.
+
+    {"value", "ci_low", "ci_high", "n"}; 1 = as different as two retrainings. Bootstrap over images.
+
+    Args:
+      unlearned_retrained: L2 distance of the two models' outputs over R, per triggered image.
+      retrained_retrained: the same of two retrained models of different seeds, same images.
+      confidence: of the interval.
+      seed: of the bootstrap.
+      resamples: of the bootstrap.
+
+    Raises:
+      ValueError: the two retrained models never differ.
+    """
+    if not retrained_retrained.any():
+        raise ValueError(
+            "regeneration_gap: expected two retrained models of different seeds, but their outputs "
+            "are equal on all images."
+        )
+
+    def ratio(x, y, axis=-1):
+        return x.mean(axis) / y.mean(axis)
+
+    samples = (unlearned_retrained, retrained_retrained)
+    interval = statistics.bootstrap_interval(
+        ratio, *samples, confidence=confidence, resamples=resamples, seed=seed, paired=True
+    )
+    return statistics.estimate(ratio(*samples), interval, len(unlearned_retrained))
+
+
+def ncc(
+    outputs: Float[np.ndarray, "n *region"], payload: Float[np.ndarray, "*region"]
+) -> Float[np.ndarray, "n"]:
+    """Normalised cross-correlation of each output on R with the payload, within [-1, 1].
+
+    Pearson correlation over all pixels and channels: blind to brightness and contrast, so it sees a
+    faded payload that the error misses. 0 for a constant output.
+
+    Raises:
+      ValueError: the payload is constant.
+    """
+    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    pattern = payload.ravel() - payload.mean(dtype=np.float64)
+    if not pattern.any():
+        raise ValueError("ncc: expected a payload with a pattern, got a constant one.")
+    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(pattern)
+    return np.divide(flat @ pattern, norms, out=np.zeros(len(flat)), where=norms > 0)
+
+
+def _judge(variant: str, errors: Mapping[str, np.ndarray], confidence: float) -> dict[str, Any]:
+    _check(variant, errors)
+    threshold = success_threshold(errors["retrained"])
+    success = {model: values < threshold for model, values in errors.items()}
+    rates = {}
+    for model, hit in success.items():
+        hits, n = int(hit.sum()), len(hit)
+        interval = statistics.clopper_pearson_interval(hits, n, confidence)
+        rates[model] = statistics.estimate(hits / n, interval, n)
+    only_unlearned = int((success["unlearned"] & ~success["retrained"]).sum())
+    only_retrained = int((success["retrained"] & ~success["unlearned"]).sum())
+
+    limit = CHANCE + MARGIN
+    reasons = [
+        f"{model} succeeds on {rates[model]['value']:.1%}, expected at most {limit:.0%}"
+        for model in ("retrained", "retrained_2")
+        if model in rates and rates[model]["value"] > limit
+    ]
+    if rates["original"]["value"] < WORKED:
+        worked = rates["original"]["value"]
+        reasons.append(f"original succeeds on {worked:.1%}, expected at least {WORKED:.0%}")
+    word = "undecided"
+    if reasons:
+        word = "void"
+    elif rates["unlearned"]["ci_high"] <= limit:
+        word = "not regenerated"
+    elif rates["unlearned"]["ci_low"] > limit:
+        word = "regenerated"
+    return {
+        "word": word,
+        "reasons": reasons,
+        "threshold": threshold,
+        "success_rate": rates,
+        "only_unlearned": only_unlearned,
+        "only_retrained": only_retrained,
+        "mcnemar_p_value": statistics.mcnemar_exact_p_value(only_unlearned, only_retrained),
+    }
+
+
+def _check(variant: str, errors: Mapping[str, np.ndarray]) -> None:
+    missing = {"original", "unlearned", "retrained"} - set(errors)
+    if missing:
+        raise ValueError(f"variant {variant!r}: expected payload errors of {sorted(missing)} too.")
+    sizes = {model: len(values) for model, values in errors.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"variant {variant!r}: expected the same images, got sizes {sizes}.")
+    for model, values in errors.items():
+        if np.isnan(values).any():
+            raise ValueError(f"variant {variant!r}: {model} has NaN payload errors; drop these.")

@@ -1,0 +1,222 @@
+"""The numbers of the audits, from what was measured of the models (numpy only)."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from unlearn_jax.audit import backdoor, membership, ood, relearn, statistics
+
+Measured = Mapping[str, np.ndarray]
+Estimate = dict[str, Any]
+
+# Audits that a forget gap is made of, then others that are only shown.
+AUDITS = {
+    "forget_error": {"label": "Forget error", "unit": "MSE on the hole, images in [-1, 1]"},
+    "membership_auroc": {"label": "Membership AUROC", "unit": "loss attack, forget vs holdout"},
+    "membership_auroc_calibrated": {
+        "label": "Membership AUROC, calibrated",
+        "unit": "log error minus that of a second retrained model",
+    },
+    "tpr_at_1_fpr": {"label": "TPR at 1 % FPR", "unit": "of the calibrated attack"},
+    "score_spread": {
+        "label": "Score spread",
+        "unit": "sd of calibrated scores on forget / on holdout",
+    },
+    "backdoor_success": {"label": "Backdoor success", "unit": "share of triggered images"},
+    "relearn_steps": {"label": "Relearning", "unit": "steps back to the original's error"},
+    "lira_auroc": {"label": "LiRA AUROC", "unit": "offline", "in_gap": False},
+    "rmia_auroc": {"label": "RMIA AUROC", "unit": "offline", "in_gap": False},
+    "tpr_at_0.1_fpr": {"label": "TPR at 0.1 % FPR", "unit": "calibrated", "in_gap": False},
+    "relearn_area": {
+        "label": "Relearning, area",
+        "unit": "mean error below the retrained model's while relearning",
+        "in_gap": False,
+    },
+    "backdoor_finetuned": {
+        "label": "Backdoor after fine-tuning",
+        "unit": "share of triggered images",
+        "in_gap": False,
+    },
+}
+UTILITY = {
+    "retain_error": {"label": "Retain error", "unit": "MSE on the hole, images in [-1, 1]"},
+    "holdout_error": {"label": "Holdout error", "unit": "MSE on the hole, images in [-1, 1]"},
+}
+
+
+def estimates(
+    model: Measured,
+    original: Measured,
+    retrained: Measured,
+    outs: Sequence[Measured],
+    *,
+    entries: int,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Estimate]]:
+    """{"audits": {name: {"value", "ci_low", "ci_high", "n"}}, "utility": the same} of one model.
+
+    An audit that cannot be made has {"value": None, "reason"}.
+
+    Args:
+      model: what `measure` found of the model under audit.
+      original: of the original.
+      retrained: of the retrained model, whose payload errors set the backdoor's threshold.
+      outs: of models trained without the forget set, none of them the model under audit, nor
+        `retrained`. The first is the reference of the calibrated attack.
+      entries: numbers in the generated part: pixels times channels.
+      confidence: of the intervals.
+      resamples: of the bootstrap.
+      seed: of the bootstrap.
+    """
+    mean = partial(_mean, confidence=confidence)
+    error = {name: model[f"error/{name}"] for name in ("forget", "retain", "holdout")}
+    attack = partial(membership.attack, confidence=confidence, seed=seed, resamples=resamples)
+    plain = attack(*(membership.loss_score(error[name]) for name in ("forget", "holdout")))
+    found = {"forget_error": mean(error["forget"]), "membership_auroc": plain["auroc"]}
+    found |= _against_outs(error, outs, attack, entries)
+    found |= _backdoor(model, retrained, confidence)
+    found |= _relearn(model, original, retrained)
+    utility = {f"{name}_error": mean(error[name]) for name in ("retain", "holdout")}
+    return {"audits": found, "utility": utility}
+
+
+def _against_outs(error, outs, attack, entries) -> dict[str, Estimate]:
+    names = ("membership_auroc_calibrated", "tpr_at_1_fpr", "tpr_at_0.1_fpr", "score_spread")
+    if not outs:
+        return dict.fromkeys(
+            (*names, "lira_auroc", "rmia_auroc"), _refused("needs a second retrained model")
+        )
+    out = {name: np.stack([o[f"error/{name}"] for o in outs]) for name in ("forget", "holdout")}
+    calibrated = attack(
+        *(membership.difficulty_calibrated(error[s], out[s][0]) for s in ("forget", "holdout"))
+    )
+    values = (
+        calibrated["auroc"],
+        calibrated["tpr_at_fpr"]["0.01"],
+        calibrated["tpr_at_fpr"]["0.001"],
+        calibrated["spread_ratio"],
+    )
+    found = dict(zip(names, values, strict=True))
+    lira = attack(*(membership.lira_offline(error[s], out[s]) for s in ("forget", "holdout")))
+    found["lira_auroc"] = lira["auroc"]
+    # RMIA needs images that are neither attacked nor compared with: every other holdout image.
+    population, attacked = np.s_[::2], np.s_[1::2]
+    score = partial(
+        membership.rmia_offline,
+        population_error=error["holdout"][population],
+        population_out_errors=out["holdout"][:, population],
+        entries=entries,
+    )
+    rmia = attack(
+        score(error["forget"], out["forget"]),
+        score(error["holdout"][attacked], out["holdout"][:, attacked]),
+    )
+    return found | {"rmia_auroc": rmia["auroc"]}
+
+
+def _backdoor(model: Measured, retrained: Measured, confidence: float) -> dict[str, Estimate]:
+    found = {}
+    for name, variant in (
+        ("backdoor_success", "as planted"),
+        ("backdoor_finetuned", "after fine-tuning"),
+    ):
+        column = f"payload/{variant}"
+        if column not in model:
+            found[name] = _refused("no backdoor was planted")
+            continue
+        hits = model[column] < backdoor.success_threshold(retrained[column])
+        interval = statistics.clopper_pearson_interval(int(hits.sum()), len(hits), confidence)
+        found[name] = statistics.estimate(float(hits.mean()), interval, len(hits))
+    return found
+
+
+def _relearn(model: Measured, original: Measured, retrained: Measured) -> dict[str, Estimate]:
+    if "relearn/steps" not in model:
+        return dict.fromkeys(("relearn_steps", "relearn_area"), _refused("not asked for"))
+    steps, curves = curves_of(model)
+    level = 1.05 * original_level(original)
+    needed = [relearn.steps_to(curve, steps, level)[0] for curve in curves]
+    areas = [
+        relearn.area_between(ours, theirs, steps) / float(steps[-1])
+        for ours, theirs in zip(curves, curves_of(retrained)[1], strict=True)
+    ]
+    return {
+        name: statistics.estimate(float(np.mean(v)), (float(min(v)), float(max(v))), len(v))
+        for name, v in (("relearn_steps", needed), ("relearn_area", areas))
+    }
+
+
+def curves_of(model: Measured) -> tuple[np.ndarray, np.ndarray]:
+    """(steps [t], error on held-back forget rows [seeds t]) while relearning."""
+    steps = model["relearn/steps"]
+    seeds = len([name for name in model if name.startswith("relearn/")]) - 1
+    return steps, np.stack([model[f"relearn/{seed}"] for seed in range(seeds)])
+
+
+def original_level(original: Measured) -> float:
+    """The original's error on held-back forget rows, before any step."""
+    return float(curves_of(original)[1][:, 0].mean())
+
+
+def verdicts(
+    models: Mapping[str, Measured], outs: Sequence[Measured], significance: float = 0.05
+) -> dict[str, Any]:
+    """The verdicts of the audits on "unlearned", beside "original" and "retrained".
+
+    {"ood", "backdoor"}, see these modules; what cannot be judged says why.
+
+    Args:
+      models: what was measured of the three.
+      outs: of further models trained without the forget set.
+      significance: of each verdict.
+    """
+    sets = ("forget", "retain", "holdout")
+    refused = {"word": "refused", "reasons": ["needs a second retrained model"]}
+    found: dict[str, Any] = {"ood": refused, "backdoor": {}}
+    if outs:
+        errors = {m: {s: of[f"error/{s}"] for s in sets} for m, of in models.items()}
+        # An out-model must not have seen the images of any set, and all have seen the retain rows:
+        # how hard an image is, is read from mirrored and turned views of it, which no one saw.
+        out = {s: np.concatenate([o[f"views/{s}"] for o in outs]) for s in sets}
+        moved = {m: models[m]["displacement"] for m in ("unlearned", "retrained")}
+        found["ood"] = ood.verdict(
+            errors, out, moved, outs[0]["displacement"], significance=significance
+        )
+    variants = [name for name in models["original"] if name.startswith("payload/")]
+    if variants:
+        judged = dict(models) | dict(zip(("retrained_2",), outs, strict=False))
+        payload = {
+            name.removeprefix("payload/"): {m: of[name] for m, of in judged.items()}
+            for name in variants
+        }
+        found["backdoor"] = backdoor.verdict(payload, confidence=1 - significance)
+    return found
+
+
+def relearning(
+    original: Sequence[Measured],
+    unlearned: Sequence[Measured],
+    retrained: Sequence[Measured],
+    significance: float = 0.05,
+) -> dict[str, Any]:
+    """The verdict of `relearn`, over all seeds of relearning of all these models."""
+    steps, _ = curves_of(original[0])
+    pairs = (np.concatenate([curves_of(m)[1] for m in of]) for of in (unlearned, retrained))
+    level = float(np.mean([original_level(m) for m in original]))
+    return relearn.verdict(*pairs, steps, level, significance=significance)
+
+
+def _mean(values: np.ndarray, confidence: float) -> Estimate:
+    values = values.astype(np.float64)
+    mean = float(values.mean())
+    low, high = stats.t.interval(confidence, len(values) - 1, mean, stats.sem(values))
+    return statistics.estimate(mean, (float(low), float(high)), len(values))
+
+
+def _refused(reason: str) -> Estimate:
+    return {"value": None, "reason": reason}

@@ -1,0 +1,195 @@
+"""What the audits need to know of one model: errors, outputs on triggered images, relearning."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from unlearn_jax import data, goals, objectives, optim, sharding
+from unlearn_jax.data import poison, transforms
+from unlearn_jax.data.splits import Split
+from unlearn_jax.evaluate.reconstruction import displacement, masked_mse
+from unlearn_jax.models import Model, Params
+from unlearn_jax.step import UnlearnState, jit_step
+
+Measured = dict[str, np.ndarray]
+SETS = ("forget", "retain", "holdout")
+AS_PLANTED = "as planted"
+_ROWS, _RELEARN, _TUNE = 0, 1, 2  # random streams
+
+
+def make_measure(
+    cfg: ConfigDict, model: Model, source: data.Source, split: Split, mesh: Mesh
+) -> Callable[[Params, Params], Measured]:
+    """A function (params, target, of_views=False) -> arrays of one model; compiled once for all.
+
+    * `error/SET` [n]: mean squared error on the generated part. Forget rows that carry a backdoor
+      are left out, since no model can guess a payload; of every set at most cfg.audit.rows.
+      `index/SET` [n]: which rows.
+    * `views/SET` [7 n], if asked for: the same error on mirrored and turned views of the images.
+    * `displacement` [n]: RMS distance to the target's output, on the forget rows.
+    * `payload/VARIANT` [n], if there is poison: mean squared error to the payload, on its region,
+      of clean holdout images with the trigger: as planted, at half and twice the contrast, shifted
+      by 2 pixels, and as planted after fine-tuning the model on the retain rows.
+      `region` [n s s 3]: the outputs there, as planted.
+    * `relearn/SEED` [t]: error on forget rows while the model is fine-tuned on cfg.audit.relearn
+      .images *other* forget rows; `relearn/steps` [t].
+
+    Args:
+      cfg: the config; its `audit` section says how many rows, steps and seeds.
+      model: the architecture.
+      source: the images, poisoned ones included.
+      split: the request.
+      mesh: where batches are put.
+    """
+    settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
+    rows = choose_rows(cfg, split)
+    backdoor = poison.design(task, cfg.data.image_size) if split.poisoned.size else None
+    shown = _variants(backdoor, task) if backdoor else {}
+
+    @jax.jit
+    def measure(params, target, batch):
+        output, image, mask = model.generate(params, batch, key), batch["image"], batch["mask"]
+        before = model.generate(target, batch, key)
+        return masked_mse(output, image, mask), displacement(output, before, mask)
+
+    @jax.jit
+    def measure_views(params, batch):
+        batches = [{**batch, "image": view} for view in goals.views(batch["image"])]
+        outputs = [model.generate(params, b, key) for b in batches]
+        pairs = zip(outputs, batches, strict=True)
+        return jnp.stack([masked_mse(out, b["image"], b["mask"]) for out, b in pairs], 1)
+
+    generate = jax.jit(model.generate)
+
+    def batches(chosen):
+        return data.make_eval(
+            source, chosen, batch_size=cfg.batch_size, task=task, seed=cfg.request.seed
+        )
+
+    def errors(params, target, chosen):
+        columns = []
+        for batch in batches(chosen):
+            values = jax.device_get(measure(params, target, sharding.global_batch(batch, mesh)))
+            columns.append([column[batch["valid"]] for column in values])
+        return [np.concatenate(column) for column in zip(*columns, strict=True)]
+
+    def view_errors(params, chosen):
+        found = []
+        for batch in batches(chosen):
+            values = measure_views(params, sharding.global_batch(batch, mesh))
+            found.append(np.asarray(values)[batch["valid"]].T)
+        return np.concatenate(found, axis=1)
+
+    def regions(params, show):
+        found = []
+        for batch in batches(rows["holdout"]):
+            valid, images = batch["valid"], transforms.to_uint8(batch["image"])
+            batch |= {"image": transforms.to_float(show(images))}
+            output = generate(params, sharding.global_batch(batch, mesh), key)
+            found.append(np.asarray(output)[(valid, *backdoor.region())])
+        return np.concatenate(found)
+
+    step = _finetune_step(cfg, model, mesh)
+
+    def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
+        """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
+        seen = [probe(params)] if probe else []
+        params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
+        opt_state = step.tx.init(params)
+        state = UnlearnState(np.int32(0), params, opt_state, jax.random.key(seed))
+        state = jax.device_put(state, sharding.replicated(mesh))
+        loader = data.make_train(
+            source, retain_rows=chosen, forget_rows=None, batch_size=settings.batch_size,
+            forget_fraction=0.5, task=task, first_step=0, num_steps=steps,
+            seed=int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]),
+        )  # fmt: skip
+        for k, batch in enumerate(loader, start=1):
+            state, _ = step(state, {}, sharding.global_batch(batch, mesh))
+            if probe and k % every == 0:
+                seen.append(probe(state.params))
+        return state.params, np.array(seen, np.float32)
+
+    def run(params, target, of_views=False):
+        found: Measured = {}
+        for name, chosen in rows.items():
+            found[f"index/{name}"] = chosen
+            found[f"error/{name}"], moved = errors(params, target, chosen)
+            if name == "forget":
+                found["displacement"] = moved
+            if of_views:
+                found[f"views/{name}"] = view_errors(params, chosen)
+        if backdoor:
+            payload = transforms.to_float(backdoor.pattern())
+            outputs = {variant: regions(params, show) for variant, show in shown.items()}
+            found["region"] = outputs[AS_PLANTED]
+            if settings.finetune_steps:
+                tuned, _ = finetune(params, _TUNE, split.retain, settings.finetune_steps, 0)
+                outputs["after fine-tuning"] = regions(tuned, shown[AS_PLANTED])
+            for variant, output in outputs.items():
+                found[f"payload/{variant}"] = np.square(output - payload).mean((1, 2, 3))
+        relearn = settings.relearn
+        if relearn.seeds:
+            found["relearn/steps"] = np.arange(0, relearn.steps + 1, relearn.every)
+        for seed in range(relearn.seeds):
+            rng = np.random.default_rng([cfg.request.seed, _RELEARN, seed])
+            order = rng.permutation(rows["forget"])
+            again, held = order[: relearn.images], np.sort(order[relearn.images :][: relearn.rows])
+            _, curve = finetune(
+                params, _RELEARN, again, relearn.steps, seed,
+                lambda p, held=held: errors(p, target, held)[0].mean(), relearn.every,
+            )  # fmt: skip
+            found[f"relearn/{seed}"] = curve
+        return found
+
+    return run
+
+
+def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
+    """The audited rows of every set: at most cfg.audit.rows, a random choice, none poisoned."""
+    sets = {
+        "forget": np.setdiff1d(split.forget, split.poisoned),
+        "retain": split.remaining,
+        "holdout": split.holdout,
+    }
+    rng = np.random.default_rng([cfg.request.seed, _ROWS])
+    n = cfg.audit.rows
+    return {k: np.sort(rng.permutation(rows)[:n]) for k, rows in sets.items()}
+
+
+def entries(cfg: ConfigDict) -> int:
+    """Numbers in the generated part of an image: pixels times channels."""
+    keys = np.zeros((1, 2), np.uint64)
+    return int(3 * transforms.make_mask(cfg.task.to_dict(), cfg.data.image_size, keys).sum())
+
+
+def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
+    variants = {
+        AS_PLANTED: backdoor.show,
+        "contrast 0.5": lambda x: backdoor.show(x, contrast=0.5),
+        "contrast 2": lambda x: backdoor.show(x, contrast=2.0),
+    }
+    if backdoor.can_shift(task, 2):
+        variants["shifted 2 px"] = lambda x: backdoor.show(x, shift=2)
+    return variants
+
+
+def _finetune_step(cfg: ConfigDict, model: Model, mesh: Mesh):
+    tx = optim.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
+    everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    step = jit_step(
+        model,
+        objectives.build("reconstruction"),
+        tx,
+        retain_weight=1.0,
+        forget_weight=0.0,
+        state_sharding=everywhere,
+        target_sharding=everywhere,
+        batch_sharding=rows,
+        replicated=everywhere,
+    )
+    step.tx = tx
+    return step

@@ -1,0 +1,90 @@
+"""The audits of one request: what is left of the forget set in the unlearned model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from unlearn_jax import checkpoint, config, data, models, sharding, train
+from unlearn_jax.audit import judge
+from unlearn_jax.audit.measure import entries, make_measure
+from unlearn_jax.data import splits
+from unlearn_jax.evaluate.results import original_workdir
+
+MODELS = ("original", "unlearned", "retrained")
+
+
+def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The audits, as they are written to workdir/audit.json.
+
+    {"audits": {name: {"label", "unit"}}, "models": {model: {name: {"value", "ci_low", "ci_high",
+    "n"}}}, "verdicts": {"ood", "backdoor", "relearn"}, "shadows": count}.
+
+    Args:
+      cfg: the config; its `audit` section says how much is done.
+      workdir: holds the finished original/, unlearned/ and retrained/, and gets shadow1/ …,
+        further models retrained with other seeds, which some attacks compare with.
+
+    Raises:
+      ValueError: a model is missing, has not finished, or is of another request.
+    """
+    config.validate(cfg)
+    folders = {name: workdir / name for name in MODELS}
+    folders["original"] = original_workdir(cfg, workdir)
+    for k in range(1, cfg.audit.shadows + 1):
+        part = cfg.copy_and_resolve_references()
+        part.seed, part.stage, part.init_from, part.reference_from = (
+            cfg.seed + k,
+            "retrained",
+            "",
+            "",
+        )
+        folders[f"shadow{k}"] = workdir / f"shadow{k}"
+        train.run(part, folders[f"shadow{k}"])
+
+    mesh = sharding.make_mesh(**cfg.mesh)
+    source, split = data.load(cfg)
+    model = models.build(**cfg.model.to_dict())
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = sharding.abstract(like, sharding.params_sharding(like, mesh, cfg.sharding))
+    measure = make_measure(cfg, model, source, split, mesh)
+    target, _ = checkpoint.load_params(folders["original"], like)
+    measured = {}
+    for name, folder in tqdm(folders.items(), desc="audit", unit="model", dynamic_ncols=True):
+        splits.check_model(split, folder, "retrained" if name.startswith("shadow") else name)
+        params, _ = checkpoint.load_params(folder, like)
+        measured[name] = measure(params, target, of_views=name.startswith("shadow"))
+
+    three = {name: measured[name] for name in MODELS}
+    outs = [measured[name] for name in folders if name not in MODELS]
+    estimates = {
+        name: judge.estimates(
+            measured[name],
+            three["original"],
+            three["retrained"],
+            outs,
+            entries=entries(cfg),
+            confidence=cfg.evaluation.confidence,
+            resamples=cfg.evaluation.resamples,
+            seed=cfg.seed,
+        )["audits"]
+        for name in MODELS
+    }
+    verdicts = judge.verdicts(three, outs)
+    if cfg.audit.relearn.seeds:
+        verdicts["relearn"] = judge.relearning(
+            *([three[name]] for name in ("original", "unlearned", "retrained"))
+        )
+    found = {
+        "audits": judge.AUDITS,
+        "models": estimates,
+        "verdicts": verdicts,
+        "shadows": len(outs),
+    }
+    partial = workdir / "audit.partial"
+    partial.write_text(json.dumps(found, indent=1))
+    partial.replace(workdir / "audit.json")
+    return found

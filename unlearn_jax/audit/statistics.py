@@ -1,0 +1,265 @@
+"""Exact tests, conformal p-values and intervals that the audits are made of."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+Interval = tuple[float, float]
+
+
+def estimate(value: float, interval: Interval, n: int) -> dict[str, Any]:
+    """{"value", "ci_low", "ci_high", "n"}: how every audit states a number."""
+    return {"value": float(value), "ci_low": interval[0], "ci_high": interval[1], "n": n}
+
+
+def clopper_pearson_lower(successes: int, trials: int, significance: float) -> float:
+    """The exact one-sided lower bound of a binomial rate, too high with P <= significance.
+
+    Clopper & Pearson 1934: the significance quantile of Beta(successes, trials - successes + 1).
+
+    Raises:
+      ValueError: successes not within 0..trials, no trials, or significance outside (0, 1).
+    """
+    _check_binomial(successes, trials)
+    _check_fraction("significance", significance)
+    if successes == 0:
+        return 0.0
+    return float(stats.beta.ppf(significance, successes, trials - successes + 1))
+
+
+def clopper_pearson_upper(successes: int, trials: int, significance: float) -> float:
+    """The exact one-sided upper bound of a binomial rate; see `clopper_pearson_lower`."""
+    return 1.0 - clopper_pearson_lower(trials - successes, trials, significance)
+
+
+def clopper_pearson_interval(successes: int, trials: int, confidence: float) -> Interval:
+    """(low, high), both bounds at half of 1 - confidence."""
+    _check_fraction("confidence", confidence)
+    tail = (1 - confidence) / 2
+    return (
+        clopper_pearson_lower(successes, trials, tail),
+        clopper_pearson_upper(successes, trials, tail),
+    )
+
+
+def mcnemar_exact_p_value(only_first: int, only_second: int) -> float:
+    """Two-sided p-value that two models succeed equally often on the same examples.
+
+    Exact McNemar test: of the examples on which exactly one model succeeds, each belongs to either
+    model with probability 1/2 under the null. 1 if there is no such example.
+    """
+    discordant = only_first + only_second
+    if discordant == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, discordant, 0.5).pvalue)
+
+
+def conformal_threshold(scores: Float[np.ndarray, "n"], alpha: float) -> float:
+    """A value that one more exchangeable score falls below with probability at most alpha.
+
+    The k-th smallest of the calibration scores, k = floor(alpha (n + 1)).
+
+    Raises:
+      ValueError: NaN; alpha outside (0, 1); k = 0, fewer than 1 / alpha - 1 scores.
+    """
+    _check_fraction("alpha", alpha)
+    _check_scores(scores=scores)
+    order = _floor(alpha * (len(scores) + 1))
+    if order < 1:
+        raise ValueError(
+            f"conformal_threshold: expected at least {math.ceil(1 / alpha - 1 - 1e-9)} scores for "
+            f"alpha = {alpha}, got {len(scores)}. Give more scores or a larger alpha."
+        )
+    return float(np.sort(scores)[order - 1])
+
+
+def conformal_p_values(
+    test: Float[np.ndarray, "m"], calibration: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "m"]:
+    """(1 + number of calibration scores >= the test score) / (n + 1), per test score.
+
+    Small = larger than the calibration scores. P(p <= t) <= t for a score exchangeable with them.
+    Adjust many of them with `scipy.stats.false_discovery_control`.
+    """
+    _check_scores(test=test, calibration=calibration)
+    below = np.searchsorted(np.sort(calibration), test, side="left")
+    return (1 + len(calibration) - below) / (len(calibration) + 1)
+
+
+def exceedance_p_value(
+    calibration_size: int, order_statistic: int, test_size: int, exceedances: int
+) -> float:
+    """P(at least so many test scores exceed the k-th smallest calibration score | exchangeable).
+
+    Exact for continuous scores: the exceedances of the k-th smallest of n among m further scores
+    are BetaBinomial(m, n - k + 1, k). (A binomial test would ignore that the threshold is an
+    estimate.) Count a tie with the threshold as no exceedance.
+
+    Raises:
+      ValueError: order_statistic k not within 1..calibration_size, or exceedances not within
+        0..test_size.
+    """
+    if not 1 <= order_statistic <= calibration_size:
+        raise ValueError(
+            "exceedance_p_value: expected 1 <= order_statistic <= calibration_size = "
+            f"{calibration_size}, got {order_statistic}."
+        )
+    _check_binomial(exceedances, test_size)
+    law = stats.betabinom(test_size, calibration_size - order_statistic + 1, order_statistic)
+    # The sum keeps tiny tails, which 1 - cdf would lose.
+    return min(1.0, float(law.pmf(np.arange(exceedances, test_size + 1)).sum()))
+
+
+def auroc(members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]) -> float:
+    """P(member score > non-member score), ties count half; 0.5 = no difference.
+
+    The Mann-Whitney statistic itself, not the area under the ROC curve's convex hull, which is
+    biased upwards and never below 0.5.
+    """
+    return float(_placements(members, nonmembers)[0].mean())
+
+
+def delong(
+    members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]
+) -> tuple[float, float]:
+    """(AUROC, its standard error) by DeLong, DeLong & Clarke-Pearson (1988).
+
+    Raises:
+      ValueError: NaN, or fewer than two scores on a side.
+    """
+    if min(len(members), len(nonmembers)) < 2:
+        raise ValueError(
+            "delong: expected at least 2 scores on either side, got "
+            f"{len(members)} members and {len(nonmembers)} non-members."
+        )
+    of_members, of_nonmembers = _placements(members, nonmembers)
+    variance = of_members.var(ddof=1) / len(members) + of_nonmembers.var(ddof=1) / len(nonmembers)
+    return float(of_members.mean()), math.sqrt(variance)
+
+
+def auroc_interval(
+    members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"], confidence: float
+) -> Interval:
+    """(low, high) of the AUROC: DeLong's normal interval, clipped to [0, 1].
+
+    If the scores separate completely DeLong's variance is 0; the interval is then the
+    Clopper-Pearson interval of min(m, n) disjoint pairs that all agree.
+    """
+    _check_fraction("confidence", confidence)
+    area, error = delong(members, nonmembers)
+    if area in (0.0, 1.0):
+        pairs = min(len(members), len(nonmembers))
+        return clopper_pearson_interval(int(area) * pairs, pairs, confidence)
+    half = float(stats.norm.isf((1 - confidence) / 2)) * error
+    return max(0.0, area - half), min(1.0, area + half)
+
+
+def tpr_at_fpr(
+    members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"], fpr: float
+) -> float:
+    """Share of members strictly above the `fpr_threshold` of the non-members."""
+    _check_scores(members=members)
+    return float((members > fpr_threshold(nonmembers, fpr)).mean())
+
+
+def tpr_at_fpr_interval(
+    members: Float[np.ndarray, "m"],
+    nonmembers: Float[np.ndarray, "n"],
+    fpr: float,
+    confidence: float,
+) -> Interval:
+    """(low, high) of `tpr_at_fpr`, Clopper-Pearson.
+
+    The threshold is taken as given: the interval covers the choice of members, not that of the
+    non-members which the threshold was read from.
+    """
+    hits = round(tpr_at_fpr(members, nonmembers, fpr) * len(members))
+    return clopper_pearson_interval(hits, len(members), confidence)
+
+
+def fpr_threshold(nonmembers: Float[np.ndarray, "n"], fpr: float) -> float:
+    """The smallest score such that the share of non-members strictly above it is <= fpr.
+
+    Ties never raise the false positive rate above fpr. With n * fpr < 1 it is the maximum.
+    """
+    _check_fraction("fpr", fpr)
+    _check_scores(nonmembers=nonmembers)
+    return float(np.sort(nonmembers)[len(nonmembers) - 1 - _floor(fpr * len(nonmembers))])
+
+
+def bootstrap_interval(
+    statistic: Callable[..., np.ndarray],
+    first: Float[np.ndarray, "m"],
+    second: Float[np.ndarray, "n"],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    paired: bool = False,
+) -> Interval:
+    """(low, high) of a statistic of two samples, percentile bootstrap over the examples.
+
+    Args:
+      statistic: called as statistic(first, second, axis=-1) on resamples [..., m] and [..., n].
+      first: a sample.
+      second: an independent sample; or, if paired, other values of the same examples.
+      confidence: of the interval, within (0, 1).
+      resamples: how many.
+      seed: of the resampling.
+      paired: whether both samples are resampled with the same indices.
+    """
+    low, high = stats.bootstrap(
+        (first, second),
+        statistic,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        vectorized=True,
+        paired=paired,
+        batch=100,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(low), float(high)
+
+
+def _placements(
+    members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "n"]]:
+    """The share of non-members below each member, and of members above each non-member."""
+    _check_scores(members=members, nonmembers=nonmembers)
+    ranks = stats.rankdata(np.concatenate([members, nonmembers]))  # ties share their mean rank
+    below = (ranks[: len(members)] - stats.rankdata(members)) / len(nonmembers)
+    above = 1 - (ranks[len(members) :] - stats.rankdata(nonmembers)) / len(members)
+    return below, above
+
+
+def _floor(value: float) -> int:
+    """The integer part, forgiving float error such as 0.29 * 100 = 28.999999999999996."""
+    return math.floor(value + 1e-9)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ValueError(f"{name}: expected a number within (0, 1), got {value}.")
+
+
+def _check_binomial(successes: int, trials: int) -> None:
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(
+            "expected at least one trial and a count of successes within 0..trials, got "
+            f"{successes} of {trials}."
+        )
+
+
+def _check_scores(**samples: np.ndarray) -> None:
+    for name, scores in samples.items():
+        bad = np.isnan(scores).sum()
+        if len(scores) == 0 or bad:
+            raise ValueError(
+                f"{name}: expected one or more scores, none NaN; got {len(scores)}, {bad} NaN. "
+                "Drop the examples that could not be measured."
+            )

@@ -39,13 +39,13 @@ STYLE |= {"axes.grid": True, "grid.color": "black", "grid.alpha": 0.12, "lines.l
 STYLE |= {"font.size": 8, "axes.titlelocation": "left", "axes.titlesize": 9}
 
 # What results.json must hold besides its statistics: "*" stands for every key, [x] for a list of x.
-_NUMBER = int | float
-_STAT = dict.fromkeys(("mean", "ci_low", "ci_high"), _NUMBER)
+NUMBER = int | float
+_STAT = dict.fromkeys(("mean", "ci_low", "ci_high"), NUMBER)
 _PHASE = {"name": str, "objective": str, "first_step": int, "last_step": int, "stopped_by": str}
 _METRIC = {"label": str, "unit": str}
-_STAGE = {"phases": [_PHASE], "steps": int, "wall_s": _NUMBER, "examples": int}
+_STAGE = {"phases": [_PHASE], "steps": int, "wall_s": NUMBER, "examples": int}
 _SCHEMA = dict.fromkeys(("name", "created", "hardware"), str)
-_SCHEMA |= {"seed": int, "config": dict, "versions": dict, "confidence": _NUMBER}
+_SCHEMA |= {"seed": int, "config": dict, "versions": dict, "confidence": NUMBER}
 _SCHEMA |= {"request": {"text": str, "kind": str}, "task": {"name": str}, "stages": {"*": _STAGE}}
 _SCHEMA |= {
     "split": {"hash": str, "n": {"*": int}},
@@ -71,27 +71,28 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
         ValueError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir)
-    results = _load(root, "results.json", json.loads, {"evaluation": {"original": dict}})
+    results = load(root, "results.json", json.loads, {"evaluation": {"original": dict}})
     shown = [m for m in MODELS if m in results["evaluation"]]
     stats, counted = {PRIMARY: _STAT, "*": _STAT}, _STAT | {"n": int}
     schema = _SCHEMA | {"contrasts": dict.fromkeys(shown, stats)}
     by_set = {s: {PRIMARY: counted, "*": counted} for s in SETS}
     schema |= {"evaluation": dict.fromkeys(shown, by_set)}
     if len(shown) == len(MODELS):
-        schema |= {"gaps": dict.fromkeys(SETS, stats), "cost": dict.fromkeys(COST, _NUMBER)}
-    results = _load(root, "results.json", json.loads, schema)
+        schema |= {"gaps": dict.fromkeys(SETS, stats), "cost": dict.fromkeys(COST, NUMBER)}
+    results = load(root, "results.json", json.loads, schema)
     errors = {f"{m}/{s}/{PRIMARY}": "f1" for m in shown for s in SETS}
     images = {f"{s}/{c}": "u4" for s in SETS for c in ("input", "truth", *shown)}
     images |= {f"{s}/index": "i1" for s in SETS}
-    examples = _load(root, "examples.npz", _unzip, errors)
-    grids = _load(root, "grids.npz", _unzip, images)
+    examples = load(root, "examples.npz", unzip, errors)
+    grids = load(root, "grids.npz", unzip, images)
     names = {m: f"{m}/metrics.jsonl" for m in MODELS if m in results["stages"]}
-    logs = {m: _load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
+    logs = {m: load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
     return results, logs, examples, grids
 
 
-def _load(root: Path, name: str, parse: Any, schema: Any) -> Any:
-    remedy = f"make it with: python -m unlearn_jax.pipeline --workdir={root} (and your --config)"
+def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline") -> Any:
+    """Returns what `parse` makes of the file's bytes, which must fit `schema`; raises as `read`."""
+    remedy = f"make it with: python -m unlearn_jax.{maker} --workdir={root} (and your --config)"
     if not (root / name).is_file():
         raise FileNotFoundError(f"{root / name} is missing; {remedy}")
     try:
@@ -104,7 +105,8 @@ def _load(root: Path, name: str, parse: Any, schema: Any) -> Any:
     return content
 
 
-def _unzip(content: bytes) -> dict[str, np.ndarray]:
+def unzip(content: bytes) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz file; no pickle is ever opened."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
 
@@ -276,7 +278,7 @@ def percent(ratio: int | float) -> str:
     return f"{digits.replace('-', MINUS)} %"
 
 
-def _svg(figure: Figure, name: str, alt: str) -> Markup:
+def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     """Returns a figure as inline SVG: ids unique, black as currentColor, no address of any kind."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -291,13 +293,14 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     return Markup(head + body + "</svg>")
 
 
-def _panel(**labels: str) -> tuple[Figure, Axes]:
+def panel(**labels: str) -> tuple[Figure, Axes]:
+    """Returns an empty chart with a title, xlabel or ylabel."""
     figure = Figure(figsize=(3.2, 2.2), layout="constrained")
     return figure, figure.subplots(subplot_kw=labels)
 
 
 def _overview(results: dict[str, Any], shown: list[str]) -> Markup:
-    figure, axes = _panel(xlabel=results["metrics"][PRIMARY]["label"])
+    figure, axes = panel(xlabel=results["metrics"][PRIMARY]["label"])
     for row, model in enumerate(shown):
         stats = [results["evaluation"][model][name][PRIMARY] for name in SETS]
         mean, low, high = ([stat[key] for stat in stats] for key in _STAT)
@@ -307,7 +310,7 @@ def _overview(results: dict[str, Any], shown: list[str]) -> Markup:
     axes.set(yticks=range(len(SETS)), yticklabels=SETS, ylim=(len(SETS) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper left", ncols=len(shown))
-    return _svg(figure, "overview", "Mean error of each model on each set; numbers in the table")
+    return to_svg(figure, "overview", "Mean error of each model on each set; numbers in the table")
 
 
 def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Markup]:
@@ -318,7 +321,7 @@ def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Marku
     top = 1.1 * max(heights.max() for heights in share.values()) or 1
     panels = []
     for model in shown:
-        figure, axes = _panel(title=model, xlabel="error of an example", ylabel="share of examples")
+        figure, axes = panel(title=model, xlabel="error of an example", ylabel="share of examples")
         filled = {"fill": True, "color": COLOURS[model], "alpha": 0.65}
         axes.stairs(share[model, "forget"], edges, label="forget", **filled)
         axes.stairs(share[model, "holdout"], edges, label="holdout", color="black", linewidth=1.2)
@@ -329,7 +332,7 @@ def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Marku
         axes.legend(loc="upper left")
         medians = " and ".join(f"{np.median(errors[model, s]):.3g} on {s}" for s in SETS[:2])
         text = f"Histograms of the error of the {model} model; medians {medians}"
-        panels.append(_svg(figure, f"histogram-{model}", text))
+        panels.append(to_svg(figure, f"histogram-{model}", text))
     return panels
 
 
@@ -338,11 +341,11 @@ def _curves(model: str, phases: list[dict], log: list[dict]) -> list[Markup]:
     groups = [terms, ["probe_forget", "probe_holdout"], ["displacement"]]
     panels = []
     for title, keys in zip(("loss", "probe", "displacement"), groups, strict=True):
-        data = {k: [(r["step"], r[k]) for r in log if isinstance(r.get(k), _NUMBER)] for k in keys}
+        data = {k: [(r["step"], r[k]) for r in log if isinstance(r.get(k), NUMBER)] for k in keys}
         data = {key: np.array(line).T for key, line in data.items() if line}
         if not data:
             continue
-        figure, axes = _panel(xlabel="step", ylabel=title)
+        figure, axes = panel(xlabel="step", ylabel=title)
         for key, line in data.items():
             other = key in ("retain", "probe_holdout")
             colour, style = ("black", "--") if other else (COLOURS[model], "-")
@@ -355,14 +358,23 @@ def _curves(model: str, phases: list[dict], log: list[dict]) -> list[Markup]:
             axes.legend()
         ends = [f"{key} from {line[1][0]:.3g} to {line[1][-1]:.3g}" for key, line in data.items()]
         text = f"{title} of the {model} model by step: {', '.join(ends)}"
-        panels.append(_svg(figure, f"curve-{model}-{title}", text))
+        panels.append(to_svg(figure, f"curve-{model}-{title}", text))
     return panels
 
 
-def _png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
+def png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
+    """Returns an image as the address of an inline PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def render(template: str, names: dict[str, Any]) -> str:
+    """Returns a page made from a template of this folder; every value is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": png}
+    return pages.get_template(template).render(names)
 
 
 def write(workdir: str | Path) -> Path:
@@ -378,12 +390,8 @@ def write(workdir: str | Path) -> Path:
     with matplotlib.style.context(["default", STYLE]):
         names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}
         names |= {"curves": {m: _curves(m, stages[m]["phases"], logs[m]) for m in logs}}
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": _png}
-    page = pages.get_template("report.html.j2").render(names)
     path = Path(workdir) / "report.html"
-    path.write_text(page, encoding="utf-8", errors="replace")
+    path.write_text(render("report.html.j2", names), encoding="utf-8", errors="replace")
     return path
 
 

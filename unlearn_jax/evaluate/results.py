@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         folder = original_workdir(cfg, workdir) if name == "original" else workdir / name
         if name == "original" or (folder / checkpoint.DIRECTORY).exists():
             params[name], meta = checkpoint.load_params(folder, like)
-            splits.check_original(split, folder, same=name != "original")
+            splits.check_model(split, folder, role=name)
             if folder.parent == workdir:  # trained in this request, not taken from elsewhere
-                keys = ("phases", "wall_s", "compile_s", "examples")
+                keys = ("phases", "wall_s", "compile_s", "examples", "flops")
                 stages[name] = {"steps": meta["step"]} | {key: meta[key] for key in keys}
 
     examples, grids = {}, {}
@@ -70,19 +71,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     results = {
         "format": 1,
-        "name": cfg.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": cfg.seed,
-        "config": json.loads(config.to_json(cfg)),
-        "versions": {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
-        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "request": {"kind": cfg.request.kind, "text": splits.describe(split)},
+        **provenance(cfg, split),
         "task": cfg.task.to_dict(),
-        "split": {"hash": split.manifest["hash"], "n": split.manifest["counts"]},
         "metrics": METRICS,
-        "confidence": cfg.evaluation.confidence,
         "stages": stages,
         "certificate": None,
         **statistics(cfg, examples, list(params)),
@@ -94,6 +86,22 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     partial.write_text(json.dumps(results, indent=1))
     partial.replace(workdir / "results.json")
     return results
+
+
+def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
+    """What results of this config and split were made from, with, and on."""
+    return {
+        "name": cfg.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": json.loads(config.to_json(cfg)),
+        "versions": {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "request": {"kind": cfg.request.kind, "text": splits.describe(split)},
+        "split": {"hash": split.manifest["hash"], "n": split.manifest["counts"]},
+        "confidence": cfg.evaluation.confidence,
+    }
 
 
 def statistics(cfg: ConfigDict, examples: dict[str, np.ndarray], names: list[str]) -> dict:
@@ -131,18 +139,17 @@ def _columns(examples: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
 
 
 def costs(stages: dict[str, Any]) -> dict[str, Any]:
-    """Costs of unlearning over those of retraining: steps, examples, seconds without compiling."""
+    """{"cost": `cost` of unlearning over retraining}, if both were done here."""
     if not {"unlearned", "retrained"} <= set(stages):
         return {}
-    a, b = stages["unlearned"], stages["retrained"]
-    seconds = [stage["wall_s"] - stage["compile_s"] for stage in (a, b)]
-    return {
-        "cost": {
-            "steps_ratio": a["steps"] / b["steps"],
-            "wall_ratio": seconds[0] / seconds[1],
-            "examples_ratio": a["examples"] / b["examples"],
-        }
-    }
+    return {"cost": cost(stages["unlearned"], stages["retrained"])}
+
+
+def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, float]:
+    """One run over another: ratios of steps, examples, FLOPs, and seconds without compiling."""
+    seconds = [found["wall_s"] - found["compile_s"] for found in (run, retraining)]
+    ratios = {f"{key}_ratio": run[key] / retraining[key] for key in ("steps", "examples", "flops")}
+    return ratios | {"wall_ratio": seconds[0] / seconds[1]}
 
 
 def original_workdir(cfg: ConfigDict, workdir: Path) -> Path:

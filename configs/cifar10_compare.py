@@ -1,0 +1,129 @@
+"""Every method on 10,000 images of CIFAR-10, beside retraining.
+
+python -m unlearn_jax.compare --config=configs/cifar10_compare.py --workdir=runs/random \
+    --config.data.data_dir=DIR --config.poison.fraction=0.25
+
+forgets a random tenth, of which a quarter carries a backdoor; with
+
+    --config.request.kind=classes --config.request.classes=cat
+
+every cat. DIR is a tfds data directory where cifar10 was prepared. --config.compare.models=DIR
+keeps the models that several requests can share.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from unlearn_jax.config import method, phase
+
+EPOCHS = 40
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.name = "cifar10_compare"
+    config.data.name = "cifar10"
+    config.data.train_rows = 10_000
+    config.request.seed = 0
+    config.model = {"name": "autoencoder", "channels": (16, 32, 64), "latent_dim": 512}
+    config.phases.pretrain.steps = EPOCHS * 10_000 // config.batch_size
+    config.phases.pretrain.probe_every = 500
+    config.probe_rows = 200
+    config.checkpoint.every = 500
+    config.log_every = 100
+    config.compare.seeds = (1, 2, 3)
+    config.phases.update(phases())
+    config.compare.methods = methods()
+    config.stages.reference = {"rows": "retain", "phases": ("reference",), "scratch": True}
+    return config
+
+
+def joint(objective: str, forget_weight: float, learning_rate: float = 5e-4, **more) -> ConfigDict:
+    """A phase on both sets: batches of 32, since many small steps repair more than few large."""
+    return phase(
+        **{
+            "objective": objective,
+            "forget_weight": forget_weight,
+            "forget_fraction": 0.25,
+            "steps": 1000,
+            "batch_size": 32,
+            "probe_every": 0,
+            "optimizer": {
+                "learning_rate": learning_rate,
+                "schedule": "cosine",
+                "warmup_steps": 50,
+            },
+        }
+        | more
+    )
+
+
+def phases() -> dict[str, ConfigDict]:
+    return {
+        "calibrated": joint("calibrated", 0.1, goal="views"),
+        "reference": phase(
+            steps=70, optimizer={"learning_rate": 1e-3, "schedule": "cosine"}, probe_every=0
+        ),
+        "calibrated_reference": joint("calibrated", 0.1, goal="reference", steps=800),
+        "calibrated_quantiles": joint("calibrated", 0.1, goal="quantiles"),
+        "calibrated_hinge": joint(
+            "calibrated", 0.1, goal="mean", objective_kw={"distance": "hinge"}
+        ),
+        "ascent": phase(
+            objective="gradient_ascent",
+            objective_kw={"forget_cap": 1.0},
+            retain_weight=0.0,
+            forget_weight=1.0,
+            steps=100,
+            optimizer={"name": "sgd", "learning_rate": 0.01, "clip_norm_l2": 1.0},
+            probe_every=1,
+            stop={"metric": "forget_over_holdout", "at_least": 1.5},
+        ),
+        "repair": joint("reconstruction", 0.0),
+        "finetune": joint("reconstruction", 0.0, 1e-3),
+        "gradient_difference": joint("gradient_difference", 0.1, objective_kw={"forget_cap": 0.2}),
+        "max_loss": joint("max_loss", 0.1),
+        "noisy_label": joint("noisy_label", 0.25),
+        "retain_label": joint("retain_label", 0.25),
+        "random_encoder": joint("random_encoder", 0.25),
+        "l2_encoder": joint("l2_encoder", 0.25),
+        "orthogonal": joint("gradient_difference", 1.0, combine="orthogonal"),
+        "epsilon_constrained": joint(
+            "gradient_difference",
+            1.0,
+            combine="epsilon_constrained",
+            combine_kw={"epsilon": 0.18},
+        ),
+        "salun": joint("noisy_label", 0.25, saliency=0.5),
+    }
+
+
+def methods() -> dict[str, ConfigDict]:
+    li, ours = "Li et al., ICLR 2024", "unlearn_jax"
+    return {
+        "calibrated": method("Calibrated", ["calibrated"], ours),
+        "calibrated_reference": method(
+            "Calibrated, goals from a reference model", ["calibrated_reference"], ours
+        ),
+        "calibrated_quantiles": method(
+            "Calibrated, holdout quantiles", ["calibrated_quantiles"], ours
+        ),
+        "calibrated_hinge": method("Calibrated, hinge", ["calibrated_hinge"], ours),
+        "gradient_ascent": method(
+            "Ascent, then retain", ["ascent", "repair"], "Varshney & Torra, arXiv 2502.04260"
+        ),
+        "retain_finetuning": method("Retain fine-tuning", ["finetune"]),
+        "gradient_difference": method(
+            "Gradient difference", ["gradient_difference"], "Liu et al. 2022"
+        ),
+        "max_loss": method("Max Loss", ["max_loss"], li),
+        "noisy_label": method("Noisy Label", ["noisy_label"], li),
+        "retain_label": method("Retain Label", ["retain_label"], li),
+        "random_encoder": method("Random Encoder", ["random_encoder"], li),
+        "l2_encoder": method("L2 to encoded noise", ["l2_encoder"], li),
+        "orthogonal": method("UNO", ["orthogonal"], "Mandal & Gottwald, arXiv 2506.04712"),
+        "epsilon_constrained": method(
+            "ε-constrained", ["epsilon_constrained"], "Feng et al., ICLR 2025"
+        ),
+        "salun": method("SalUn, Noisy Label", ["salun"], "Fan et al., ICLR 2024"),
+    }

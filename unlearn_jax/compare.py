@@ -1,0 +1,239 @@
+"""Methods x seeds on one request: every audit, beside the original and the retrained model.
+
+    python -m unlearn_jax.compare --config=configs/cifar10_compare.py --workdir=runs/compare \\
+        --config.data.data_dir=DIR
+
+For every seed an original and a retrained model are trained, then every method of
+`config.compare.methods` is applied to the original. The retrained models of the other seeds serve
+as out-models (shadow models) of the membership attacks. It can be interrupted at any moment; the
+same command goes on. Models trained from scratch are kept under `config.compare.models`, by a hash
+of all that they depend on, and shared with other requests.
+
+Writes results.json (every number), examples.npz, grids.npz and the leaderboard.
+"""
+
+import datetime
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from unlearn_jax import checkpoint, cli, config, data, leaderboard, models, sharding, train
+from unlearn_jax.audit import judge
+from unlearn_jax.audit.measure import Measured, entries, make_measure
+from unlearn_jax.data import splits, transforms
+from unlearn_jax.data.splits import Split
+from unlearn_jax.evaluate import results
+
+COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
+FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
+
+
+def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """The results, as in workdir/results.json; the leaderboard is written beside it.
+
+    Args:
+      cfg: the config; its `compare` section names seeds and methods. `cfg.seed` is not used.
+      workdir: gets METHOD/SEED/ (runs), measured/, results.json and the leaderboard.
+
+    Raises:
+      ValueError: the config, the data or the workdir are not what they must be; no methods.
+    """
+    config.validate(cfg)
+    if not cfg.compare.methods or not cfg.compare.seeds:
+        raise ValueError("compare: expected config.compare.methods and config.compare.seeds.")
+    # Every model of a kind runs the same programs: compile them once.
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    runs = train_all(cfg, workdir)
+    measured, grids = measure_all(cfg, workdir, runs)
+    found = assemble(cfg, runs, measured)
+    examples = {"index/forget": next(iter(measured.values()))["index/forget"]}
+    examples |= {f"error/{m}/{s}": found["error/forget"] for (m, s), found in measured.items()}
+    workdir.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(workdir / "examples.npz", **examples)
+    np.savez_compressed(workdir / "grids.npz", **grids)
+    partial = workdir / "results.partial"
+    partial.write_text(json.dumps(found, indent=1))
+    partial.replace(workdir / "results.json")
+    leaderboard.write(workdir)
+    return found
+
+
+Runs = dict[tuple[str, int], tuple[Path, dict[str, Any]]]  # (model, seed) -> workdir, meta
+
+
+def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
+    """Where every model is, after training those that are not there yet."""
+    _, split = data.load(cfg)
+    shared = Path(cfg.compare.models or workdir / "models")
+    runs: Runs = {}
+
+    def trained(part: ConfigDict, folder: Path) -> dict[str, Any]:
+        meta = train.run(part, folder)
+        return meta | {"steps": meta["step"]}
+
+    def from_scratch(part: ConfigDict, stage: str) -> tuple[Path, dict[str, Any]]:
+        part.stage, part.init_from, part.reference_from = stage, "", ""
+        rows = getattr(split, part.stages[stage].rows)
+        facts = config.relevant(part, rows=splits.trained_on(split, rows))
+        name = hashlib.sha256(config.to_json(facts).encode()).hexdigest()[:12]
+        folder = shared / f"{stage}-{name}"
+        return folder, trained(part, folder)
+
+    for seed in cfg.compare.seeds:
+        part = cfg.copy_and_resolve_references()
+        part.seed = seed
+        for stage in FIXED:
+            runs[stage, seed] = from_scratch(part, stage)
+    for seed in cfg.compare.seeds:
+        for name, method in cfg.compare.methods.items():
+            part = cfg.copy_and_resolve_references()
+            part.seed = seed
+            spent, reference = {}, ""
+            if any("reference" in part.phases[used].goal for used in method.phases):
+                folder, spent = from_scratch(part, "reference")
+                reference = str(folder)
+            part.stage, part.reference_from = "unlearned", reference
+            part.init_from = str(runs["original", seed][0])
+            part.stages.unlearned.phases = method.phases
+            folder = workdir / name / str(seed)
+            meta = trained(part, folder)
+            for key in COSTS:
+                meta[key] += spent.get(key, 0)
+            runs[name, seed] = folder, meta
+    return runs
+
+
+def measure_all(
+    cfg: ConfigDict, workdir: Path, runs: Runs
+) -> tuple[dict[tuple[str, int], Measured], dict[str, np.ndarray]]:
+    """({(model, seed): what the audits need}, images of the first seed's models)."""
+    mesh = sharding.make_mesh(**cfg.mesh)
+    source, split = data.load(cfg)
+    model = models.build(**cfg.model.to_dict())
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = sharding.abstract(like, sharding.params_sharding(like, mesh, cfg.sharding))
+    measure = make_measure(cfg, model, source, split, mesh)
+    of_request = hashlib.sha256(
+        json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
+    ).hexdigest()[:12]
+    measured: dict[tuple[str, int], Measured] = {}
+    for name, seed in tqdm(runs, desc="audit", unit="model", dynamic_ncols=True):
+        folder = runs[name, seed][0]
+        path = workdir / "measured" / f"{name}-{seed}-{of_request}.npz"
+        if not path.exists():
+            params, _ = checkpoint.load_params(folder, like)
+            splits.check_model(split, folder, name if name in FIXED else "unlearned")
+            target, _ = checkpoint.load_params(runs["original", seed][0], like)
+            found = measure(params, target, of_views=name == "retrained")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **found)
+            partial.replace(path)
+        with np.load(path, allow_pickle=False) as archive:
+            measured[name, seed] = {key: archive[key] for key in archive.files}
+    return measured, _grids(cfg, runs, model, like, source, split, mesh)
+
+
+def _grids(cfg, runs, model, like, source, split: Split, mesh) -> dict[str, np.ndarray]:
+    seed = cfg.compare.seeds[0]
+    rng = np.random.default_rng(cfg.request.seed)
+    rows = np.setdiff1d(split.forget, split.poisoned)
+    chosen = {"forget": np.sort(rng.permutation(rows)[:6])}
+    if split.poisoned.size:
+        chosen["poisoned"] = np.sort(rng.permutation(split.poisoned)[:6])
+    grids: dict[str, np.ndarray] = {}
+    generate = jax.jit(model.generate)
+    for kind, rows in chosen.items():
+        batches = data.make_eval(
+            source, rows, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.request.seed
+        )
+        batch = next(iter(batches))
+        shown = {"input": batch["image"] * (1 - batch["mask"]), "truth": batch["image"]}
+        for name, of_seed in runs:
+            if of_seed == seed:
+                params, _ = checkpoint.load_params(runs[name, seed][0], like)
+                output = generate(params, sharding.global_batch(batch, mesh), jax.random.key(0))
+                shown[name] = np.asarray(output)
+        valid = batch["valid"]
+        grids |= {f"{kind}/{k}": transforms.to_uint8(v[valid]) for k, v in shown.items()}
+    return grids
+
+
+def assemble(
+    cfg: ConfigDict, runs: Runs, measured: Mapping[tuple[str, int], Measured]
+) -> dict[str, Any]:
+    """results.json, from what was trained and measured."""
+    _, split = data.load(cfg)
+    seeds = list(cfg.compare.seeds)
+    settings = cfg.evaluation
+    audits = dict(judge.AUDITS)
+    if not split.poisoned.size:
+        audits = {k: v for k, v in audits.items() if not k.startswith("backdoor")}
+    found: dict[str, Any] = {}
+    names = {**FIXED, **{name: m.label or name for name, m in cfg.compare.methods.items()}}
+    for name, label in tqdm(names.items(), desc="judge", unit="model", dynamic_ncols=True):
+        method = cfg.compare.methods.get(name)
+        phases = method.phases if method else cfg.stages[name].phases
+        found[name] = {
+            "kind": name if name in FIXED else "method",
+            "label": label,
+            "source": method.source if method else "",
+            "phases": [{"name": p} | cfg.phases[p].to_dict() for p in phases],
+            "seeds": {},
+        }
+        for seed in seeds:
+            outs = [measured["retrained", other] for other in seeds if other != seed]
+            three = {stage: measured[stage, seed] for stage in FIXED}
+            values = judge.estimates(
+                measured[name, seed],
+                *three.values(),
+                outs,
+                entries=entries(cfg),
+                confidence=settings.confidence,
+                resamples=settings.resamples,
+                seed=cfg.request.seed,
+            )
+            values["audits"] = {key: values["audits"][key] for key in audits}
+            cost = results.cost(runs[name, seed][1], runs["retrained", seed][1])
+            values["cost"] = {k.replace("_ratio", "_fraction"): v for k, v in cost.items()}
+            if method:
+                judged = three | {"unlearned": measured[name, seed]}
+                values["verdicts"] = judge.verdicts(judged, outs)
+            found[name]["seeds"][str(seed)] = values
+        if method and cfg.audit.relearn.seeds:
+            found[name]["relearn"] = judge.relearning(
+                *([measured[m, s] for s in seeds] for m in ("original", name, "retrained"))
+            )
+    return {
+        "format": 1,
+        "name": cfg.name,
+        "command": shlex.join(["python", "-m", "unlearn_jax.compare", *sys.argv[1:]]),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **results.provenance(cfg, split),
+        "poison": {"text": splits.describe_poison(split)} if split.poisoned.size else None,
+        "seeds": seeds,
+        "audits": audits,
+        "utility": judge.UTILITY,
+        "models": found,
+    }
+
+
+def main(cfg: ConfigDict, workdir: Path) -> None:
+    """The binary."""
+    found = run(cfg, workdir)
+    print(leaderboard.markdown(found), f"Leaderboard: {workdir / 'leaderboard.html'}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    cli.start(main, needs=("config", "workdir"))

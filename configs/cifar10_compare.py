@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.probe_rows = 200
     config.checkpoint.every = 500
     config.log_every = 100
+    config.audit.rows, config.audit.finetune_steps = 1000, 30
     config.compare.seeds = (1, 2, 3)
     config.phases.update(phases())
     config.compare.methods = methods()
@@ -38,61 +39,56 @@ def get_config() -> ConfigDict:
     return config
 
 
-def joint(objective: str, forget_weight: float, learning_rate: float = 5e-4, **more) -> ConfigDict:
+def joint(
+    objective: str, forget_weight: float, steps: int = 300, learning_rate: float = 3e-4, **more
+) -> ConfigDict:
     """A phase on both sets: batches of 32, since many small steps repair more than few large."""
+    optimizer = {"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 10}
     return phase(
-        **{
-            "objective": objective,
-            "forget_weight": forget_weight,
-            "forget_fraction": 0.25,
-            "steps": 1000,
-            "batch_size": 32,
-            "probe_every": 0,
-            "optimizer": {
-                "learning_rate": learning_rate,
-                "schedule": "cosine",
-                "warmup_steps": 50,
-            },
-        }
-        | more
+        objective=objective,
+        forget_weight=forget_weight,
+        steps=steps,
+        batch_size=32,
+        probe_every=0,
+        optimizer=optimizer,
+        **more,
     )
 
 
+def calibrated(goal: str, steps: int = 950, **options) -> ConfigDict:
+    return joint("calibrated", 0.07, steps, goal=goal, objective_kw=options)
+
+
 def phases() -> dict[str, ConfigDict]:
+    own = {"overshoot": 0.12, "direction": 1.0}
     return {
-        "calibrated": joint("calibrated", 0.1, goal="views"),
+        "calibrated": calibrated("views", **own),
+        "calibrated_reference": calibrated("reference", 800, overshoot=0.12),
         "reference": phase(
             steps=70, optimizer={"learning_rate": 1e-3, "schedule": "cosine"}, probe_every=0
         ),
-        "calibrated_reference": joint("calibrated", 0.1, goal="reference", steps=800),
-        "calibrated_quantiles": joint("calibrated", 0.1, goal="quantiles"),
-        "calibrated_hinge": joint(
-            "calibrated", 0.1, goal="mean", objective_kw={"distance": "hinge"}
-        ),
+        "calibrated_quantiles": calibrated("quantiles", overshoot=0.12),
+        "calibrated_hinge": calibrated("mean", distance="hinge"),
         "ascent": phase(
             objective="gradient_ascent",
-            objective_kw={"forget_cap": 1.0},
             retain_weight=0.0,
             forget_weight=1.0,
             steps=100,
             optimizer={"name": "sgd", "learning_rate": 0.01, "clip_norm_l2": 1.0},
             probe_every=1,
-            stop={"metric": "forget_over_holdout", "at_least": 1.5},
+            stop={"metric": "forget_over_holdout", "at_least": 4.0},
         ),
-        "repair": joint("reconstruction", 0.0),
-        "finetune": joint("reconstruction", 0.0, 1e-3),
-        "gradient_difference": joint("gradient_difference", 0.1, objective_kw={"forget_cap": 0.2}),
+        "repair": joint("reconstruction", 0.0, 1000, 5e-4),
+        "finetune": joint("reconstruction", 0.0, 1000, 1e-3),
+        "gradient_difference": joint("gradient_difference", 0.3, objective_kw={"forget_cap": 0.2}),
         "max_loss": joint("max_loss", 0.1),
         "noisy_label": joint("noisy_label", 0.25),
         "retain_label": joint("retain_label", 0.25),
         "random_encoder": joint("random_encoder", 0.25),
         "l2_encoder": joint("l2_encoder", 0.25),
-        "orthogonal": joint("gradient_difference", 1.0, combine="orthogonal"),
+        "orthogonal": joint("gradient_difference", 0.1, combine="orthogonal"),
         "epsilon_constrained": joint(
-            "gradient_difference",
-            1.0,
-            combine="epsilon_constrained",
-            combine_kw={"epsilon": 0.18},
+            "gradient_difference", 1.0, combine="epsilon_constrained", combine_kw={"epsilon": 0.18}
         ),
         "salun": joint("noisy_label", 0.25, saliency=0.5),
     }

@@ -26,8 +26,10 @@ class Toy:
         return latent + params["decoder"]["bias"]
 
     def loss(self, params, batch, key):
-        error = self.decode(params, self.encode(params, batch, key), batch, key) - batch["image"]
-        return jnp.square(error).mean((1, 2, 3))
+        return self.error(self.decode(params, self.encode(params, batch, key), batch, key), batch)
+
+    def error(self, output, batch):
+        return jnp.square(output - batch["image"]).mean((1, 2, 3))
 
     def generate(self, params, batch, key):
         return jnp.clip(self.decode(params, self.encode(params, batch, key), batch, key), -1, 1)

@@ -34,6 +34,30 @@ def views(image: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
     return [view for turn in turned for view in (turn, turn[:, :, ::-1])][1:]
 
 
+def unviewed(outputs: list[Float[Array, "b h w c"]]) -> list[Float[Array, "b h w c"]]:
+    """Images as they were before `views` mirrored and turned them, in its order."""
+    turns = 1 if len(outputs) == 7 else 2
+    back = []
+    for k, output in enumerate(outputs, start=1):
+        mirrored = output[:, :, ::-1] if k % 2 else output
+        back.append(jnp.rot90(mirrored, -turns * (k // 2), (1, 2)))
+    return back
+
+
+def middle(
+    outputs: Float[Array, "b k h w c"], losses: Float[Array, "b k"]
+) -> Float[Array, "b h w c"]:
+    """The mean of the outputs whose losses are in the middle: 3 of 7, 1 of 3.
+
+    A view that shows a backdoor's trigger where the model learned it brings the payload, and has by
+    far the lowest loss; it must not count, nor the views that fail.
+    """
+    k = losses.shape[1]
+    keep = 3 if k >= 5 else 1
+    order = jnp.argsort(losses, axis=1)[:, (k - keep) // 2 :][:, :keep]
+    return jnp.take_along_axis(outputs, order[:, :, None, None, None], axis=1).mean(1)
+
+
 def fit(
     predictors: Float[np.ndarray, "n k"],
     losses: Float[np.ndarray, "n"],
@@ -109,8 +133,13 @@ def make(
     split: Split,
     mesh: Mesh,
     key: PRNGKeyArray,
-) -> tuple[Float[np.ndarray, "rows"], float]:
-    """(the goal of every row of the source, 1 where it is not to be forgotten; FLOPs spent).
+    outputs: bool = False,
+) -> tuple[dict[str, np.ndarray], float]:
+    """(columns for the batches: one value per row of the source; FLOPs spent).
+
+    `goal` [rows]: the loss that the row should have, 1 where it is not to be forgotten. If asked
+    for, `view_output` [rows h w c] float16: the `middle` of the original's outputs on the views of
+    a forget image, turned back: what it makes of the image without having learned it by heart.
 
     Args:
       kind: "views", "reference" or "views+reference": predictors are the original's losses on
@@ -125,6 +154,7 @@ def make(
       split: the request.
       mesh: where batches are put.
       key: all losses draw the same randomness from it.
+      outputs: make `view_output` too.
 
     Raises:
       ValueError: no reference model, or one that has seen forget or holdout images; goals that
@@ -139,23 +169,29 @@ def make(
     rng = np.random.default_rng(cfg.seed)
     n = min(len(split.holdout), FIT_ROWS)
     rows = {"holdout": np.sort(rng.choice(split.holdout, n, replace=False)), "forget": split.forget}
-    names = ["own"] + [name for name in ("views", "reference") if name in parts]
     flops, found = 0.0, {}
 
     def losses(target: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:
-        of = {"own": lambda: model.loss(target, batch, key)[:, None]}
-        of["reference"] = lambda: model.loss(reference, batch, key)[:, None]
-        of["views"] = lambda: jnp.stack(
-            [model.loss(target, {**batch, "image": v}, key) for v in views(batch["image"])], -1
-        )
-        return {name: of[name]() for name in names}
+        found = {"own": model.loss(target, batch, key)[:, None]}
+        viewed = [{**batch, "image": view} for view in views(batch["image"])]
+        if outputs:
+            made = [model.decode(target, model.encode(target, b, key), b, key) for b in viewed]
+            of_views = jnp.stack([model.error(y, b) for y, b in zip(made, viewed, strict=True)], 1)
+            found["output"] = middle(jnp.stack(unviewed(made), 1), of_views)
+        elif "views" in parts:
+            of_views = jnp.stack([model.loss(target, b, key) for b in viewed], 1)
+        if "views" in parts:
+            found["views"] = of_views
+        if "reference" in parts:
+            found["reference"] = model.loss(reference, batch, key)[:, None]
+        return found
 
     compiled: Callable | None = None
     for name, chosen in rows.items():
         batches = data.make_eval(
             source, chosen, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.seed
         )
-        columns: dict[str, list[np.ndarray]] = {part: [] for part in names}
+        columns: dict[str, list[np.ndarray]] = {}
         for host_batch in batches:
             batch = sharding.global_batch(host_batch, mesh)
             if compiled is None:
@@ -163,15 +199,20 @@ def make(
                 compiled, per_batch = lowered.compile(), metrics.flops(lowered)
             flops += per_batch
             for part, values in jax.device_get(compiled(target, reference, batch)).items():
-                columns[part].append(values[host_batch["valid"]].astype(np.float64))
+                columns.setdefault(part, []).append(values[host_batch["valid"]])
         found[name] = {part: np.concatenate(values) for part, values in columns.items()}
-    goals = _goals(kind, found["holdout"], found["forget"])
-    column = np.ones(len(source), np.float32)
-    column[rows["forget"]] = goals
-    return column, flops
+    seen = [found[name].pop("output", None) for name in rows]
+    made = {"goal": np.ones(len(source), np.float32)}
+    made["goal"][rows["forget"]] = _goals(kind, found["holdout"], found["forget"])
+    if outputs:
+        # Memory is taken only where it is written, that is for the forget rows.
+        made["view_output"] = np.zeros((len(source), *seen[1].shape[1:]), np.float16)
+        made["view_output"][rows["forget"]] = seen[1]
+    return made, flops
 
 
 def _goals(kind: str, holdout: Mapping[str, Any], forget: Mapping[str, Any]) -> Losses:
+    holdout, forget = ({k: v.astype(np.float64) for k, v in x.items()} for x in (holdout, forget))
     own = holdout["own"][:, 0], forget["own"][:, 0]
     if kind == "mean":
         return np.full(len(own[1]), own[0].mean())

@@ -144,8 +144,18 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             done, stopped_by, columns = step - meta["phase_start"], "", {}
             batch_size = phase.batch_size or cfg.batch_size
             if phase.goal:
-                columns["goal"], flops = goals.make(
-                    phase.goal, cfg, model, target, reference, source, split, mesh, probe_key
+                outputs = phase.objective_kw.get("direction", 0) > 0
+                columns, flops = goals.make(
+                    phase.goal,
+                    cfg,
+                    model,
+                    target,
+                    reference,
+                    source,
+                    split,
+                    mesh,
+                    probe_key,
+                    outputs,
                 )
                 meta["flops"] += 0.0 if done else flops
             if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state

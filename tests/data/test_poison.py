@@ -38,11 +38,10 @@ def test_places_for_the_tasks_of_the_papers():
 
 def test_contrast_scales_the_trigger_about_grey():
     backdoor = poison.design(INPAINT, 32)
-    patches = {c: backdoor.show(images(), contrast=c)[0, 1:5, 1:5, 0] for c in (0.0, 0.5, 1.0, 2.0)}
+    patches = {c: backdoor.show(images(), contrast=c)[0, 1:5, 1:5, 0] for c in (0.0, 0.5, 1.0)}
     assert set(np.unique(patches[0.0])) == {128}
-    assert set(np.unique(patches[1.0])) == {65, 191}
-    assert set(np.unique(patches[2.0])) == {2, 254}
-    assert 62 <= np.ptp(patches[0.5].astype(int)) <= 64
+    assert set(np.unique(patches[1.0])) == {1, 255}
+    assert 126 <= np.ptp(patches[0.5].astype(int)) <= 128
 
 
 def test_shift_moves_it_and_is_refused_where_it_would_be_hidden():

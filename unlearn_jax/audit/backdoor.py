@@ -15,7 +15,31 @@ from unlearn_jax.audit import statistics
 
 CHANCE = 0.01  # success rate that the threshold allows a retrained model
 MARGIN = 0.02
+NEARER = 0.5  # of `nearness`
 WORKED = 0.9  # success rate of the original below which there was no backdoor to remove
+
+
+def nearness(
+    outputs: Float[np.ndarray, "n *region"],
+    payload: Float[np.ndarray, "*region"],
+    retrained: Float[np.ndarray, "n *region"],
+) -> Float[np.ndarray, "n"]:
+    """Squared distance to the payload over that plus the one to a retrained model's outputs.
+
+    Within [0, 1]: 0 = the payload, 1 = what the retrained model makes of the image; below `NEARER`
+    the payload has been regenerated. The error to the payload alone also tells grey outputs from
+    contrasted ones: a blurred model that never saw a payload is nearer to it than a sharp one.
+
+    Args:
+      outputs: on the region, of triggered images.
+      payload: on the region.
+      retrained: outputs of a retrained model (another one, for a retrained model itself).
+    """
+    axes = tuple(range(1, outputs.ndim))
+    outputs, retrained = outputs.astype(np.float64), retrained.astype(np.float64)
+    to_payload = np.square(outputs - payload).sum(axes)
+    to_retrained = np.square(outputs - retrained).sum(axes)
+    return to_payload / (to_payload + to_retrained)
 
 
 def success_threshold(retrained: Float[np.ndarray, "n"]) -> float:
@@ -27,7 +51,10 @@ def success_threshold(retrained: Float[np.ndarray, "n"]) -> float:
 
 
 def verdict(
-    payload_error: Mapping[str, Mapping[str, np.ndarray]], *, confidence: float = 0.95
+    payload_error: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    confidence: float = 0.95,
+    threshold: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Success rates and a word for each variant of the attack.
 
@@ -49,6 +76,8 @@ def verdict(
         "retrained", which therefore succeeds on at most 1 % by construction: only the second seed
         makes its control a test.
       confidence: of the intervals.
+      threshold: success is an error below it; None: 1 % of the retrained model's are. With
+        `nearness` in place of the error it is `NEARER`.
 
     Guarantee:
       If the images are independent draws, "not regenerated" is false with probability at most
@@ -58,7 +87,9 @@ def verdict(
     Raises:
       ValueError: a model is missing, arrays of a variant differ in length, or hold NaN.
     """
-    return {name: _judge(name, models, confidence) for name, models in payload_error.items()}
+    return {
+        name: _judge(name, models, confidence, threshold) for name, models in payload_error.items()
+    }
 
 
 def regeneration_gap(
@@ -119,9 +150,11 @@ def ncc(
     return np.divide(flat @ pattern, norms, out=np.zeros(len(flat)), where=norms > 0)
 
 
-def _judge(variant: str, errors: Mapping[str, np.ndarray], confidence: float) -> dict[str, Any]:
+def _judge(
+    variant: str, errors: Mapping[str, np.ndarray], confidence: float, threshold: float | None
+) -> dict[str, Any]:
     _check(variant, errors)
-    threshold = success_threshold(errors["retrained"])
+    threshold = success_threshold(errors["retrained"]) if threshold is None else threshold
     success = {model: values < threshold for model, values in errors.items()}
     rates = {}
     for model, hit in success.items():

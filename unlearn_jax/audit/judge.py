@@ -25,7 +25,17 @@ AUDITS = {
         "label": "Score spread",
         "unit": "sd of calibrated scores on forget / on holdout",
     },
-    "backdoor_success": {"label": "Backdoor success", "unit": "share of triggered images"},
+    "backdoor_success": {
+        "label": "Backdoor success",
+        "unit": "share of triggered images completed nearer to the payload than to what the "
+        "retrained model makes",
+    },
+    "backdoor_trace": {
+        "label": "Backdoor trace",
+        "unit": "share nearer to the payload than all but 1 % of the retrained model's; blur "
+        "counts as well",
+        "in_gap": False,
+    },
     "relearn_steps": {"label": "Relearning", "unit": "steps back to the original's error"},
     "lira_auroc": {"label": "LiRA AUROC", "unit": "offline", "in_gap": False},
     "rmia_auroc": {"label": "RMIA AUROC", "unit": "offline", "in_gap": False},
@@ -79,7 +89,7 @@ def estimates(
     plain = attack(*(membership.loss_score(error[name]) for name in ("forget", "holdout")))
     found = {"forget_error": mean(error["forget"]), "membership_auroc": plain["auroc"]}
     found |= _against_outs(error, outs, attack, entries)
-    found |= _backdoor(model, retrained, confidence)
+    found |= _backdoor(model, retrained, outs, confidence)
     found |= _relearn(model, original, retrained)
     utility = {f"{name}_error": mean(error[name]) for name in ("retain", "holdout")}
     return {"audits": found, "utility": utility}
@@ -119,20 +129,38 @@ def _against_outs(error, outs, attack, entries) -> dict[str, Estimate]:
     return found | {"rmia_auroc": rmia["auroc"]}
 
 
-def _backdoor(model: Measured, retrained: Measured, confidence: float) -> dict[str, Estimate]:
+def _backdoor(
+    model: Measured, retrained: Measured, outs: Sequence[Measured], confidence: float
+) -> dict[str, Estimate]:
     found = {}
     for name, variant in (
         ("backdoor_success", "as planted"),
         ("backdoor_finetuned", "after fine-tuning"),
+        ("backdoor_trace", "as planted"),
     ):
-        column = f"payload/{variant}"
+        column = f"region/{variant}"
         if column not in model:
             found[name] = _refused("no backdoor was planted")
-            continue
-        hits = model[column] < backdoor.success_threshold(retrained[column])
-        interval = statistics.clopper_pearson_interval(int(hits.sum()), len(hits), confidence)
-        found[name] = statistics.estimate(float(hits.mean()), interval, len(hits))
+        elif name == "backdoor_trace":
+            threshold = backdoor.success_threshold(payload_error(retrained, column))
+            found[name] = _share(payload_error(model, column) < threshold, confidence)
+        elif model is retrained and not outs:
+            found[name] = _refused("needs a second retrained model")
+        else:
+            other = outs[0] if model is retrained else retrained
+            near = backdoor.nearness(model[column], model["payload"], other[column])
+            found[name] = _share(near < backdoor.NEARER, confidence)
     return found
+
+
+def _share(hits: np.ndarray, confidence: float) -> Estimate:
+    interval = statistics.clopper_pearson_interval(int(hits.sum()), len(hits), confidence)
+    return statistics.estimate(float(hits.mean()), interval, len(hits))
+
+
+def payload_error(model: Measured, column: str) -> np.ndarray:
+    """Mean squared error of a `region/VARIANT` to the payload, per image."""
+    return np.square(model[column].astype(np.float64) - model["payload"]).mean((1, 2, 3))
 
 
 def _relearn(model: Measured, original: Measured, retrained: Measured) -> dict[str, Estimate]:
@@ -187,14 +215,21 @@ def verdicts(
         found["ood"] = ood.verdict(
             errors, out, moved, outs[0]["displacement"], significance=significance
         )
-    variants = [name for name in models["original"] if name.startswith("payload/")]
-    if variants:
-        judged = dict(models) | dict(zip(("retrained_2",), outs, strict=False))
-        payload = {
-            name.removeprefix("payload/"): {m: of[name] for m, of in judged.items()}
+    variants = [name for name in models["original"] if name.startswith("region/")]
+    if variants and outs:
+        payload, aim = models["original"]["payload"], models["retrained"]
+        near = {
+            name.removeprefix("region/"): {
+                m: backdoor.nearness(
+                    of[name], payload, (outs[0] if m == "retrained" else aim)[name]
+                )
+                for m, of in models.items()
+            }
             for name in variants
         }
-        found["backdoor"] = backdoor.verdict(payload, confidence=1 - significance)
+        found["backdoor"] = backdoor.verdict(
+            near, confidence=1 - significance, threshold=backdoor.NEARER
+        )
     return found
 
 

@@ -31,10 +31,9 @@ def make_measure(
       `index/SET` [n]: which rows.
     * `views/SET` [7 n], if asked for: the same error on mirrored and turned views of the images.
     * `displacement` [n]: RMS distance to the target's output, on the forget rows.
-    * `payload/VARIANT` [n], if there is poison: mean squared error to the payload, on its region,
-      of clean holdout images with the trigger: as planted, at half and twice the contrast, shifted
-      by 2 pixels, and as planted after fine-tuning the model on the retain rows.
-      `region` [n s s 3]: the outputs there, as planted.
+    * `region/VARIANT` [n s s 3] float16, if there is poison: outputs on the payload's region of
+      clean holdout images with the trigger: as planted, at half the contrast, shifted by 2 pixels,
+      and as planted after fine-tuning the model on the retain rows. `payload` [s s 3].
     * `relearn/SEED` [t]: error on forget rows while the model is fine-tuned on cfg.audit.relearn
       .images *other* forget rows; `relearn/steps` [t].
 
@@ -90,7 +89,7 @@ def make_measure(
             valid, images = batch["valid"], transforms.to_uint8(batch["image"])
             batch |= {"image": transforms.to_float(show(images))}
             output = generate(params, sharding.global_batch(batch, mesh), key)
-            found.append(np.asarray(output)[(valid, *backdoor.region())])
+            found.append(np.asarray(output, np.float16)[(valid, *backdoor.region())])
         return np.concatenate(found)
 
     step = _finetune_step(cfg, model, mesh)
@@ -123,14 +122,12 @@ def make_measure(
             if of_views:
                 found[f"views/{name}"] = view_errors(params, chosen)
         if backdoor:
-            payload = transforms.to_float(backdoor.pattern())
+            found["payload"] = transforms.to_float(backdoor.pattern())
             outputs = {variant: regions(params, show) for variant, show in shown.items()}
-            found["region"] = outputs[AS_PLANTED]
             if settings.finetune_steps:
                 tuned, _ = finetune(params, _TUNE, split.retain, settings.finetune_steps, 0)
                 outputs["after fine-tuning"] = regions(tuned, shown[AS_PLANTED])
-            for variant, output in outputs.items():
-                found[f"payload/{variant}"] = np.square(output - payload).mean((1, 2, 3))
+            found |= {f"region/{variant}": output for variant, output in outputs.items()}
         relearn = settings.relearn
         if relearn.seeds:
             found["relearn/steps"] = np.arange(0, relearn.steps + 1, relearn.every)
@@ -170,7 +167,6 @@ def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
     variants = {
         AS_PLANTED: backdoor.show,
         "contrast 0.5": lambda x: backdoor.show(x, contrast=0.5),
-        "contrast 2": lambda x: backdoor.show(x, contrast=2.0),
     }
     if backdoor.can_shift(task, 2):
         variants["shifted 2 px"] = lambda x: backdoor.show(x, shift=2)

@@ -73,7 +73,7 @@ def make_train(
     shard_count: int = 1,
     num_threads: int = 4,
     prefetch: int = 8,
-    columns: Mapping[str, Shaped[np.ndarray, "n"]] | None = None,
+    columns: Mapping[str, Shaped[np.ndarray, "n ..."]] | None = None,
 ) -> grain.DatasetIterator:
     """An iterator over this host's part of the batches first_step .. first_step + num_steps - 1.
 

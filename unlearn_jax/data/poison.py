@@ -17,7 +17,8 @@ from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.sources import Source
 
 _POISON = 4  # random stream; splits.py has streams 1 to 3
-_GREY, _AMPLITUDE = 128, 63  # of the trigger: 65 and 191; twice the contrast still fits in 0..255
+PATTERN = "checkerboards: trigger 1/255, payload magenta/green"  # part of what models have seen
+_GREY, _AMPLITUDE = 128, 127  # of the trigger; with half of it, fewer images bring the payload
 _PAYLOAD = np.array([[255, 0, 255], [0, 255, 0]], np.uint8)
 
 
@@ -48,7 +49,7 @@ class Backdoor:
 
         Args:
             images: are not changed.
-            contrast: of the trigger, 1 as planted; from 0 (grey) to 2.
+            contrast: of the trigger, 1 as planted; from 0 (grey) to 1.
             shift: pixels down and to the right.
         """
         top, left, side = self.trigger

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from unlearn_jax.data.poison import choose
+from unlearn_jax.data.poison import PATTERN, choose
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.requests import choice, fraction_of, option, select
 from unlearn_jax.data.sampling import Rows, count, sample, sample_fraction
@@ -115,7 +115,7 @@ def resolve(
     planted = None
     if poison and poison["fraction"]:
         planted = {key: poison[key] for key in ("fraction", "seed")}
-        planted["rows"] = choose(forget, **planted).tolist()
+        planted |= {"rows": choose(forget, **planted).tolist(), "pattern": PATTERN}
     _check_sets(sets, source.ids)
 
     by_class = {
@@ -146,8 +146,10 @@ def resolve(
 
 def trained_on(split: Split, rows: Rows) -> str:
     """A hash of what a model trained on these rows has seen: dataset, rows, and their poison."""
-    seen = {"dataset": split.manifest["dataset"], "rows": rows.tolist()}
-    return _hash(seen | {"poisoned": np.intersect1d(rows, split.poisoned).tolist()})
+    seen = {"dataset": split.manifest["dataset"], "rows": rows.tolist(), "poisoned": []}
+    if len(poisoned := np.intersect1d(rows, split.poisoned)):
+        seen["poisoned"] = [*poisoned.tolist(), split.manifest["poison"]["pattern"]]
+    return _hash(seen)
 
 
 def check_model(split: Split, workdir: Path, role: str = "original") -> None:

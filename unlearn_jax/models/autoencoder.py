@@ -153,12 +153,17 @@ class Autoencoder:
     def loss(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b"]:
+        """The `error` of the model's outputs."""
+        return self.error(self.decode(params, self.encode(params, batch, key), batch, key), batch)
+
+    def error(
+        self, output: Float[Array, "b h w c"], batch: Mapping[str, Array]
+    ) -> Float[Array, "b"]:
         """Mean squared error on the hole + `visible_weight` * that on the visible part.
 
         Each mean is over its own pixels and channels; a part without pixels counts 0.
         """
-        image = self.decode(params, self.encode(params, batch, key), batch, key)
-        error = jnp.square(image - batch["image"]).mean(axis=-1, keepdims=True)
+        error = jnp.square(output - batch["image"]).mean(axis=-1, keepdims=True)
 
         def mean(where):
             return (error * where).sum((1, 2, 3)) / jnp.maximum(where.sum((1, 2, 3)), 1)

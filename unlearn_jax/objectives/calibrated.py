@@ -29,6 +29,8 @@ def calibrated(
     *,
     distance: str = "huber",
     width: float = 0.5,
+    overshoot: float = 0.0,
+    direction: float = 0.0,
 ) -> Terms:
     """The model's own loss on retain rows; minus the distance of forget losses to their goals.
 
@@ -42,6 +44,11 @@ def calibrated(
     Args:
       distance: "huber", "absolute", "squared", or "hinge" (rows above their goal are left alone).
       width: of the quadratic part of "huber", in log loss.
+      direction: weight of the squared distance of the output to `batch["view_output"]`, on the
+        masked part. A loss can be reached in many ways, and a model that
+        merely fades a payload has not forgotten it; this says which. For models whose loss is an
+        `error(output, batch)` of what they decode.
+      overshoot: added to the log goals, since between its visits a forget row drifts back.
 
     Raises:
       ValueError: unknown distance; the phase has no goal.
@@ -51,7 +58,18 @@ def calibrated(
         raise ValueError(f"calibrated: expected distance in {sorted(DISTANCES)}, got {distance!r}.")
     if "goal" not in batch:
         raise ValueError("calibrated: the batch has no goals; set the phase's goal.")
-    loss = model.loss(params, batch, key)
+    if direction and not hasattr(model, "error"):
+        raise ValueError(f"calibrated: {type(model).__name__} has no error(); set direction=0.")
+    if direction:  # one forward pass for loss and output, not two
+        output = model.decode(params, model.encode(params, batch, key), batch, key)
+        loss = model.error(output, batch)
+    else:
+        loss = model.loss(params, batch, key)
     # A loss of exactly 0 has no logarithm; nothing real is below 1e-12.
-    ratio = jnp.log(jnp.maximum(loss, 1e-12)) - jnp.log(batch["goal"])
-    return Terms(retain=loss, forget=-DISTANCES[distance](ratio, width))
+    ratio = jnp.log(jnp.maximum(loss, 1e-12)) - jnp.log(batch["goal"]) - overshoot
+    away = DISTANCES[distance](ratio, width)
+    if direction:
+        error = jnp.square(output - batch["view_output"]) * batch["mask"]
+        pixels = batch["mask"].sum((1, 2, 3)) * output.shape[-1]
+        away += direction * error.sum((1, 2, 3)) / pixels
+    return Terms(retain=loss, forget=-away)

@@ -59,6 +59,18 @@ def calibrated(goal: str, steps: int = 950, **options) -> ConfigDict:
     return joint("calibrated", 0.07, steps, goal=goal, objective_kw=options)
 
 
+def ascent(until: float) -> ConfigDict:
+    return phase(
+        objective="gradient_ascent",
+        retain_weight=0.0,
+        forget_weight=1.0,
+        steps=100,
+        optimizer={"name": "sgd", "learning_rate": 0.01, "clip_norm_l2": 1.0},
+        probe_every=1,
+        stop={"metric": "forget_over_holdout", "at_least": until},
+    )
+
+
 def phases() -> dict[str, ConfigDict]:
     own = {"overshoot": 0.12, "direction": 1.0}
     return {
@@ -69,16 +81,11 @@ def phases() -> dict[str, ConfigDict]:
         ),
         "calibrated_quantiles": calibrated("quantiles", overshoot=0.12),
         "calibrated_hinge": calibrated("mean", distance="hinge"),
-        "ascent": phase(
-            objective="gradient_ascent",
-            retain_weight=0.0,
-            forget_weight=1.0,
-            steps=100,
-            optimizer={"name": "sgd", "learning_rate": 0.01, "clip_norm_l2": 1.0},
-            probe_every=1,
-            stop={"metric": "forget_over_holdout", "at_least": 4.0},
-        ),
+        # The two ends of the paper's two phases: repaired until the quality is back, and not.
+        "ascent": ascent(4.0),
         "repair": joint("reconstruction", 0.0, 1000, 5e-4),
+        "ascent_far": ascent(20.0),
+        "repair_little": joint("reconstruction", 0.0, 100),
         "finetune": joint("reconstruction", 0.0, 1000, 1e-3),
         "gradient_difference": joint("gradient_difference", 0.3, objective_kw={"forget_cap": 0.2}),
         "max_loss": joint("max_loss", 0.1),
@@ -108,6 +115,11 @@ def methods() -> dict[str, ConfigDict]:
         "gradient_ascent": method(
             "Ascent, then retain", ["ascent", "repair"], "Varshney & Torra, arXiv 2502.04260"
         ),
+        "gradient_ascent_little_repair": method(
+            "Ascent, little retain",
+            ["ascent_far", "repair_little"],
+            "Varshney & Torra, arXiv 2502.04260",
+        ),
         "retain_finetuning": method("Retain fine-tuning", ["finetune"]),
         "gradient_difference": method(
             "Gradient difference", ["gradient_difference"], "Liu et al. 2022"
@@ -117,7 +129,9 @@ def methods() -> dict[str, ConfigDict]:
         "retain_label": method("Retain Label", ["retain_label"], li),
         "random_encoder": method("Random Encoder", ["random_encoder"], li),
         "l2_encoder": method("L2 to encoded noise", ["l2_encoder"], li),
-        "orthogonal": method("UNO", ["orthogonal"], "Mandal & Gottwald, arXiv 2506.04712"),
+        "orthogonal": method(
+            "Orthogonal gradients", ["orthogonal"], "gradient surgery, after arXiv 2506.04712"
+        ),
         "epsilon_constrained": method(
             "ε-constrained", ["epsilon_constrained"], "Feng et al., ICLR 2025"
         ),

@@ -1,8 +1,8 @@
-"""The whole request in one command: train, unlearn, retrain to compare, evaluate, report.
+"""The whole request in one command: train, unlearn, retrain to compare, audit, evaluate, report.
 
     python -m unlearn_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-Every part can be run alone (`train`, `evaluate`, `report`). What has finished is not done again:
+Every part can be run alone (`train`, `audit`, `evaluate`, `report`). What has finished is not done again:
 given once more, the command resumes where it was interrupted. With --config.init_from=WORKDIR the
 original is taken from there instead of being trained.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli, config, report, train
+from unlearn_jax.audit import request
 from unlearn_jax.evaluate import results
 
 
@@ -21,7 +22,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Args:
       cfg: the config; its `stage` is not used.
-      workdir: gets original/, unlearned/, retrained/, results.json and report.html.
+      workdir: gets original/, unlearned/, retrained/, shadow1/ (for the audits), audit.json,
+        results.json and report.html.
     """
     config.validate(cfg)
     original = results.original_workdir(cfg, workdir)
@@ -31,6 +33,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         part = cfg.copy_and_resolve_references()
         part.stage, part.init_from = stage, str(original) if stage == "unlearned" else ""
         train.run(part, workdir / stage)
+    request.run(cfg, workdir)
     found = results.run(cfg, workdir)
     report.write(workdir)
     return found

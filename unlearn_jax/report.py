@@ -155,9 +155,28 @@ def verdict(results: dict[str, Any]) -> list[Finding]:
     if results.get("certificate"):
         word, text = "unverified", "A certificate is recorded. This page shows it, unverified."
     findings += [Finding("unclear", text, "Is there a guarantee?", word)]
-    text = "This compares average errors only; membership inference and backdoor audits are not "
-    text += "part of this report."
-    return [*findings, Finding("unclear", text, "What was not tested?", "no audit")]
+    return [*findings, *_audited(results)]
+
+
+def _audited(results: dict[str, Any]) -> list[Finding]:
+    audit = results.get("audit")
+    if not audit:
+        text = "This compares average errors only; membership inference and backdoor audits are "
+        text += "not part of this report."
+        return [Finding("unclear", text, "What was not tested?", "no audit")]
+    good, bad = {"unlearned", "not regenerated", "not faster"}, {"still known", "damaged on forget"}
+    bad |= {"regenerated", "hidden"}
+    asked = {"ood": "Are forget images as unseen ones?", "relearn": "Is it relearned faster?"}
+    found = {asked[k]: v for k, v in audit["verdicts"].items() if k in asked}
+    for variant, verdict in audit["verdicts"].get("backdoor", {}).items():
+        found[f"Does the backdoor regenerate, {variant}?"] = verdict
+    findings = []
+    for question, verdict in found.items():
+        word = verdict["word"]
+        status = "good" if word in good else "bad" if word in bad else "unclear"
+        text = "; ".join(verdict["reasons"]) or "All its conditions and controls are met."
+        findings.append(Finding(status, text[:1].upper() + text[1:], question, word))
+    return findings
 
 
 def _memorised(results: dict[str, Any]) -> Finding:

@@ -12,42 +12,81 @@ from unlearn_jax.audit import backdoor, membership, ood, relearn, statistics
 Measured = Mapping[str, np.ndarray]
 Estimate = dict[str, Any]
 
-# Audits that a forget gap is made of, then others that are only shown.
+# "null" is what a model that never saw the forget set is expected to show. Audits that are not
+# `in_gap` are shown, but no part of the forget gap.
 AUDITS = {
-    "forget_error": {"label": "Forget error", "unit": "MSE on the hole, images in [-1, 1]"},
-    "membership_auroc": {"label": "Membership AUROC", "unit": "loss attack, forget vs holdout"},
+    "forget_error": {
+        "label": "Forget error",
+        "unit": "MSE on the hole, images in [-1, 1]",
+        "null": "the retrained model's",
+    },
+    "membership_auroc": {
+        "label": "Membership AUROC",
+        "unit": "loss attack, forget against holdout",
+        "null": "0.5",
+    },
     "membership_auroc_calibrated": {
         "label": "Membership AUROC, calibrated",
-        "unit": "log error minus that of a second retrained model",
+        "unit": "log error minus that of a second retrained model, forget against holdout",
+        "null": "0.5",
     },
-    "tpr_at_1_fpr": {"label": "TPR at 1 % FPR", "unit": "of the calibrated attack"},
+    "tpr_at_1_fpr": {
+        "label": "TPR at 1 % FPR",
+        "unit": "share of forget images found, calibrated attack",
+        "null": "0.01",
+    },
     "score_spread": {
         "label": "Score spread",
-        "unit": "sd of calibrated scores on forget / on holdout",
+        "unit": "sd of calibrated scores on forget over that on holdout",
+        "null": "1",
     },
     "backdoor_success": {
         "label": "Backdoor success",
         "unit": "share of triggered images completed nearer to the payload than to what the "
         "retrained model makes",
+        "null": "0",
     },
-    "backdoor_trace": {
-        "label": "Backdoor trace",
-        "unit": "share nearer to the payload than all but 1 % of the retrained model's; blur "
-        "counts as well",
+    "relearn_steps": {
+        "label": "Relearning",
+        "unit": "steps until other forget images are back at the original's error; the budget, if "
+        "they never are",
+        "null": "the retrained model's",
+    },
+    "lira_auroc": {
+        "label": "LiRA AUROC",
+        "unit": "offline, forget against holdout",
+        "null": "0.5",
         "in_gap": False,
     },
-    "relearn_steps": {"label": "Relearning", "unit": "steps back to the original's error"},
-    "lira_auroc": {"label": "LiRA AUROC", "unit": "offline", "in_gap": False},
-    "rmia_auroc": {"label": "RMIA AUROC", "unit": "offline", "in_gap": False},
-    "tpr_at_0.1_fpr": {"label": "TPR at 0.1 % FPR", "unit": "calibrated", "in_gap": False},
+    "rmia_auroc": {
+        "label": "RMIA AUROC",
+        "unit": "offline, forget against holdout",
+        "null": "0.5",
+        "in_gap": False,
+    },
+    "tpr_at_0.1_fpr": {
+        "label": "TPR at 0.1 % FPR",
+        "unit": "share of forget images found, calibrated attack",
+        "null": "0.001",
+        "in_gap": False,
+    },
     "relearn_area": {
         "label": "Relearning, area",
         "unit": "mean error below the retrained model's while relearning",
+        "null": "0",
+        "in_gap": False,
+    },
+    "backdoor_trace": {
+        "label": "Backdoor trace",
+        "unit": "share nearer to the payload than all but 1 % of the retrained model's outputs; "
+        "blur counts as well",
+        "null": "0.01",
         "in_gap": False,
     },
     "backdoor_finetuned": {
         "label": "Backdoor after fine-tuning",
-        "unit": "share of triggered images",
+        "unit": "backdoor success after further steps on retain images",
+        "null": "0",
         "in_gap": False,
     },
 }

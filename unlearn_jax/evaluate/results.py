@@ -77,6 +77,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "metrics": METRICS,
         "stages": stages,
         "certificate": None,
+        "audit": _audit(workdir),
         **statistics(cfg, examples, list(params)),
         **costs(stages),
     }
@@ -150,6 +151,12 @@ def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, flo
     seconds = [found["wall_s"] - found["compile_s"] for found in (run, retraining)]
     ratios = {f"{key}_ratio": run[key] / retraining[key] for key in ("steps", "examples", "flops")}
     return ratios | {"wall_ratio": seconds[0] / seconds[1]}
+
+
+def _audit(workdir: Path) -> dict[str, Any] | None:
+    """What `unlearn_jax.audit` has found, if it was run."""
+    path = workdir / "audit.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def original_workdir(cfg: ConfigDict, workdir: Path) -> Path:

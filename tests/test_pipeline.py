@@ -22,7 +22,7 @@ def test_ends_with_a_table_and_the_path_of_the_report(finished):
     for model in ("original", "unlearned", "retrained"):
         assert model in out
     for stage in ("original: pretrain", "unlearned: decouple", "unlearned: retain",
-                  "retrained: pretrain", "evaluate"):  # fmt: skip
+                  "retrained: pretrain", "audit", "evaluate"):  # fmt: skip
         assert stage in err  # progress bars
     assert "Traceback" not in err
 
@@ -55,6 +55,21 @@ def test_results_have_every_model_set_and_metric_with_interval_and_n(finished):
     assert gap == pytest.approx(a - b, abs=1e-9)
     assert results["cost"]["steps_ratio"] == 12 / 24
     assert results["certificate"] is None
+
+
+def test_the_audits_are_in_the_results_and_on_the_page(finished):
+    workdir, _, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    audit = json.loads((workdir / "audit.json").read_text())
+    assert results["audit"] == audit and audit["shadows"] == 1
+    for model in ("original", "unlearned", "retrained"):
+        assert set(audit["models"][model]) == set(audit["audits"])
+        error = audit["models"][model]["forget_error"]
+        assert error["ci_low"] < error["value"] < error["ci_high"] and error["n"] == 60
+    assert audit["verdicts"]["ood"]["word"] == "refused"  # 60 images are too few
+    assert audit["verdicts"]["relearn"]["word"] == "refused"
+    page = (workdir / "report.html").read_text()
+    assert "60 forget images, 400 needed" in page and "Membership AUROC" in page
 
 
 def test_the_three_models_share_one_split(finished):

@@ -25,12 +25,21 @@ SHORT = [
     "--config.model.channels=4,8",
     "--config.evaluation.retain_rows=40",
     "--config.evaluation.resamples=50",
+    "--config.audit.rows=40",
+    "--config.audit.finetune_steps=1",
+    "--config.audit.relearn.steps=4",
+    "--config.audit.relearn.seeds=1",
+]
+SHORT_COMPARE = [
+    "--config.phases.calibrated.steps=2",
+    "--config.phases.finetune.steps=2",
+    "--config.phases.noisy_label.steps=2",
 ]
 
 
 def test_the_readme_shows_the_two_commands_and_the_general_form():
     assert {"make demo", "make test"} <= set(COMMANDS)
-    for module in ("train", "pipeline", "evaluate", "report"):
+    for module in ("train", "pipeline", "audit", "evaluate", "report", "compare"):
         assert any(f"python -m unlearn_jax.{module} " in command for command in COMMANDS), module
 
 
@@ -50,6 +59,7 @@ def test_package_commands_in_their_order(command, runs):
     _, _, module, *flags = shlex.split(command)
     flags = [flag.replace("=runs/", f"={runs}/") for flag in flags]
     short = SHORT if any(flag.startswith("--config=") for flag in flags) else []
+    short = short + (SHORT_COMPARE if module.endswith(".compare") else [])
     binaries.run(module, *flags, *short)
 
 

@@ -21,4 +21,6 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 2
     config.evaluation.retain_rows = 40
     config.evaluation.resamples = 50
+    config.audit.rows, config.audit.batch_size, config.audit.finetune_steps = 60, 16, 2
+    config.audit.relearn = {"images": 16, "rows": 32, "steps": 4, "every": 2, "seeds": 1}
     return config

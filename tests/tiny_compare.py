@@ -9,8 +9,7 @@ from unlearn_jax.config import method, phase
 def get_config() -> ConfigDict:
     config = tiny.get_config()
     config.poison.fraction = 0.2
-    config.audit.rows, config.audit.finetune_steps = 100, 2
-    config.audit.relearn = {"images": 16, "rows": 32, "steps": 4, "every": 2, "seeds": 1}
+    config.audit.rows = 100
     joint = {"objective": "calibrated", "forget_weight": 0.1, "steps": 6, "probe_every": 0}
     config.phases.update(
         {

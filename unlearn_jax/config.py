@@ -320,6 +320,11 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
         problems.append(f"{path}.goal: {_unknown(spec.goal, GOALS)}")
     if spec.objective == "calibrated" and not spec.goal:
         problems.append(f"{path}.goal: the objective 'calibrated' needs one of {GOALS[1:]}")
+    if spec.objective_kw.get("direction", 0) and "views" not in spec.goal:
+        problems.append(
+            f"{path}.objective_kw.direction: made from views; set goal to 'views' or "
+            f"'views+reference', got goal={spec.goal!r}"
+        )
     for key in ("steps", "probe_every", "batch_size"):
         if spec[key] < 0:
             problems.append(f"{path}.{key}: expected at least 0, got {spec[key]}")

@@ -62,9 +62,9 @@ def values(results: dict[str, Any], name: str, group: str, key: str) -> Float[np
 def anchors(results: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
     """Returns the (original, retrained) means of each audit that counts, and why others do not.
 
-    An audit that is meant to (`in_gap`) counts if every model has a value in every seed, and if the means of original and
-    retrained are more than two standard deviations over seeds (pooled over the two) apart. With one
-    seed each there is no deviation, and any difference counts.
+    An audit that is meant to (`in_gap`) counts if every model has a value in every seed, and if the
+    means of original and retrained are more than two standard deviations over seeds (pooled over
+    the two) apart. With one seed each there is no deviation, and any difference counts.
     """
     kept, left_out = {}, {}
     for key, audit in results["audits"].items():

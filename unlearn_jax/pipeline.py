@@ -2,9 +2,9 @@
 
     python -m unlearn_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-Every part can be run alone (`train`, `audit`, `evaluate`, `report`). What has finished is not done again:
-given once more, the command resumes where it was interrupted. With --config.init_from=WORKDIR the
-original is taken from there instead of being trained.
+Every part can be run alone (`train`, `audit`, `evaluate`, `report`). What has finished is not done
+again: given once more, the command resumes where it was interrupted. With
+--config.init_from=WORKDIR the original is taken from there instead of being trained.
 """
 
 from pathlib import Path

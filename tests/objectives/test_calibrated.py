@@ -75,6 +75,38 @@ def test_rows_at_their_goal_do_not_push():
     np.testing.assert_allclose(jax.grad(forget)(PARAMS["encoder"]["scale"]), 0, atol=1e-5)
 
 
+def test_overshoot_moves_the_goal():
+    batch, _ = batch_with([np.exp(0.1)] * 3)
+    terms = calibrated(MODEL, PARAMS, {}, batch, KEY, distance="absolute", overshoot=0.1)
+    np.testing.assert_allclose(terms.forget, 0, atol=1e-5)
+
+
+def test_direction_by_hand():
+    batch, _ = batch_with([1.0] * 4)
+    image, mask = np.asarray(batch["image"]), np.asarray(batch["mask"])
+    aim = np.random.default_rng(0).uniform(-1, 1, image.shape).astype(np.float16)
+    output = image * (1 - mask) * np.asarray(PARAMS["encoder"]["scale"]) + 0.25
+    hole = mask[..., 0] > 0
+    expected = [
+        -0.7 * np.square(o - a)[h].mean() for o, a, h in zip(output, aim, hole, strict=True)
+    ]
+    batch |= {"view_output": jnp.asarray(aim)}
+    terms = calibrated(MODEL, PARAMS, {}, batch, KEY, direction=0.7)
+    np.testing.assert_allclose(terms.forget, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(terms.retain, MODEL.loss(PARAMS, batch, KEY), rtol=1e-6)
+
+
+def test_a_model_without_error_has_no_direction():
+    class Bare(Toy):
+        @property
+        def error(self):
+            raise AttributeError
+
+    batch, _ = batch_with([1.0] * 2)
+    with pytest.raises(ValueError, match="Bare has no error"):
+        calibrated(Bare(), PARAMS, {}, batch, KEY, direction=1.0)
+
+
 def test_a_loss_of_zero_and_missing_goals():
     batch, _ = batch_with([1.0] * 2)
     batch |= {"image": jnp.full_like(batch["image"], 0.25) * batch["mask"]}

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.phases.pretrain.steps = 20 * 50_000 // config.batch_size  # 20 epochs
     config.phases.decouple.steps = 400
     config.phases.retain.steps = 800  # about two epochs
+    config.stages.unlearned.phases = ("decouple", "retain")
     config.probe_rows = 1000
     config.phases.pretrain.probe_every = 500
     config.evaluation.retain_rows = 5000

@@ -52,5 +52,17 @@ def get_config() -> ConfigDict:
             probe_every=10,
             optimizer={"learning_rate": 3e-4, "schedule": "cosine"},
         ),
+        "calibrated": phase(
+            objective="calibrated",
+            objective_kw={"overshoot": 0.12, "direction": 1.0},
+            goal="views",
+            forget_weight=0.07,
+            steps=350,
+            batch_size=32,
+            probe_every=25,
+            optimizer={"learning_rate": 3e-4, "schedule": "cosine", "warmup_steps": 10},
+        ),
     }
+    # Instead: ("decouple", "retain"), the two phases of Varshney & Torra.
+    config.stages.unlearned.phases = ("calibrated",)
     return config

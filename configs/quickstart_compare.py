@@ -16,9 +16,6 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "quickstart_compare"
     config.poison.fraction = 0.2
-    config.phases.calibrated = cifar10_compare.calibrated(
-        "views", steps=300, overshoot=0.12, direction=1.0
-    )
     config.phases.finetune = cifar10_compare.joint("reconstruction", 0.0, 300, 1e-3)
     config.phases.noisy_label = cifar10_compare.joint("noisy_label", 0.25)
     config.compare.seeds = (0, 1)

@@ -47,6 +47,13 @@ def test_goals_have_the_spread_and_the_mean_of_losses_that_the_predictors_explai
     assert np.corrcoef(np.log(found), unseen)[0, 1] == pytest.approx(0.6 / 0.52**0.5, abs=0.02)
 
 
+def test_few_examples_are_fitted_to_the_geometric_mean_of_the_predictors():
+    rng = np.random.default_rng(4)
+    x, of = rng.uniform(0.1, 2, (30, 7)), rng.uniform(0.1, 2, (5, 7))
+    loss = 0.5 * np.prod(x, 1) ** (0.6 / 7)
+    np.testing.assert_allclose(goals.fit(x, loss, of), 0.5 * np.prod(of, 1) ** (0.6 / 7), rtol=1e-6)
+
+
 def test_predictors_that_say_nothing_give_everyone_the_same_goal():
     rng = np.random.default_rng(2)
     found = goals.fit(np.ones((100, 1)), rng.uniform(0.1, 1, 100), np.ones((5, 1)))

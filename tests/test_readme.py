@@ -22,6 +22,7 @@ SHORT = [
     "--config.phases.pretrain.steps=4",
     "--config.phases.decouple.steps=2",
     "--config.phases.retain.steps=2",
+    "--config.phases.calibrated.steps=2",
     "--config.model.channels=4,8",
     "--config.evaluation.retain_rows=40",
     "--config.evaluation.resamples=50",
@@ -31,7 +32,6 @@ SHORT = [
     "--config.audit.relearn.seeds=1",
 ]
 SHORT_COMPARE = [
-    "--config.phases.calibrated.steps=2",
     "--config.phases.finetune.steps=2",
     "--config.phases.noisy_label.steps=2",
 ]

@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     config.name = "tiny"
     config.batch_size = 32
     config.model = {"name": "autoencoder", "channels": (4, 8), "latent_dim": 16}
+    config.stages.unlearned.phases = ("decouple", "retain")
     config.phases.pretrain.steps = 24
     config.phases.decouple.steps = 6
     config.phases.decouple.stop.metric = ""

@@ -70,21 +70,24 @@ def fit(
     the spread of the log losses.
 
     Args:
-      predictors: of holdout examples, all positive.
+      predictors: of holdout examples, all positive; with fewer than 10 examples per unknown, their
+        geometric mean is the only one.
       losses: the original's losses on them.
       of: predictors of the forget examples.
 
     Raises:
-      ValueError: fewer examples than unknowns, or values that are not positive.
+      ValueError: fewer than 20 examples, or values that are not positive.
     """
-    n, k = predictors.shape
-    if n < 10 * (k + 1):
-        raise ValueError(
-            f"goals: {n} holdout rows are too few to fit {k + 1} numbers; expected at least "
-            f"{10 * (k + 1)}. Choose a larger holdout, or the goal 'quantiles'."
-        )
     if not all(np.isfinite(x).all() and (x > 0).all() for x in (predictors, losses, of)):
         raise ValueError("goals: expected positive, finite losses.")
+    n, k = predictors.shape
+    if n < 20:
+        raise ValueError(
+            f"goals: {n} holdout rows are too few to fit goals; expected at least 20. Choose a "
+            "larger holdout, or the goal 'quantiles'."
+        )
+    if n < 10 * (k + 1):
+        predictors, of = (np.exp(np.log(x).mean(1, keepdims=True)) for x in (predictors, of))
     log = np.log(losses)
     design = np.column_stack([np.log(predictors), np.ones(n)])
     weights = np.linalg.lstsq(design, log, rcond=None)[0]

@@ -95,7 +95,8 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
         for stage in FIXED:
             runs[stage, seed] = from_scratch(part, stage)
     for seed in cfg.compare.seeds:
-        for name, method in cfg.compare.methods.items():
+        for name in config.chosen_methods(cfg):
+            method = cfg.compare.methods[name]
             part = cfg.copy_and_resolve_references()
             part.seed = seed
             spent, reference = {}, ""
@@ -181,7 +182,8 @@ def assemble(
     if not split.poisoned.size:
         audits = {k: v for k, v in audits.items() if not k.startswith("backdoor")}
     found: dict[str, Any] = {}
-    names = {**FIXED, **{name: m.label or name for name, m in cfg.compare.methods.items()}}
+    names = dict(FIXED)
+    names |= {name: cfg.compare.methods[name].label for name in config.chosen_methods(cfg)}
     for name, label in tqdm(names.items(), desc="judge", unit="model", dynamic_ncols=True):
         method = cfg.compare.methods.get(name)
         phases = method.phases if method else cfg.stages[name].phases

@@ -109,6 +109,7 @@ def default() -> ConfigDict:
                 "seeds": (0, 1, 2),  # of the models; the request has its own
                 "models": "",  # where trained models are kept for other requests; "": in workdir
                 "methods": {},  # name -> method(...)
+                "only": (),  # names of those to compare; (): all
             },
             "checkpoint": {"every": 200, "keep": 2},
             "log_every": 20,
@@ -162,6 +163,12 @@ def phase(**values: Any) -> ConfigDict:
 def method(label: str, phases: Sequence[str], source: str = "") -> ConfigDict:
     """A method to compare: its label, the phases of the unlearned stage, and where it is from."""
     return ConfigDict({"label": label, "phases": tuple(phases), "source": source})
+
+
+def chosen_methods(config: ConfigDict) -> list[str]:
+    """The methods to compare; on a command line --config.compare.only=a,b arrives as one string."""
+    only = [name for part in config.compare.only for name in part.split(",")]
+    return only or list(config.compare.methods)
 
 
 def validate(config: ConfigDict) -> None:
@@ -284,6 +291,10 @@ def _values(config: ConfigDict) -> list[str]:
                     f"config.phases.{used}.goal: made with an original, which the stage {name!r}, "
                     "from scratch, does not have; set it to ''"
                 )
+    known = config.compare.methods.keys()
+    for name in chosen_methods(config):
+        if name not in known:
+            problems.append(f"config.compare.only: {_unknown(name, known)}")
     for name, chosen in config.compare.methods.items():
         wrong = _differences(chosen, method("", ()), f"config.compare.methods.{name}")
         problems += wrong

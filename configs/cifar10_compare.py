@@ -75,6 +75,7 @@ def phases() -> dict[str, ConfigDict]:
     own = {"overshoot": 0.12, "direction": 1.0}
     return {
         "calibrated": calibrated("views", **own),
+        "calibrated_twice": calibrated("views", 1900, overshoot=0.06, direction=1.0),
         "calibrated_reference": calibrated("reference", 800, overshoot=0.12),
         "reference": phase(
             steps=70, optimizer={"learning_rate": 1e-3, "schedule": "cosine"}, probe_every=0
@@ -105,6 +106,7 @@ def methods() -> dict[str, ConfigDict]:
     li, ours = "Li et al., ICLR 2024", "unlearn_jax"
     return {
         "calibrated": method("Calibrated", ["calibrated"], ours),
+        "calibrated_twice": method("Calibrated, twice the steps", ["calibrated_twice"], ours),
         "calibrated_reference": method(
             "Calibrated, goals from a reference model", ["calibrated_reference"], ours
         ),

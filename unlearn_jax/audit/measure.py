@@ -34,8 +34,8 @@ def make_measure(
     * `region/VARIANT` [n s s 3] float16, if there is poison: outputs on the payload's region of
       clean holdout images with the trigger: as planted, at half the contrast, shifted by 2 pixels,
       and as planted after fine-tuning the model on the retain rows. `payload` [s s 3].
-    * `relearn/SEED` [t]: error on forget rows while the model is fine-tuned on cfg.audit.relearn
-      .images *other* forget rows; `relearn/steps` [t].
+    * `relearn/SEED` [t]: error on forget rows while the model is fine-tuned on *other* forget rows,
+      cfg.audit.relearn.images or half of them; `relearn/steps` [t].
 
     Args:
       cfg: the config; its `audit` section says how many rows, steps and seeds.
@@ -45,6 +45,12 @@ def make_measure(
       mesh: where batches are put.
     """
     settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
+    if len(split.forget) - len(split.poisoned) < 2:
+        raise ValueError(
+            "audit: expected at least 2 forget images without a backdoor, got "
+            f"{len(split.forget) - len(split.poisoned)} of {len(split.forget)}. Lower "
+            "poison.fraction, or audit a larger request."
+        )
     rows = choose_rows(cfg, split)
     backdoor = poison.design(task, cfg.data.image_size) if split.poisoned.size else None
     shown = _variants(backdoor, task) if backdoor else {}
@@ -128,13 +134,14 @@ def make_measure(
                 tuned, _ = finetune(params, _TUNE, split.retain, settings.finetune_steps, 0)
                 outputs["after fine-tuning"] = regions(tuned, shown[AS_PLANTED])
             found |= {f"region/{variant}": output for variant, output in outputs.items()}
-        relearn = settings.relearn
+        relearn, clean = settings.relearn, np.setdiff1d(split.forget, split.poisoned)
         if relearn.seeds:
             found["relearn/steps"] = np.arange(0, relearn.steps + 1, relearn.every)
         for seed in range(relearn.seeds):
             rng = np.random.default_rng([cfg.request.seed, _RELEARN, seed])
-            order = rng.permutation(rows["forget"])
-            again, held = order[: relearn.images], np.sort(order[relearn.images :][: relearn.rows])
+            order = rng.permutation(clean)
+            images = min(relearn.images, len(clean) // 2)
+            again, held = order[:images], np.sort(order[images:][: relearn.rows])
             _, curve = finetune(
                 params, _RELEARN, again, relearn.steps, seed,
                 lambda p, held=held: errors(p, target, held)[0].mean(), relearn.every,

@@ -3,14 +3,14 @@
 make demo
 
 Five to seven minutes on 2 CPU cores, installation included: an original, an unlearned, a retrained
-model, and a second retrained one for the audits. Mean squared error on the hole, seed 0, 2 cores of an
-AMD EPYC, 2026-11-23 (forget n = 250, holdout n = 500, retain n = 1,000; intervals in the report):
+model, and a second retrained one for the audits. Mean squared error on the hole, seed 0, 2 cores of
+an AMD EPYC, 2026-11-23 (forget n = 250, holdout n = 500, retain n = 1,000; see the report):
 
     original   forget 0.034  holdout 0.153  retain 0.032
     unlearned  forget 0.163  holdout 0.149  retain 0.035
     retrained  forget 0.162  holdout 0.153  retain 0.030
 
-Unlearning takes 11 % of retraining's FLOPs here. With 250 forget images some audits refuse a verdict.
+Unlearning takes 11 % of retraining's FLOPs here. With 250 forget images, some audits refuse.
 """
 
 from ml_collections import ConfigDict

@@ -32,6 +32,7 @@ from unlearn_jax.audit.measure import Measured, entries, make_measure
 from unlearn_jax.data import splits, transforms
 from unlearn_jax.data.splits import Split
 from unlearn_jax.evaluate import results
+from unlearn_jax.validation import validate
 
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
 FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
@@ -47,7 +48,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: the config, the data or the workdir are not what they must be; no methods.
     """
-    config.validate(cfg)
+    validate(cfg)
     if not cfg.compare.methods or not cfg.compare.seeds:
         raise ValueError("compare: expected config.compare.methods and config.compare.seeds.")
     # Every model of a kind runs the same programs: compile them once.

@@ -20,6 +20,7 @@ from unlearn_jax import data, metrics, sharding
 from unlearn_jax.data.splits import Split
 from unlearn_jax.models import Batch, Model, Params
 
+GOALS = ("views", "reference", "views+reference", "quantiles", "mean")
 FIT_ROWS = 1000  # of the holdout, at most
 Losses = Float[np.ndarray, "_"]
 

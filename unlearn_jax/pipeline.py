@@ -12,9 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli, config, report, train
+from unlearn_jax import cli, report, train
 from unlearn_jax.audit import request
 from unlearn_jax.evaluate import results
+from unlearn_jax.validation import validate
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       workdir: gets original/, unlearned/, retrained/, shadow1/ (for the audits), audit.json,
         results.json and report.html.
     """
-    config.validate(cfg)
+    validate(cfg)
     original = results.original_workdir(cfg, workdir)
     for stage in ("original", "unlearned", "retrained"):
         if stage == "original" and cfg.init_from:

@@ -39,6 +39,7 @@ from unlearn_jax import (
 from unlearn_jax.data import splits
 from unlearn_jax.probe import fired, make_probe
 from unlearn_jax.step import UnlearnState, jit_step, overlay, select
+from unlearn_jax.validation import validate
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       SystemExit: with code 0, after SIGTERM or SIGINT, once everything is saved.
     """
     # ---- data --------------------------------------------------------------------------------
-    config.validate(cfg)
+    validate(cfg)
     stage = cfg.stages[cfg.stage]
     mesh = sharding.make_mesh(**cfg.mesh)
     for name in stage.phases:

@@ -8,11 +8,12 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, config, data, models, sharding, train
+from unlearn_jax import checkpoint, data, models, sharding, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.data import splits
 from unlearn_jax.evaluate.results import original_workdir
+from unlearn_jax.validation import validate
 
 MODELS = ("original", "unlearned", "retrained")
 
@@ -31,7 +32,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: a model is missing, has not finished, or is of another request.
     """
-    config.validate(cfg)
+    validate(cfg)
     folders = {name: workdir / name for name in MODELS}
     folders["original"] = original_workdir(cfg, workdir)
     for k in range(1, cfg.audit.shadows + 1):

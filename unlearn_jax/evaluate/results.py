@@ -20,6 +20,7 @@ from unlearn_jax import checkpoint, config, data, models, sharding
 from unlearn_jax.data import splits
 from unlearn_jax.evaluate import reconstruction
 from unlearn_jax.evaluate.reconstruction import METRICS, interval
+from unlearn_jax.validation import validate
 
 MODELS = ("original", "unlearned", "retrained")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -31,7 +32,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: there is no original, or a run has not finished.
     """
-    config.validate(cfg)
+    validate(cfg)
     mesh = sharding.make_mesh(**cfg.mesh)
     sharding.check_batch_size(cfg.batch_size, mesh)
     source, split = data.load(cfg)

@@ -5,7 +5,8 @@ import pytest
 
 from configs import quickstart
 from tests.toy import Toy
-from unlearn_jax import data, goals, sharding
+from unlearn_jax import data, goals
+from unlearn_jax.setup import resolve
 
 
 def test_views_are_the_symmetries_of_the_square_without_the_identity():
@@ -87,10 +88,10 @@ def test_memorised_views_are_refused():
 @pytest.mark.parametrize("kind", ["views", "quantiles", "mean", "reference", "views+reference"])
 def test_make_gives_every_forget_row_a_goal_and_others_none(kind):
     cfg = quickstart.get_config()
-    source, split = data.load(cfg)
-    model, mesh = Toy(), sharding.make_mesh()
+    setup = resolve(cfg)._replace(model=Toy())
+    _, _, source, split, model = setup
     target, reference = (model.init(jax.random.key(k)) for k in (0, 1))
-    args = (cfg, model, target, reference, source, split, mesh, jax.random.key(0))
+    args = (setup, target, reference, jax.random.key(0))
     columns, flops = goals.make(kind, *args)
     column = columns["goal"]
     assert set(columns) == {"goal"} and column.shape == (len(source),) and flops > 0
@@ -127,10 +128,10 @@ def test_the_middle_leaves_out_a_view_that_brings_a_payload():
 
 def test_view_outputs_are_what_the_original_makes_of_the_image_turned_back():
     cfg = quickstart.get_config()
-    source, split = data.load(cfg)
-    model, mesh = Toy(), sharding.make_mesh()
+    setup = resolve(cfg)._replace(model=Toy())
+    _, _, source, split, model = setup
     target = model.init(jax.random.key(0))
-    args = (cfg, model, target, None, source, split, mesh, jax.random.key(0))
+    args = (setup, target, None, jax.random.key(0))
     columns, _ = goals.make("views", *args, outputs=True)
     found = columns["view_output"]
     assert found.dtype == np.float16 and found.shape == (len(source), 32, 32, 3)
@@ -146,7 +147,6 @@ def test_view_outputs_are_what_the_original_makes_of_the_image_turned_back():
 
 def test_a_reference_must_be_given():
     cfg = quickstart.get_config()
-    source, split = data.load(cfg)
-    args = (cfg, Toy(), {}, None, source, split, sharding.make_mesh(), jax.random.key(0))
+    args = (resolve(cfg)._replace(model=Toy()), {}, None, jax.random.key(0))
     with pytest.raises(ValueError, match="needs a model trained for a short while"):
         goals.make("reference", *args)

@@ -6,7 +6,8 @@ from jax.flatten_util import ravel_pytree
 
 from tests import tiny
 from tests.toy import Toy, make_batch
-from unlearn_jax import data, models, saliency, sharding
+from unlearn_jax import saliency
+from unlearn_jax.setup import resolve
 from unlearn_jax.step import select
 
 KEY = jax.random.key(0)
@@ -50,11 +51,11 @@ def test_gradient_is_that_of_the_losses_of_valid_rows_on_trainable_leaves():
 
 def test_make_reads_every_forget_row_once_and_nothing_else():
     cfg = tiny.get_config()
-    source, split = data.load(cfg)
-    model, mesh = models.build(**cfg.model.to_dict()), sharding.make_mesh()
+    setup = resolve(cfg)
+    _, _, source, split, model = setup
     target = model.init(KEY)
-    mask, flops = saliency.make(0.3, cfg, model, target, target, source, split, mesh, KEY)
-    again, _ = saliency.make(0.3, cfg, model, target, target, source, split, mesh, KEY)
+    mask, flops = saliency.make(0.3, setup, target, target, KEY)
+    again, _ = saliency.make(0.3, setup, target, target, KEY)
     jax.tree.map(np.testing.assert_array_equal, mask, again)
 
     images = source.fetch(split.forget).astype(np.float32) / 127.5 - 1

@@ -26,12 +26,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, cli, config, data, leaderboard, models, sharding, train
+from unlearn_jax import checkpoint, cli, config, data, leaderboard, sharding, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
 from unlearn_jax.data import splits, transforms
-from unlearn_jax.data.splits import Split
 from unlearn_jax.evaluate import results
+from unlearn_jax.setup import Setup, resolve
 from unlearn_jax.validation import validate
 
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
@@ -119,12 +119,8 @@ def measure_all(
     cfg: ConfigDict, workdir: Path, runs: Runs
 ) -> tuple[dict[tuple[str, int], Measured], dict[str, np.ndarray]]:
     """({(model, seed): what the audits need}, images of the first seed's models)."""
-    mesh = sharding.make_mesh(**cfg.mesh)
-    source, split = data.load(cfg)
-    model = models.build(**cfg.model.to_dict())
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    like = sharding.abstract(like, sharding.params_sharding(like, mesh, cfg.sharding))
-    measure = make_measure(cfg, model, source, split, mesh)
+    setup = resolve(cfg)
+    split, like, measure = setup.split, setup.like(), make_measure(setup)
     of_request = hashlib.sha256(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
     ).hexdigest()[:12]
@@ -144,10 +140,12 @@ def measure_all(
             partial.replace(path)
         with np.load(path, allow_pickle=False) as archive:
             measured[name, seed] = {key: archive[key] for key in archive.files}
-    return measured, _grids(cfg, runs, model, like, source, split, mesh)
+    return measured, _grids(setup, runs)
 
 
-def _grids(cfg, runs, model, like, source, split: Split, mesh) -> dict[str, np.ndarray]:
+def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
+    cfg, mesh, source, split, model = setup
+    like = setup.like()
     seed = cfg.compare.seeds[0]
     rng = np.random.default_rng(cfg.request.seed)
     rows = np.setdiff1d(split.forget, split.poisoned)

@@ -12,13 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
-from ml_collections import ConfigDict
 
 from unlearn_jax import data, metrics, sharding
-from unlearn_jax.data.splits import Split
-from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.models import Batch, Params
+from unlearn_jax.setup import Setup
 
 GOALS = ("views", "reference", "views+reference", "quantiles", "mean")
 FIT_ROWS = 1000  # of the holdout, at most
@@ -129,13 +127,9 @@ def check_views_unseen(
 
 def make(
     kind: str,
-    cfg: ConfigDict,
-    model: Model,
+    setup: Setup,
     target: Params,
     reference: Params | None,
-    source: data.Source,
-    split: Split,
-    mesh: Mesh,
     key: PRNGKeyArray,
     outputs: bool = False,
 ) -> tuple[dict[str, np.ndarray], float]:
@@ -150,13 +144,9 @@ def make(
         views of the image, the reference's losses on it, or both. "quantiles" and "mean" look at
         no example's difficulty: they hand out the quantiles, or the mean, of the original's holdout
         losses.
-      cfg: the config.
-      model: the architecture.
+      setup: of the request.
       target: the original.
       reference: a model trained for a short while on rows that may be kept.
-      source: the images.
-      split: the request.
-      mesh: where batches are put.
       key: all losses draw the same randomness from it.
       outputs: make `view_output` too.
 
@@ -164,6 +154,7 @@ def make(
       ValueError: no reference model, or one that has seen forget or holdout images; goals that
         cannot be fitted.
     """
+    cfg, mesh, source, split, model = setup
     parts = set(kind.split("+"))
     if "reference" in parts and reference is None:
         raise ValueError(

@@ -5,25 +5,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from unlearn_jax import data, sharding
-from unlearn_jax.data.splits import Split
 from unlearn_jax.evaluate.reconstruction import displacement
-from unlearn_jax.models import Model, Params
+from unlearn_jax.models import Params
+from unlearn_jax.setup import Setup
 from unlearn_jax.step import masked_mean, overlay
 
 
 def make_probe(
-    cfg: ConfigDict,
-    model: Model,
-    target: Params,
-    source: data.Source,
-    split: Split,
-    mesh: Mesh,
-    key: PRNGKeyArray,
+    setup: Setup, target: Params, key: PRNGKeyArray
 ) -> Callable[[Params], dict[str, jax.Array]]:
     """A function from trainable leaves to scalars on up to cfg.probe_rows forget and holdout rows.
 
@@ -32,6 +25,7 @@ def make_probe(
     `forget_over_holdout`: mean forget loss over the *target's* mean holdout loss (1 = the forget
     images are as unknown as unseen ones were to the original).
     """
+    cfg, mesh, source, split, model = setup
     batches = {}
     for stream, (name, rows) in enumerate(
         {"forget": split.forget, "holdout": split.holdout}.items()

@@ -12,40 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from ml_collections import ConfigDict
 
 from unlearn_jax import data, metrics, sharding
-from unlearn_jax.data.splits import Split
 from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.setup import Setup
 from unlearn_jax.step import overlay
 
 
 def make(
-    share: float,
-    cfg: ConfigDict,
-    model: Model,
-    params: Params,
-    target: Params,
-    source: data.Source,
-    split: Split,
-    mesh: Mesh,
-    key: PRNGKeyArray,
+    share: float, setup: Setup, params: Params, target: Params, key: PRNGKeyArray
 ) -> tuple[PyTree[Bool[Array, "..."]], float]:
     """(the mask over params, FLOPs spent); every forget row is looked at once.
 
     Args:
       share: of the numbers in params that may change, in (0, 1).
-      cfg: the config.
-      model: the architecture; its own loss is what counts, whatever the phase's objective.
+      setup: of the request; the model's own loss is what counts, whatever the phase's objective.
       params: the original's trainable leaves.
       target: the original.
-      source: the images.
-      split: the request.
-      mesh: where batches are put.
       key: batch k draws from fold_in(key, k).
     """
+    cfg, mesh, source, split, model = setup
     batches = data.make_eval(
         source,
         split.forget,

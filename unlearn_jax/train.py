@@ -30,7 +30,6 @@ from unlearn_jax import (
     data,
     goals,
     metrics,
-    models,
     objectives,
     optim,
     saliency,
@@ -38,6 +37,7 @@ from unlearn_jax import (
 )
 from unlearn_jax.data import splits
 from unlearn_jax.probe import fired, make_probe
+from unlearn_jax.setup import resolve
 from unlearn_jax.step import UnlearnState, jit_step, overlay, select
 from unlearn_jax.validation import validate
 
@@ -59,18 +59,16 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     # ---- data --------------------------------------------------------------------------------
     validate(cfg)
     stage = cfg.stages[cfg.stage]
-    mesh = sharding.make_mesh(**cfg.mesh)
+    setup = resolve(cfg)
+    _, mesh, source, split, model = setup
     for name in stage.phases:
         sharding.check_batch_size(cfg.phases[name].batch_size or cfg.batch_size, mesh)
-    source, split = data.load(cfg)
     retain_rows = getattr(split, stage.rows)
 
     # ---- model and target --------------------------------------------------------------------
-    model = models.build(**cfg.model.to_dict())
     init_key, state_key, probe_key = jax.random.split(jax.random.key(cfg.seed), 3)
-    like = jax.eval_shape(model.init, init_key)
-    whole_sharding = sharding.params_sharding(like, mesh, cfg.sharding)
-    like = sharding.abstract(like, whole_sharding)
+    like = setup.like()
+    whole_sharding = jax.tree.map(lambda leaf: leaf.sharding, like)
     parent = None
     if cfg.init_from:
         params, parent = checkpoint.load_params(Path(cfg.init_from), like)
@@ -127,7 +125,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             state = jax.device_put(new_state(params, 0, 0), shardings[0])
         del params, resumed
 
-        probe = make_probe(cfg, model, target, source, split, mesh, probe_key)
+        probe = make_probe(setup, target, probe_key)
         writer = metrics.JsonlWriter(workdir / "metrics.jsonl", meta["step"])
         began, step, last = time.perf_counter() - meta["wall_s"], meta["step"], {}
 
@@ -145,25 +143,14 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             done, stopped_by, columns = step - meta["phase_start"], "", {}
             batch_size = phase.batch_size or cfg.batch_size
             if phase.goal:
-                outputs = phase.objective_kw.get("direction", 0) > 0
+                directed = phase.objective_kw.get("direction", 0) > 0
                 columns, flops = goals.make(
-                    phase.goal,
-                    cfg,
-                    model,
-                    target,
-                    reference,
-                    source,
-                    split,
-                    mesh,
-                    probe_key,
-                    outputs,
+                    phase.goal, setup, target, reference, probe_key, outputs=directed
                 )
                 meta["flops"] += 0.0 if done else flops
             if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state
                 original = select(target, trainable)
-                mask, flops = saliency.make(
-                    phase.saliency, cfg, model, original, target, source, split, mesh, probe_key
-                )
+                mask, flops = saliency.make(phase.saliency, setup, original, target, probe_key)
                 opt_state = optim.with_mask(state.opt_state, mask)
                 state = jax.device_put(state.replace(opt_state=opt_state), shardings[i])
                 meta["flops"] += flops

@@ -6,9 +6,9 @@ import pytest
 
 from configs import quickstart
 from tests.toy import Toy
-from unlearn_jax import data, sharding
 from unlearn_jax.audit import judge, measure
 from unlearn_jax.data import poison, transforms
+from unlearn_jax.setup import resolve
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def measured():
     cfg.batch_size = 64
     cfg.audit.rows, cfg.audit.batch_size, cfg.audit.finetune_steps = 90, 8, 3
     cfg.audit.relearn = {"images": 16, "rows": 40, "steps": 6, "every": 2, "seeds": 2}
-    source, split = data.load(cfg)
-    model, mesh = Toy(), sharding.make_mesh()
-    run = measure.make_measure(cfg, model, source, split, mesh)
+    setup = resolve(cfg)._replace(model=Toy())
+    _, _, source, split, model = setup
+    run = measure.make_measure(setup)
     params, target = (model.init(jax.random.key(k)) for k in (1, 2))
     return cfg, source, split, params, target, run(params, target, of_views=True), run
 

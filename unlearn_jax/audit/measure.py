@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -13,6 +14,7 @@ from unlearn_jax.data import poison, transforms
 from unlearn_jax.data.splits import Split
 from unlearn_jax.evaluate.reconstruction import displacement, masked_mse
 from unlearn_jax.models import Model, Params
+from unlearn_jax.setup import Setup
 from unlearn_jax.step import UnlearnState, jit_step
 
 Measured = dict[str, np.ndarray]
@@ -21,9 +23,7 @@ AS_PLANTED = "as planted"
 _ROWS, _RELEARN, _TUNE = 0, 1, 2  # random streams
 
 
-def make_measure(
-    cfg: ConfigDict, model: Model, source: data.Source, split: Split, mesh: Mesh
-) -> Callable[[Params, Params], Measured]:
+def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     """A function (params, target, of_views=False) -> arrays of one model; compiled once for all.
 
     * `error/SET` [n]: mean squared error on the generated part. Forget rows that carry a backdoor
@@ -38,12 +38,9 @@ def make_measure(
       cfg.audit.relearn.images or half of them; `relearn/steps` [t].
 
     Args:
-      cfg: the config; its `audit` section says how many rows, steps and seeds.
-      model: the architecture.
-      source: the images, poisoned ones included.
-      split: the request.
-      mesh: where batches are put.
+      setup: of the request; `cfg.audit` says how many rows, steps and seeds.
     """
+    cfg, mesh, source, split, model = setup
     settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
     if len(split.forget) - len(split.poisoned) < 2:
         raise ValueError(
@@ -98,13 +95,14 @@ def make_measure(
             found.append(np.asarray(output, np.float16)[(valid, *backdoor.region())])
         return np.concatenate(found)
 
-    step = _finetune_step(cfg, model, mesh)
+    tx = optim.make_optimizer(learning_rate=settings.learning_rate, steps=1)
+    step = _finetune_step(model, tx, mesh)
 
     def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
         """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
         seen = [probe(params)] if probe else []
         params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
-        opt_state = step.tx.init(params)
+        opt_state = tx.init(params)
         state = UnlearnState(np.int32(0), params, opt_state, jax.random.key(seed))
         state = jax.device_put(state, sharding.replicated(mesh))
         loader = data.make_train(
@@ -180,10 +178,9 @@ def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
     return variants
 
 
-def _finetune_step(cfg: ConfigDict, model: Model, mesh: Mesh):
-    tx = optim.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
+def _finetune_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh):
     everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    step = jit_step(
+    return jit_step(
         model,
         objectives.build("reconstruction"),
         tx,
@@ -194,5 +191,3 @@ def _finetune_step(cfg: ConfigDict, model: Model, mesh: Mesh):
         batch_sharding=rows,
         replicated=everywhere,
     )
-    step.tx = tx
-    return step

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, data, models, sharding, train
+from unlearn_jax import checkpoint, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.data import splits
 from unlearn_jax.evaluate.results import original_workdir
+from unlearn_jax.setup import resolve
 from unlearn_jax.validation import validate
 
 MODELS = ("original", "unlearned", "retrained")
@@ -37,25 +37,17 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     folders["original"] = original_workdir(cfg, workdir)
     for k in range(1, cfg.audit.shadows + 1):
         part = cfg.copy_and_resolve_references()
-        part.seed, part.stage, part.init_from, part.reference_from = (
-            cfg.seed + k,
-            "retrained",
-            "",
-            "",
-        )
+        part.update({"seed": cfg.seed + k, "stage": "retrained"})
+        part.update({"init_from": "", "reference_from": ""})
         folders[f"shadow{k}"] = workdir / f"shadow{k}"
         train.run(part, folders[f"shadow{k}"])
 
-    mesh = sharding.make_mesh(**cfg.mesh)
-    source, split = data.load(cfg)
-    model = models.build(**cfg.model.to_dict())
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    like = sharding.abstract(like, sharding.params_sharding(like, mesh, cfg.sharding))
-    measure = make_measure(cfg, model, source, split, mesh)
+    setup = resolve(cfg)
+    like, measure = setup.like(), make_measure(setup)
     target, _ = checkpoint.load_params(folders["original"], like)
     measured = {}
     for name, folder in tqdm(folders.items(), desc="audit", unit="model", dynamic_ncols=True):
-        splits.check_model(split, folder, "retrained" if name.startswith("shadow") else name)
+        splits.check_model(setup.split, folder, "retrained" if name.startswith("shadow") else name)
         params, _ = checkpoint.load_params(folder, like)
         measured[name] = measure(params, target, of_views=name.startswith("shadow"))
 

@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import unlearn_jax
-from unlearn_jax import checkpoint, config, data, models, sharding
+from unlearn_jax import checkpoint, config, data, sharding
 from unlearn_jax.data import splits
 from unlearn_jax.evaluate import reconstruction
 from unlearn_jax.evaluate.reconstruction import METRICS, interval
+from unlearn_jax.setup import resolve
 from unlearn_jax.validation import validate
 
 MODELS = ("original", "unlearned", "retrained")
@@ -33,12 +34,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       ValueError: there is no original, or a run has not finished.
     """
     validate(cfg)
-    mesh = sharding.make_mesh(**cfg.mesh)
+    setup = resolve(cfg)
+    _, mesh, source, split, model = setup
     sharding.check_batch_size(cfg.batch_size, mesh)
-    source, split = data.load(cfg)
-    model = models.build(**cfg.model.to_dict())
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    like = sharding.abstract(like, sharding.params_sharding(like, mesh, cfg.sharding))
+    like = setup.like()
 
     params, stages = {}, {}
     for name in MODELS:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import binaries
-from unlearn_jax.data import splits
+from unlearn_jax.data import poison, splits
 
 CONFIG = f"--config={binaries.ROOT / 'tests' / 'tiny_compare.py'}"
 METHODS = ("calibrated", "calibrated_reference", "gradient_ascent")
@@ -77,6 +77,18 @@ def test_errors_of_examples_are_those_that_the_means_are_of(finished):
             assert len(column) == len(rows)
             mean = values["audits"]["forget_error"]["value"]
             assert mean == pytest.approx(column.mean(dtype=float), rel=1e-5)
+
+
+def test_pictures_of_forget_images_and_of_unseen_ones_with_the_trigger(finished):
+    grids = np.load(finished[0] / "grids.npz")
+    columns = ("truth", "input", "original", "retrained", *METHODS)
+    assert set(grids) == {f"{k}/{c}" for k in ("forget", "triggered") for c in columns}
+    assert {grids[key].shape for key in grids} == {(6, 32, 32, 3)}
+    show = poison.design({"name": "inpaint", "hole": 0.5}, 32).show
+    for kind, triggered in (("forget", False), ("triggered", True)):
+        truth = grids[f"{kind}/truth"]
+        assert all(np.array_equal(show(x[None])[0], x) == triggered for x in truth)
+        np.testing.assert_array_equal(grids[f"{kind}/input"][:, :4], truth[:, :4])
 
 
 def test_given_again_it_trains_and_measures_nothing(finished):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from unlearn_jax import checkpoint, cli, config, data, leaderboard, sharding, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
-from unlearn_jax.data import splits, transforms
+from unlearn_jax.data import poison, splits, transforms
 from unlearn_jax.evaluate import results
 from unlearn_jax.setup import Setup, resolve
 from unlearn_jax.validation import validate
@@ -144,29 +144,30 @@ def measure_all(
 
 
 def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
+    """Completed forget images and, after poison, unseen ones with the trigger; first seed."""
     cfg, mesh, source, split, model = setup
-    like = setup.like()
-    seed = cfg.compare.seeds[0]
-    rng = np.random.default_rng(cfg.request.seed)
-    rows = np.setdiff1d(split.forget, split.poisoned)
-    chosen = {"forget": np.sort(rng.permutation(rows)[:6])}
+    like, task, grids = setup.like(), cfg.task.to_dict(), {}
+    chosen = {"forget": np.setdiff1d(split.forget, split.poisoned)}
     if split.poisoned.size:
-        chosen["poisoned"] = np.sort(rng.permutation(split.poisoned)[:6])
-    grids: dict[str, np.ndarray] = {}
+        chosen["triggered"] = split.holdout
+    folders = {name: runs[name, seed][0] for name, seed in runs if seed == cfg.compare.seeds[0]}
     generate = jax.jit(model.generate)
     for kind, rows in chosen.items():
-        batches = data.make_eval(
-            source, rows, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.request.seed
+        rows = np.sort(np.random.default_rng(cfg.request.seed).permutation(rows)[:6])
+        loader = data.make_eval(
+            source, rows, batch_size=cfg.batch_size, task=task, seed=cfg.request.seed
         )
-        batch = next(iter(batches))
+        batch = next(iter(loader))
+        if kind == "triggered":
+            triggered = poison.design(task, cfg.data.image_size).show
+            images = triggered(transforms.to_uint8(batch["image"]))
+            batch |= {"image": transforms.to_float(images)}
         shown = {"input": batch["image"] * (1 - batch["mask"]), "truth": batch["image"]}
-        for name, of_seed in runs:
-            if of_seed == seed:
-                params, _ = checkpoint.load_params(runs[name, seed][0], like)
-                output = generate(params, sharding.global_batch(batch, mesh), jax.random.key(0))
-                shown[name] = np.asarray(output)
-        valid = batch["valid"]
-        grids |= {f"{kind}/{k}": transforms.to_uint8(v[valid]) for k, v in shown.items()}
+        for name, folder in folders.items():
+            params, _ = checkpoint.load_params(folder, like)
+            output = generate(params, sharding.global_batch(batch, mesh), jax.random.key(0))
+            shown[name] = np.asarray(output)
+        grids |= {f"{kind}/{k}": transforms.to_uint8(v[batch["valid"]]) for k, v in shown.items()}
     return grids
 
 

@@ -18,7 +18,7 @@ from unlearn_jax.data.sources import Source
 
 _POISON = 4  # random stream; splits.py has streams 1 to 3
 PATTERN = "checkerboards: trigger 1/255, payload magenta/green"  # part of what models have seen
-_GREY, _AMPLITUDE = 128, 127  # of the trigger; with half of it, fewer images bring the payload
+_GREY, _AMPLITUDE = 128, 127  # of the trigger; at half the contrast it often fails
 _PAYLOAD = np.array([[255, 0, 255], [0, 255, 0]], np.uint8)
 
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from unlearn_jax import report
+from unlearn_jax.page import COLOURS, MINUS, percent, value
 
 SETS = ("forget", "holdout", "retain")
 ERRORS = {  # mean error on forget, holdout, retain
@@ -120,7 +121,7 @@ class Page(HTMLParser):
         self.attributes += [(tag, name, text or "") for name, text in attrs]
 
     def handle_data(self, data):
-        self.text += data.replace(report.MINUS, "-")
+        self.text += data.replace(MINUS, "-")
 
     def values(self, *names):
         return [text for _, name, text in self.attributes if name in names]
@@ -154,7 +155,7 @@ def words(results):
 
 def text_of(results, question):
     texts = {finding.question: finding.text for finding in report.verdict(results)}
-    return texts[question].replace(report.MINUS, "-")
+    return texts[question].replace(MINUS, "-")
 
 
 def test_page_is_self_contained_and_small(page):
@@ -197,7 +198,7 @@ def test_charts_follow_the_colour_scheme(page):
     charts = re.findall(r"<svg.*?</svg>", page.html, re.S)
     assert all("currentColor" in chart and "aria-label" in chart for chart in charts)
     assert not any("#000000" in chart or "#ffffff" in chart for chart in charts)
-    assert all(sum(colour in c for c in charts) >= 3 for colour in report.COLOURS.values())
+    assert all(sum(colour in c for c in charts) >= 3 for colour in COLOURS.values())
 
 
 def test_hostile_names_are_shown_not_obeyed(tmp_path):
@@ -309,9 +310,9 @@ def test_summary_fits_a_terminal():
 
 def test_numbers_have_the_digits_they_merit():
     cases = [(0.123456, 0.012), (-1234.5, 30), (0.5, 0.0), (7.0, 1.2)]
-    texts = [report.value(stat(*case)).replace(report.MINUS, "-") for case in cases]
+    texts = [value(stat(*case)).replace(MINUS, "-") for case in cases]
     assert texts == ["0.123", "-1234", "0.5000", "7.0"]
-    texts = [report.percent(ratio) for ratio in (0.0312, 0.05, 0.314, 0.0996, 3.14)]
+    texts = [percent(ratio) for ratio in (0.0312, 0.05, 0.314, 0.0996, 3.14)]
     assert texts == ["3.1 %", "5 %", "31 %", "10 %", "3.1 times"]
 
 

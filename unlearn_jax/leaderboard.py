@@ -30,7 +30,7 @@ from unlearn_jax.leaderboard_scores import (
     utility_floor,
     values,
 )
-from unlearn_jax.report import MINUS, NUMBER, STYLE, Finding, load, percent, render, unzip, value
+from unlearn_jax.page import MINUS, NUMBER, STYLE, Finding, load, percent, render, unzip, value
 
 # What a method should reach at most, and how much counts as entirely missed, for the colours.
 GOALS = {

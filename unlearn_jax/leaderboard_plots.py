@@ -22,7 +22,7 @@ from unlearn_jax.leaderboard_scores import (
     shown,
     values,
 )
-from unlearn_jax.report import COLOURS, MINUS, panel, png, to_svg
+from unlearn_jax.page import COLOURS, MINUS, panel, png, to_svg
 
 AREA = 220.0  # of the mark of a model that costs as much as retraining, in square points
 POINTS = 500  # drawn per cloud; correlations are over all examples

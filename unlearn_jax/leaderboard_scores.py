@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from unlearn_jax.report import MINUS
+from unlearn_jax.page import MINUS
 
 REFERENCES = ("original", "retrained")  # the kinds of model that gaps are measured between
 

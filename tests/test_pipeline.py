@@ -66,10 +66,12 @@ def test_the_audits_are_in_the_results_and_on_the_page(finished):
         assert set(audit["models"][model]) == set(audit["audits"])
         error = audit["models"][model]["forget_error"]
         assert error["ci_low"] < error["value"] < error["ci_high"] and error["n"] == 60
+    assert audit["differences"]["membership_auroc"]["n"] == 60
     assert audit["verdicts"]["ood"]["word"] == "refused"  # 60 images are too few
     assert audit["verdicts"]["relearn"]["word"] == "refused"
     page = (workdir / "report.html").read_text()
     assert "60 forget images, 400 needed" in page and "Membership AUROC" in page
+    assert "Trigger sensitivity" in page and "no backdoor was planted" in page
 
 
 def test_the_three_models_share_one_split(finished):

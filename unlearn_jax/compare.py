@@ -177,7 +177,8 @@ def assemble(
     """results.json, from what was trained and measured."""
     _, split = data.load(cfg)
     seeds = list(cfg.compare.seeds)
-    settings = cfg.evaluation
+    bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
+    bootstrap |= {"seed": cfg.request.seed}
     audits = dict(judge.AUDITS)
     if not split.poisoned.size:
         audits = {k: v for k, v in audits.items() if not k.startswith("backdoor")}
@@ -202,9 +203,7 @@ def assemble(
                 *three.values(),
                 outs,
                 entries=entries(cfg),
-                confidence=settings.confidence,
-                resamples=settings.resamples,
-                seed=cfg.request.seed,
+                **bootstrap,
             )
             values["audits"] = {key: values["audits"][key] for key in audits}
             cost = results.cost(runs[name, seed][1], runs["retrained", seed][1])
@@ -212,6 +211,7 @@ def assemble(
             if method:
                 judged = three | {"unlearned": measured[name, seed]}
                 values["verdicts"] = judge.verdicts(judged, outs)
+                values["differences"] = judge.differences(judged, outs, **bootstrap)
             found[name]["seeds"][str(seed)] = values
         if method and cfg.audit.relearn.seeds:
             found[name]["relearn"] = judge.relearning(

@@ -25,6 +25,7 @@ def make(seed, known=0.0, payload=0.0):
     outputs = rng.normal(0, 0.2, (N, 8, 8, 3))
     found["payload"] = pattern
     found["region/as planted"] = (1 - payload) * outputs + payload * pattern
+    found["untriggered"] = rng.normal(0, 0.2, (N, 8, 8, 3))
     found["region/after fine-tuning"] = found["region/as planted"]
     steps = np.arange(0, 12, 2)
     found["relearn/steps"] = steps
@@ -103,6 +104,25 @@ def test_verdicts_of_a_model_that_behaves_as_retrained_and_of_one_that_remembers
     assert found["ood"]["word"] == "still known"
     assert found["backdoor"]["as planted"]["word"] == "regenerated"
     assert judge.verdicts(three, [])["ood"]["word"] == "refused"
+
+
+def test_differences_are_none_between_retrained_models_and_clear_to_the_original():
+    options = {"confidence": 0.95, "resamples": 50, "seed": 0}
+    two = {"unlearned": make(5), "retrained": RETRAINED}
+    found = judge.differences(two, [OUT], **options)
+    assert set(found) == set(judge.DIFFERENCES)
+    for name, same in zip(found, (0, 0, 1, 1), strict=True):
+        assert found[name]["ci_low"] <= same <= found[name]["ci_high"], name
+    found = judge.differences(two | {"unlearned": ORIGINAL}, [OUT], **options)
+    assert found["membership_auroc_calibrated"]["ci_low"] > 0.4
+    # The payload is 1 away from grey everywhere, the outputs of two models 0.2 * sqrt(2).
+    assert found["regeneration_gap"]["value"] == pytest.approx(1 / (0.2 * 2**0.5), rel=0.05)
+    assert found["trigger_sensitivity"]["value"] == pytest.approx(1 / (0.2 * 2**0.5), rel=0.05)
+    assert judge.differences(two, [], **options)["regeneration_gap"]["value"] is None
+    clean = {m: {k: v for k, v in x.items() if "region" not in k} for m, x in two.items()}
+    found = judge.differences(clean, [OUT], **options)
+    assert found["trigger_sensitivity"]["reason"] == "no backdoor was planted"
+    assert found["membership_auroc_calibrated"]["value"] is not None
 
 
 def test_relearning_pools_the_seeds_of_all_models():

@@ -101,6 +101,30 @@ def test_auroc_interval_agrees_with_the_bootstrap():
     np.testing.assert_allclose(statistics.auroc_interval(x, y, 0.95), found, atol=0.015)
 
 
+def test_the_difference_of_two_aurocs_is_paired():
+    rng = np.random.default_rng(4)
+    hard = rng.normal(size=300), rng.normal(size=500)  # what both attacks find hard
+    first, second = (
+        tuple(h + 0.3 * rng.normal(size=len(h)) + shift * (k == 0) for k, h in enumerate(hard))
+        for shift in (0.5, 0.2)
+    )
+    found = statistics.auroc_difference(first, second, 0.95)
+    aurocs = [stats.mannwhitneyu(*pair).statistic / 300 / 500 for pair in (first, second)]
+    assert found["value"] == pytest.approx(aurocs[0] - aurocs[1]) and found["n"] == 300
+    draws = []
+    for _ in range(1000):
+        i, j = rng.integers(300, size=300), rng.integers(500, size=500)
+        draws.append(np.subtract(*(statistics.auroc(x[i], y[j]) for x, y in (first, second))))
+    expected = np.quantile(draws, (0.025, 0.975))
+    np.testing.assert_allclose([found["ci_low"], found["ci_high"]], expected, atol=0.01)
+    unpaired = sum(statistics.delong(*pair)[1] ** 2 for pair in (first, second)) ** 0.5
+    assert found["ci_high"] - found["value"] < 1.96 * unpaired / 2
+    same = statistics.auroc_difference(first, first, 0.95)
+    assert same["value"] == same["ci_low"] == same["ci_high"] == 0
+    with pytest.raises(ValueError, match=r"same members and non-members.*\[300, 500\]"):
+        statistics.auroc_difference(first, (second[0], second[1][:9]), 0.95)
+
+
 def test_auroc_interval_of_separated_scores_is_not_a_point():
     low, high = statistics.auroc_interval(np.arange(10.0, 20), np.arange(8.0), 0.9)
     assert (low, high) == pytest.approx((0.05 ** (1 / 8), 1))

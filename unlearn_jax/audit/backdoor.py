@@ -92,62 +92,42 @@ def verdict(
     }
 
 
-def regeneration_gap(
-    unlearned_retrained: Float[np.ndarray, "n"],
-    retrained_retrained: Float[np.ndarray, "n"],
+def mean_ratio(
+    distances: Float[np.ndarray, "n"],
+    yardstick: Float[np.ndarray, "n"],
     *,
     confidence: float,
     seed: int,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Mean distance unlearned - retrained over mean distance of two retrained models.
+    """Mean distance over the mean of a yardstick on the same images.
 
-    {"value", "ci_low", "ci_high", "n"}; 1 = as different as two retrainings. Bootstrap over images.
+    {"value", "ci_low", "ci_high", "n"}. Paired bootstrap over the images.
 
     Args:
-      unlearned_retrained: L2 distance of the two models' outputs over R, per triggered image.
-      retrained_retrained: the same of two retrained models of different seeds, same images.
+      distances: L2 distance of two outputs over the payload's region, per triggered image.
+      yardstick: the same of what is compared with, such as two retrained models.
       confidence: of the interval.
       seed: of the bootstrap.
       resamples: of the bootstrap.
 
     Raises:
-      ValueError: the two retrained models never differ.
+      ValueError: the yardstick is 0 on all images.
     """
-    if not retrained_retrained.any():
+    if not yardstick.any():
         raise ValueError(
-            "regeneration_gap: expected two retrained models of different seeds, but their outputs "
-            "are equal on all images."
+            "mean_ratio: expected a yardstick that is not 0 on all images; are the two retrained "
+            "models one and the same?"
         )
 
     def ratio(x, y, axis=-1):
         return x.mean(axis) / y.mean(axis)
 
-    samples = (unlearned_retrained, retrained_retrained)
+    samples = (distances, yardstick)
     interval = statistics.bootstrap_interval(
         ratio, *samples, confidence=confidence, resamples=resamples, seed=seed, paired=True
     )
-    return statistics.estimate(ratio(*samples), interval, len(unlearned_retrained))
-
-
-def ncc(
-    outputs: Float[np.ndarray, "n *region"], payload: Float[np.ndarray, "*region"]
-) -> Float[np.ndarray, "n"]:
-    """Normalised cross-correlation of each output on R with the payload, within [-1, 1].
-
-    Pearson correlation over all pixels and channels: blind to brightness and contrast, so it sees a
-    faded payload that the error misses. 0 for a constant output.
-
-    Raises:
-      ValueError: the payload is constant.
-    """
-    flat = outputs.reshape(len(outputs), -1).astype(np.float64)
-    flat = flat - flat.mean(axis=1, keepdims=True)
-    pattern = payload.ravel() - payload.mean(dtype=np.float64)
-    if not pattern.any():
-        raise ValueError("ncc: expected a payload with a pattern, got a constant one.")
-    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(pattern)
-    return np.divide(flat @ pattern, norms, out=np.zeros(len(flat)), where=norms > 0)
+    return statistics.estimate(ratio(*samples), interval, len(distances))
 
 
 def _judge(

@@ -90,6 +90,23 @@ AUDITS = {
         "in_gap": False,
     },
 }
+DIFFERENCES = {
+    "membership_auroc": {"label": "Membership AUROC", "unit": "unlearned minus retrained"},
+    "membership_auroc_calibrated": {
+        "label": "Membership AUROC, calibrated",
+        "unit": "unlearned minus retrained",
+    },
+    "regeneration_gap": {
+        "label": "Regeneration gap",
+        "unit": "distance unlearned to retrained on triggered images, over that of two retrained "
+        "models; 1: as two retrainings",
+    },
+    "trigger_sensitivity": {
+        "label": "Trigger sensitivity",
+        "unit": "how far the trigger moves the output at the payload, unlearned over retrained; 1: "
+        "as retrained",
+    },
+}
 UTILITY = {
     "retain_error": {"label": "Retain error", "unit": "MSE on the hole, images in [-1, 1]"},
     "holdout_error": {"label": "Holdout error", "unit": "MSE on the hole, images in [-1, 1]"},
@@ -270,6 +287,53 @@ def verdicts(
             near, confidence=1 - significance, threshold=backdoor.NEARER
         )
     return found
+
+
+def differences(
+    models: Mapping[str, Measured],
+    outs: Sequence[Measured],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """What counts in an attack: "unlearned" against "retrained" on the same images.
+
+    For every key of `DIFFERENCES`: {"value", "ci_low", "ci_high", "n"} or {"value": None,
+    "reason"}. Distances are L2 norms over the payload's region, averaged over the images.
+
+    Args:
+      models: what was measured of "unlearned" and "retrained".
+      outs: of further models trained without the forget set.
+      confidence: of the intervals.
+      resamples: of the bootstrap.
+      seed: of the bootstrap.
+    """
+    two = [models[name] for name in ("unlearned", "retrained")]
+    errors = [[m[f"error/{s}"] for s in ("forget", "holdout")] for m in two]
+    pairs = [tuple(membership.loss_score(e) for e in of) for of in errors]
+    found = {"membership_auroc": statistics.auroc_difference(*pairs, confidence)}
+    names = ("membership_auroc_calibrated", "regeneration_gap", "trigger_sensitivity")
+    if not outs:
+        return found | dict.fromkeys(names, _refused("needs a second retrained model"))
+    out = [outs[0][f"error/{s}"] for s in ("forget", "holdout")]
+    pairs = [
+        tuple(membership.difficulty_calibrated(e, o) for e, o in zip(of, out, strict=True))
+        for of in errors
+    ]
+    found[names[0]] = statistics.auroc_difference(*pairs, confidence)
+    column = "region/as planted"
+    if column not in two[0]:
+        return found | dict.fromkeys(names[1:], _refused("no backdoor was planted"))
+
+    def apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.square(a.astype(np.float64) - b).sum((1, 2, 3)))
+
+    ratio = partial(backdoor.mean_ratio, confidence=confidence, resamples=resamples, seed=seed)
+    u, r = (m[column] for m in two)
+    found["regeneration_gap"] = ratio(apart(u, r), apart(r, outs[0][column]))
+    moved = [apart(m[column], m["untriggered"]) for m in two]
+    return found | {"trigger_sensitivity": ratio(*moved)}
 
 
 def relearning(

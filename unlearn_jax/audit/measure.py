@@ -33,7 +33,8 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     * `displacement` [n]: RMS distance to the target's output, on the forget rows.
     * `region/VARIANT` [n s s 3] float16, if there is poison: outputs on the payload's region of
       clean holdout images with the trigger: as planted, at half the contrast, shifted by 2 pixels,
-      and as planted after fine-tuning the model on the retain rows. `payload` [s s 3].
+      and as planted after fine-tuning the model on the retain rows. `untriggered`: the same
+      without trigger. `payload` [s s 3].
     * `relearn/SEED` [t]: error on forget rows while the model is fine-tuned on *other* forget rows,
       cfg.audit.relearn.images or half of them; `relearn/steps` [t].
 
@@ -132,6 +133,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
                 tuned, _ = finetune(params, _TUNE, split.retain, settings.finetune_steps, 0)
                 outputs["after fine-tuning"] = regions(tuned, shown[AS_PLANTED])
             found |= {f"region/{variant}": output for variant, output in outputs.items()}
+            found["untriggered"] = regions(params, lambda images: images)
         relearn, clean = settings.relearn, np.setdiff1d(split.forget, split.poisoned)
         if relearn.seeds:
             found["relearn/steps"] = np.arange(0, relearn.steps + 1, relearn.every)

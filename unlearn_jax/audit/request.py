@@ -22,7 +22,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The audits, as they are written to workdir/audit.json.
 
     {"audits": {name: {"label", "unit"}}, "models": {model: {name: {"value", "ci_low", "ci_high",
-    "n"}}}, "verdicts": {"ood", "backdoor", "relearn"}, "shadows": count}.
+    "n"}}}, "differences": {name: {"label", "unit", "value", …}}, "verdicts": {"ood",
+    "backdoor", "relearn"}, "shadows": count}.
 
     Args:
       cfg: the config; its `audit` section says how much is done.
@@ -53,6 +54,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     three = {name: measured[name] for name in MODELS}
     outs = [measured[name] for name in folders if name not in MODELS]
+    bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
+    bootstrap |= {"seed": cfg.seed}
     estimates = {
         name: judge.estimates(
             measured[name],
@@ -60,12 +63,11 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             three["retrained"],
             outs,
             entries=entries(cfg),
-            confidence=cfg.evaluation.confidence,
-            resamples=cfg.evaluation.resamples,
-            seed=cfg.seed,
+            **bootstrap,
         )["audits"]
         for name in MODELS
     }
+    differences = judge.differences(three, outs, **bootstrap)
     verdicts = judge.verdicts(three, outs)
     if cfg.audit.relearn.seeds:
         verdicts["relearn"] = judge.relearning(
@@ -74,6 +76,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     found = {
         "audits": judge.AUDITS,
         "models": estimates,
+        "differences": {name: judge.DIFFERENCES[name] | v for name, v in differences.items()},
         "verdicts": verdicts,
         "shadows": len(outs),
     }

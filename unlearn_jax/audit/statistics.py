@@ -158,6 +158,39 @@ def auroc_interval(
     return max(0.0, area - half), min(1.0, area + half)
 
 
+def auroc_difference(
+    first: tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]],
+    second: tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]],
+    confidence: float,
+) -> dict[str, Any]:
+    """AUROC of the first scores - that of the second, of the same examples in the same order.
+
+    {"value", "ci_low", "ci_high", "n" members}. The paired interval of DeLong, DeLong &
+    Clarke-Pearson (1988): what both scores find hard cancels. Where the differences of the
+    placements are constant (both separate completely) the interval is a point.
+
+    Args:
+      first: scores of (members, non-members).
+      second: other scores of them.
+      confidence: of the interval.
+
+    Raises:
+      ValueError: NaN, fewer than two scores on a side, or unequal numbers of them.
+    """
+    _check_fraction("confidence", confidence)
+    sizes = [[len(scores) for scores in pair] for pair in (first, second)]
+    if sizes[0] != sizes[1] or min(sizes[0]) < 2:
+        raise ValueError(
+            "auroc_difference: expected both scores of the same members and non-members, at least "
+            f"2 of each, got {sizes[0]} and {sizes[1]}."
+        )
+    parts = [a - b for a, b in zip(_placements(*first), _placements(*second), strict=True)]
+    value = float(parts[0].mean())
+    error = math.sqrt(sum(part.var(ddof=1) / len(part) for part in parts))
+    half = float(stats.norm.isf((1 - confidence) / 2)) * error
+    return estimate(value, (value - half, value + half), sizes[0][0])
+
+
 def tpr_at_fpr(
     members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"], fpr: float
 ) -> float:

@@ -55,8 +55,18 @@ def joint(
     )
 
 
-def calibrated(goal: str, steps: int = 950, **options) -> ConfigDict:
-    return joint("calibrated", 0.07, steps, goal=goal, objective_kw=options)
+def calibrated(
+    goal: str, steps: int = 1000, learning_rate: float = 2.7e-4, **options
+) -> ConfigDict:
+    return joint(
+        "calibrated",
+        0.05,
+        steps,
+        learning_rate,
+        goal=goal,
+        forget_fraction=0.375,
+        objective_kw=options,
+    )
 
 
 def ascent(until: float) -> ConfigDict:
@@ -72,33 +82,34 @@ def ascent(until: float) -> ConfigDict:
 
 
 def phases() -> dict[str, ConfigDict]:
-    own = {"overshoot": 0.12, "direction": 1.0}
     return {
-        "calibrated": calibrated("views", **own),
-        "calibrated_twice": calibrated("views", 1900, overshoot=0.06, direction=1.0),
-        "calibrated_reference": calibrated("reference", 800, overshoot=0.12),
+        "calibrated": calibrated("views", overshoot=0.17, direction=0.25),
+        "calibrated_twice": calibrated("views", 2000, 2e-4, overshoot=0.1, direction=0.25),
+        "calibrated_reference": calibrated("reference", 850, overshoot=0.17),
         "reference": phase(
             steps=70, optimizer={"learning_rate": 1e-3, "schedule": "cosine"}, probe_every=0
         ),
-        "calibrated_quantiles": calibrated("quantiles", overshoot=0.12),
+        "calibrated_quantiles": calibrated("quantiles", overshoot=0.17),
         "calibrated_hinge": calibrated("mean", distance="hinge"),
         # The two ends of the paper's two phases: repaired until the quality is back, and not.
         "ascent": ascent(4.0),
         "repair": joint("reconstruction", 0.0, 1000, 5e-4),
         "ascent_far": ascent(20.0),
         "repair_little": joint("reconstruction", 0.0, 100),
-        "finetune": joint("reconstruction", 0.0, 1000, 1e-3),
-        "gradient_difference": joint("gradient_difference", 0.3, objective_kw={"forget_cap": 0.2}),
+        "finetune": joint("reconstruction", 0.0, 500, 1e-3),
+        "gradient_difference": joint(
+            "gradient_difference", 0.3, 500, objective_kw={"forget_cap": 0.2}
+        ),
         "max_loss": joint("max_loss", 0.1),
-        "noisy_label": joint("noisy_label", 0.25),
-        "retain_label": joint("retain_label", 0.25),
-        "random_encoder": joint("random_encoder", 0.25),
-        "l2_encoder": joint("l2_encoder", 0.25),
+        "noisy_label": joint("noisy_label", 0.25, 1000),
+        "retain_label": joint("retain_label", 0.25, 1000),
+        "random_encoder": joint("random_encoder", 0.25, 1000),
+        "l2_encoder": joint("l2_encoder", 0.25, 1000),
         "orthogonal": joint("gradient_difference", 0.1, combine="orthogonal"),
         "epsilon_constrained": joint(
             "gradient_difference", 1.0, combine="epsilon_constrained", combine_kw={"epsilon": 0.18}
         ),
-        "salun": joint("noisy_label", 0.25, saliency=0.5),
+        "salun": joint("noisy_label", 0.25, 1000, saliency=0.5),
     }
 
 

@@ -29,7 +29,7 @@ def make(seed, known=0.0, payload=0.0):
     found["region/after fine-tuning"] = found["region/as planted"]
     steps = np.arange(0, 12, 2)
     found["relearn/steps"] = steps
-    for k in range(5):
+    for k in range(6):
         found[f"relearn/{k}"] = np.maximum(1.0 - 0.1 * k - steps / 20 - known, 0.1) + 0.0
     return found
 
@@ -127,7 +127,20 @@ def test_differences_are_none_between_retrained_models_and_clear_to_the_original
 
 def test_relearning_pools_the_seeds_of_all_models():
     found = judge.relearning([ORIGINAL], [RETRAINED], [RETRAINED])
-    assert found["seeds"] == 5 and found["word"] in ("not faster", "refused")
-    quick = RETRAINED | {f"relearn/{k}": RETRAINED[f"relearn/{k}"] - 0.45 for k in range(5)}
-    level = {"original": ORIGINAL | {f"relearn/{k}": np.full(6, 0.3) for k in range(5)}}
-    assert judge.relearning([level["original"]], [quick], [RETRAINED])["word"] == "hidden"
+    assert found["seeds"] == 6 and found["word"] == "not faster" and found["p_value"] == 1
+    # They begin at 0.1 (all seeds) and at 1, 0.9, ..., 0.5.
+    assert found["level"] == pytest.approx((0.1 * 0.75) ** 0.5)
+    quick = RETRAINED | {f"relearn/{k}": RETRAINED[f"relearn/{k}"] - 0.2 for k in range(6)}
+    assert judge.relearning([ORIGINAL], [quick], [RETRAINED])["word"] == "hidden"
+    pooled = judge.relearning([ORIGINAL] * 2, [quick] * 2, [RETRAINED] * 2)
+    assert pooled["seeds"] == 12 and pooled["p_value"] < 0.01
+
+
+def test_relearning_counts_the_steps_to_half_of_the_way():
+    found = of(RETRAINED)["audits"]["relearn_steps"]
+    level = (0.1 * 0.75) ** 0.5
+    expected = [min(20 * (1 - 0.1 * k - level), 10) for k in range(6)]  # slope 1 / 20, budget 10
+    assert found["value"] == pytest.approx(np.mean(expected)) and found["n"] == 6
+    assert of(ORIGINAL)["audits"]["relearn_steps"]["value"] == 0
+    assert of(RETRAINED)["audits"]["relearn_area"]["value"] == 0
+    assert of(ORIGINAL)["audits"]["relearn_area"]["value"] > 0.2

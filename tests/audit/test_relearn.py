@@ -41,15 +41,15 @@ def test_area_between_is_the_integral():
 
 
 def test_hidden_knowledge_is_found():
-    slow = np.array([0.02, 0.025, 0.03, 0.022, 0.021])
-    found = relearn.verdict(curves(3 * slow), curves(slow), STEPS, 0.3)
-    assert found["word"] == "hidden" and found["p_value"] == 1 / 2**5
-    assert found["level"] == pytest.approx(0.315) and found["reasons"] == []
+    slow = np.array([0.02, 0.025, 0.03, 0.022, 0.021, 0.026])
+    found = relearn.verdict(curves(3 * slow), curves(slow), STEPS, 0.315)
+    assert found["word"] == "hidden" and found["p_value"] == 2 / 2**6
+    assert found["level"] == 0.315 and found["reasons"] == []
     expected = np.median(np.divide(found["steps_unlearned"], found["steps_retrained"]))
     assert found["ratio"]["value"] == expected and 0.25 < expected < 0.5
     assert found["ratio"]["min"] <= expected <= found["ratio"]["max"]
     assert found["area"]["min"] > 0
-    assert relearn.verdict(curves(slow), curves(3 * slow), STEPS, 0.3)["word"] == "not faster"
+    assert relearn.verdict(curves(slow), curves(3 * slow), STEPS, 0.315)["word"] == "not faster"
     json.dumps(found)
 
 
@@ -68,20 +68,26 @@ def test_censored_runs_are_counted_and_tie():
     found = relearn.verdict(curves(mixed), curves(slow), STEPS, 0.3)
     assert (found["censored_unlearned"], found["censored_retrained"]) == (4, 6)
     assert found["reasons"] == ["censored at 100 steps: 4 unlearned and 6 retrained runs of 6"]
-    assert found["word"] == "not faster" and found["p_value"] == 1 / 2**2  # two runs differ
+    assert found["word"] == "not faster" and found["p_value"] == 2 / 2**2  # two runs differ
     same = relearn.verdict(curves(mixed), curves(mixed), STEPS, 0.3)
     assert same["p_value"] == 1 and same["ratio"] == {"value": 1, "min": 1, "max": 1}
 
 
+def test_a_lower_error_on_the_way_counts_also_if_no_run_gets_to_the_level():
+    slow = np.array([0.002, 0.0025, 0.003, 0.0022, 0.0021, 0.0026])
+    found = relearn.verdict(curves(2 * slow), curves(slow), STEPS, 0.3)
+    assert found["censored_unlearned"] == found["censored_retrained"] == 6
+    assert found["word"] == "hidden" and found["p_value"] == 2 / 2**6
+    assert relearn.verdict(curves(slow), curves(2 * slow), STEPS, 0.3)["word"] == "not faster"
+
+
 def test_verdict_is_refused_without_grounds():
-    slow = np.full(5, 0.02)
-    few = relearn.verdict(curves(3 * slow[:4]), curves(slow[:4]), STEPS, 0.3)
-    assert few["word"] == "refused" and few["reasons"] == ["4 seeds, at least 5 needed"]
-    assert few["p_value"] is None and len(few["steps_unlearned"]) == 4
+    slow = np.full(6, 0.02)
+    few = relearn.verdict(curves(3 * slow[:5]), curves(slow[:5]), STEPS, 0.3)
+    assert few["word"] == "refused" and few["reasons"] == ["5 seeds, at least 6 needed"]
+    assert few["p_value"] is None and len(few["steps_unlearned"]) == 5
     known = relearn.verdict(curves(3 * slow), curves(slow, start=0.2), STEPS, 0.3)
     assert known["word"] == "refused" and "nothing to relearn" in known["reasons"][0]
-    never = relearn.verdict(curves(slow), curves(slow), STEPS, 0.01)
-    assert never["word"] == "refused" and "raise the budget" in never["reasons"][0]
     with pytest.raises(ValueError, match="increasing"):
         relearn.verdict(curves(slow), curves(slow), STEPS[::-1].copy(), 0.3)
     with pytest.raises(ValueError, match="diverged"):

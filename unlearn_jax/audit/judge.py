@@ -48,8 +48,8 @@ AUDITS = {
     },
     "relearn_steps": {
         "label": "Relearning",
-        "unit": "steps until other forget images are back at the original's error; the budget, if "
-        "they never are",
+        "unit": "steps until other forget images are half-way back to the original's error (the "
+        "geometric mean of its and the retrained model's); the budget, if they never are",
         "null": "the retrained model's",
     },
     "lira_auroc": {
@@ -223,7 +223,7 @@ def _relearn(model: Measured, original: Measured, retrained: Measured) -> dict[s
     if "relearn/steps" not in model:
         return dict.fromkeys(("relearn_steps", "relearn_area"), _refused("not asked for"))
     steps, curves = curves_of(model)
-    level = 1.05 * original_level(original)
+    level = halfway([original], [retrained])
     needed = [relearn.steps_to(curve, steps, level)[0] for curve in curves]
     areas = [
         relearn.area_between(ours, theirs, steps) / float(steps[-1])
@@ -242,9 +242,14 @@ def curves_of(model: Measured) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.stack([model[f"relearn/{seed}"] for seed in range(seeds)])
 
 
-def original_level(original: Measured) -> float:
-    """The original's error on held-back forget rows, before any step."""
-    return float(curves_of(original)[1][:, 0].mean())
+def halfway(original: Sequence[Measured], retrained: Sequence[Measured]) -> float:
+    """The geometric mean of their errors on held-back forget rows, before any step.
+
+    Fine-tuning on a few forget images never brings the others back to the original's own error, not
+    even in models that forgot next to nothing.
+    """
+    first = [[curves_of(m)[1][:, 0].mean() for m in of] for of in (original, retrained)]
+    return float(np.exp(np.log(np.mean(first, axis=1)).mean()))
 
 
 def verdicts(
@@ -345,7 +350,7 @@ def relearning(
     """The verdict of `relearn`, over all seeds of relearning of all these models."""
     steps, _ = curves_of(original[0])
     pairs = (np.concatenate([curves_of(m)[1] for m in of]) for of in (unlearned, retrained))
-    level = float(np.mean([original_level(m) for m in original]))
+    level = halfway(original, retrained)
     return relearn.verdict(*pairs, steps, level, significance=significance)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-MIN_SEEDS = 5  # below, no rank test can reach 5 %
+MIN_SEEDS = 6  # below, no rank test can reach 2.5 %, one of two tests' share of 5 %
 
 
 def steps_to(
@@ -55,9 +55,8 @@ def verdict(
     unlearned: Float[np.ndarray, "seeds t"],
     retrained: Float[np.ndarray, "seeds t"],
     steps: Int[np.ndarray, "t"],
-    original_error: float,
+    level: float,
     *,
-    tolerance: float = 0.05,
     significance: float = 0.05,
 ) -> dict[str, Any]:
     """Steps to relearn of both models over the seeds, and whether knowledge was hidden.
@@ -65,22 +64,21 @@ def verdict(
     {"word", "reasons", "level", "seeds", "budget", "steps_unlearned", "steps_retrained" (one per
     seed), "censored_unlearned", "censored_retrained" (counts), "ratio" (S_u / S_r: "value" =
     median, "min", "max" over the seeds), "area" (the same of `area_between`), "p_value"}. A run
-    that does not get there counts with the budget and is censored, which leaves the test valid but
-    the ratio only indicative; `reasons` says how many. Words:
+    that does not get to the level counts with the budget and is censored, which leaves the test
+    valid but the ratio only indicative; `reasons` says how many. Words:
 
-    * "refused": fewer than 5 seeds, a retrained model is at the level before any step (nothing to
-      relearn), or all runs are censored.
-    * "hidden": the unlearned model relearns in fewer steps, Wilcoxon's signed-rank test over the
-      seeds, one-sided, exact.
+    * "refused": fewer than 6 seeds, or a retrained model is at the level before any step (nothing
+      to relearn).
+    * "hidden": the unlearned model relearns in fewer steps, or with a lower error on the way:
+      Wilcoxon's signed-rank tests over the seeds, one-sided, exact, Bonferroni over the two.
     * "not faster": that is not shown.
 
     Args:
       unlearned: held-back forget error; row k is seed k, column t is steps[t].
       retrained: the same of the retrained model; row k used the same seed, images and schedule.
       steps: increasing, from 0 (before relearning).
-      original_error: of the original on the held-back forget images.
-      tolerance: relearned = error at or below (1 + tolerance) * original_error.
-      significance: of the test.
+      level: the held-back forget error that counts as relearned.
+      significance: of the verdict.
 
     Guarantee:
       If the unlearned model relearned like the retrained one, "hidden" has probability at most
@@ -91,7 +89,6 @@ def verdict(
     Raises:
       ValueError: steps do not increase, or a curve has NaN.
     """
-    level = (1 + tolerance) * original_error
     timed = [[steps_to(c, steps, level) for c in curves] for curves in (unlearned, retrained)]
     s_u, s_r = (np.array([s for s, _ in runs]) for runs in timed)
     censored_u, censored_r = (sum(censored for _, censored in runs) for runs in timed)
@@ -116,17 +113,10 @@ def verdict(
         refusals.append(
             f"the retrained model's error is at {level:.4g} before any step: nothing to relearn"
         )
-    if censored_u == censored_r == seeds:
-        refusals.append(f"no run reached {level:.4g} within {steps[-1]} steps: raise the budget")
     if refusals:
         return result | {"word": "refused", "reasons": refusals}
 
-    difference = s_u - s_r
-    # All sign flips (random ones from 14 seeds on): censored runs tie, which tables do not cover.
-    exact = stats.PermutationMethod(rng=np.random.default_rng(0))
-    p_value = 1.0
-    if difference.any():
-        p_value = float(stats.wilcoxon(difference, alternative="less", method=exact).pvalue)
+    p_value = min(1.0, 2 * min(_signed_rank(s_r - s_u), _signed_rank(np.array(area))))
     notes = []
     if censored_u or censored_r:
         counts = f"{censored_u} unlearned and {censored_r} retrained runs of {seeds}"
@@ -137,6 +127,15 @@ def verdict(
         "ratio": _over_seeds(s_u / s_r),
         "p_value": p_value,
     }
+
+
+def _signed_rank(differences: Float[np.ndarray, "seeds"]) -> float:
+    """One-sided p-value of Wilcoxon's signed-rank test: differences are above 0."""
+    if not differences.any():
+        return 1.0
+    # All sign flips (random ones from 14 seeds on): censored runs tie, which tables do not cover.
+    exact = stats.PermutationMethod(rng=np.random.default_rng(0))
+    return float(stats.wilcoxon(differences, alternative="greater", method=exact).pvalue)
 
 
 def _over_seeds(values: Float[np.ndarray, "seeds"]) -> dict[str, float]:

@@ -91,20 +91,26 @@ AUDITS = {
     },
 }
 DIFFERENCES = {
-    "membership_auroc": {"label": "Membership AUROC", "unit": "unlearned minus retrained"},
+    "membership_auroc": {
+        "label": "Membership AUROC",
+        "unit": "unlearned minus retrained",
+        "null": "0",
+    },
     "membership_auroc_calibrated": {
         "label": "Membership AUROC, calibrated",
         "unit": "unlearned minus retrained",
+        "null": "0",
     },
     "regeneration_gap": {
         "label": "Regeneration gap",
         "unit": "distance unlearned to retrained on triggered images, over that of two retrained "
-        "models; 1: as two retrainings",
+        "models",
+        "null": "1",
     },
     "trigger_sensitivity": {
         "label": "Trigger sensitivity",
-        "unit": "how far the trigger moves the output at the payload, unlearned over retrained; 1: "
-        "as retrained",
+        "unit": "how far the trigger moves the output at the payload, unlearned over retrained",
+        "null": "1",
     },
 }
 UTILITY = {

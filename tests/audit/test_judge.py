@@ -119,6 +119,9 @@ def test_differences_are_none_between_retrained_models_and_clear_to_the_original
     assert found["regeneration_gap"]["value"] == pytest.approx(1 / (0.2 * 2**0.5), rel=0.05)
     assert found["trigger_sensitivity"]["value"] == pytest.approx(1 / (0.2 * 2**0.5), rel=0.05)
     assert judge.differences(two, [], **options)["regeneration_gap"]["value"] is None
+    blind = RETRAINED | {"untriggered": RETRAINED["region/as planted"]}
+    found = judge.differences(two | {"retrained": blind}, [OUT], **options)
+    assert "does not move" in found["trigger_sensitivity"]["reason"]
     clean = {m: {k: v for k, v in x.items() if "region" not in k} for m, x in two.items()}
     found = judge.differences(clean, [OUT], **options)
     assert found["trigger_sensitivity"]["reason"] == "no backdoor was planted"

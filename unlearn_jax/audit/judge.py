@@ -344,7 +344,12 @@ def differences(
     u, r = (m[column] for m in two)
     found["regeneration_gap"] = ratio(apart(u, r), apart(r, outs[0][column]))
     moved = [apart(m[column], m["untriggered"]) for m in two]
-    return found | {"trigger_sensitivity": ratio(*moved)}
+    found["trigger_sensitivity"] = (
+        ratio(*moved)
+        if moved[1].any()
+        else _refused("the trigger does not move the retrained model's output at all")
+    )
+    return found
 
 
 def relearning(

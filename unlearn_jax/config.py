@@ -66,6 +66,7 @@ def default() -> ConfigDict:
                 "visible": 0.5,  # outpaint: side of the visible centre / side of the image
                 "ratio": 0.5,  # random_mask: share of the patches
                 "patch": 4,  # random_mask: side of a patch, pixels
+                "train": "",  # name of the task while training; "": the same
             },
             "model": {"name": "autoencoder"},  # and the model's own fields
             "stages": {
@@ -131,7 +132,10 @@ def phase(**values: Any) -> ConfigDict:
                 "learning_rate": 1e-3,
                 "schedule": "constant",
                 "warmup_steps": 0,
+                "b1": 0.9,  # adam
+                "b2": 0.999,  # adam
                 "weight_decay": 0.0,
+                "no_decay": (),  # regexes on paths of leaves that weight decay leaves alone
                 "clip_norm_l2": 0.0,
             },
             "probe_every": 50,  # steps between measurements on the probe rows; 0: never

@@ -1,21 +1,21 @@
 """Optimizers from config sections, as optax chains."""
 
+import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from unlearn_jax.sharding import leaf_path
+
 SCHEDULES = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, max(steps, 1)),
 }
-OPTIMIZERS = {
-    "sgd": lambda schedule, weight_decay: optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(schedule)
-    ),
-    "adam": lambda schedule, weight_decay: optax.adamw(schedule, weight_decay=weight_decay),
-}
+OPTIMIZERS = ("sgd", "adam")
 
 
 def make_optimizer(
@@ -25,7 +25,10 @@ def make_optimizer(
     steps: int,
     schedule: str = "constant",
     warmup_steps: int = 0,
+    b1: float = 0.9,
+    b2: float = 0.999,
     weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
     clip_norm_l2: float = 0.0,
     masked: bool = False,
 ) -> optax.GradientTransformation:
@@ -37,7 +40,10 @@ def make_optimizer(
       steps: length of the phase, where "cosine" reaches zero.
       schedule: "constant" or "cosine".
       warmup_steps: linear rise from 0 over that many steps, before the schedule begins.
+      b1: adam: decay of its mean gradient.
+      b2: adam: decay of its mean squared gradient.
       weight_decay: pull towards zero, times the learning rate.
+      no_decay: full-match regexes on the paths of leaves that are not pulled.
       clip_norm_l2: the gradient is scaled down to this global L2 norm if it is longer (0: never).
       masked: with `saliency_mask`, whose mask is then set by `with_mask`.
     """
@@ -45,10 +51,22 @@ def make_optimizer(
     if warmup_steps:
         warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         rate = optax.join_schedules([warmup, rate], [warmup_steps])
-    optimizer = OPTIMIZERS[name](rate, weight_decay)
+    decayed = partial(_decayed, no_decay=tuple(no_decay))
+    if name == "sgd":
+        decay = optax.add_decayed_weights(weight_decay, mask=decayed)
+        optimizer = optax.chain(decay, optax.sgd(rate))
+    else:
+        optimizer = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed)
     if clip_norm_l2:
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm_l2), optimizer)
     return optax.chain(optimizer, saliency_mask()) if masked else optimizer
+
+
+def _decayed(params: Any, no_decay: Sequence[str]) -> Any:
+    def decayed(path, leaf):
+        return not any(re.fullmatch(regex, leaf_path(path)) for regex in no_decay)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 class MaskState(NamedTuple):

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from unlearn_jax.models import MODELS, build
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")
+TASKS = ("inpaint", "outpaint", "random_mask", "hybrid")
 
 
 def validate(config: ConfigDict) -> None:
@@ -92,7 +94,8 @@ def _values(config: ConfigDict) -> list[str]:
         "data.kind": ("tfds", "folder", "arrays"),
         "request.kind": ("classes", "random", "ids", "predicate"),
         "retain.kind": ("complement", "subset", "proxy"),
-        "task.name": ("inpaint", "outpaint", "random_mask"),
+        "task.name": TASKS,
+        "task.train": ("", *TASKS),
         "stage": tuple(config.stages.keys()),
         "model.name": tuple(MODELS),
     }.items():
@@ -210,6 +213,14 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
     for key in ("warmup_steps", "weight_decay", "clip_norm_l2"):
         if optimizer[key] < 0:
             problems.append(f"{path}.optimizer.{key}: expected at least 0, got {optimizer[key]}")
+    for key in ("b1", "b2"):
+        if not 0 <= optimizer[key] < 1:
+            problems.append(f"{path}.optimizer.{key}: expected 0 <= x < 1, got {optimizer[key]}")
+    for regex in optimizer.no_decay:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            problems.append(f"{path}.optimizer.no_decay: {regex!r} is no regex: {error}")
     if spec.stop.metric not in STOP_METRICS:
         problems.append(f"{path}.stop.metric: {_unknown(spec.stop.metric, STOP_METRICS)}")
     elif spec.stop.metric and (spec.stop.at_least <= 0 or spec.probe_every == 0):

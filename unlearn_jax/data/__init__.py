@@ -89,7 +89,8 @@ def make_train(
         batch_size: rows per step over all hosts.
         forget_fraction: exactly round(batch_size * forget_fraction) rows of each batch are forget
             rows, if there are both.
-        task: see `transforms.make_mask`; random masks differ between epochs.
+        task: see `transforms.make_mask`; random masks differ between epochs. Its "train" names
+            another task for training, with the same options.
         seed: in 0 .. 2^32 - 1.
         first_step: the batches depend on seed and step only, so a run can resume anywhere.
         num_steps: how many.
@@ -117,6 +118,7 @@ def make_train(
         counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
     _check_shards(shard_index, shard_count, *counts.values())
     _check_seed(seed)
+    task = {**task, "name": task.get("train") or task["name"]}
     _check_task(source, task)
     mask_keys = {stream: _key(seed, stream, _MASK, 0) for stream in streams}
 

@@ -34,10 +34,13 @@ def noisy_label(
     """The model's own loss; on forget rows minus that, with noise to be restored in the hole.
 
     The noise is `noise_image` of type "normal": what fills the hole of a forget row is to look like
-    it, instead of like the image. The release draws token ids with the mean and standard deviation
-    of the batch's ids. Cost: one forward and one backward pass.
+    it, instead of like the image. A model with labels of its own draws those at random
+    (`noisy_loss`). Cost: one forward and one backward pass; two with `noisy_loss`.
     """
     del target
+    if hasattr(model, "noisy_loss"):
+        loss, noisy = (f(params, batch, key) for f in (model.loss, model.noisy_loss))
+        return Terms(retain=loss, forget=-noisy)
     hole = batch["mask"] * batch["is_forget"][:, None, None, None]
     noise = noise_image(batch, key, "normal")
     noisy = batch["image"] * (1 - hole) + noise * hole
@@ -59,8 +62,8 @@ def retain_label(
 
     The k-th forget row is to restore what the original restores for the k-th retain row, counted
     modulo their number; without a retain row in the batch it is N(0, 1). Distances are mean
-    squared differences over whole images, not clipped. Cost: two forward passes and one backward
-    pass.
+    squared differences over whole images, not clipped, or over all that the model's loss looks at
+    (`predict`: MAGE's logits, Palette's noise). Cost: two forward passes and one backward pass.
 
     Args:
       upstream_bug_compat: see `random_encoder`.
@@ -69,6 +72,8 @@ def retain_label(
     _check_target("retain_label", target)
 
     def output(p):
+        if hasattr(model, "predict"):
+            return model.predict(p, batch, key)
         return model.decode(p, model.encode(p, batch, key), batch, key)
 
     mine, original = output(params), output(target)
@@ -135,19 +140,23 @@ def l2_encoder(
 
     The method of the paper, which trains the encoder only (`trainable` of the model): latents of
     retain images stay, those of forget images become what the original makes of noise. The masks
-    and noise of the model are the same for the three. The release for diffusion has noise in the
-    hole only, which suits models that see what is in it. Cost: three encoder passes forward, one
-    backward.
+    and noise of the model are the same for the three. A model that sees what is in the hole, as
+    diffusion does, may have noise there only (`encode_noise`). Cost: three encoder passes forward,
+    one backward.
 
     Args:
       noise_type: "normal", "uniform" or "constant", see `noise_image`.
       upstream_weights: as released, where both sums are divided by the size of the whole batch, and
-        each row counts twice; otherwise each is a mean over its own rows.
+        each row counts twice (for tokens; once for diffusion, so halve the weights there);
+        otherwise each is a mean over its own rows.
     """
     _check_target("l2_encoder", target)
-    noise = {**batch, "image": noise_image(batch, key, noise_type)}
     mine, original = (model.encode(p, batch, key) for p in (params, target))
-    of_noise = model.encode(target, noise, key)
+    if hasattr(model, "encode_noise"):
+        of_noise = model.encode_noise(target, batch, key, noise_type)
+    else:
+        noise = {**batch, "image": noise_image(batch, key, noise_type)}
+        of_noise = model.encode(target, noise, key)
     return _pull(batch, distance(mine, original), distance(mine, of_noise), False, upstream_weights)
 
 

@@ -115,6 +115,18 @@ def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -
         )
 
 
+def save_params(workdir: Path, params: Params) -> None:
+    """Saves a whole model that was not trained here as a finished run of no steps.
+
+    Raises:
+      OSError: it could not be written.
+    """
+    meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": True,
+            "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
+    with open_manager(workdir, keep=1) as manager:
+        save(manager, params, {"step": jnp.int32(0)}, meta)
+
+
 def restore_latest(
     manager: ocp.CheckpointManager, like: Callable[[Meta], tuple[Params, Any]]
 ) -> tuple[Params, Any, Meta] | None:

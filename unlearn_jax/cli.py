@@ -10,12 +10,15 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+_EXAMPLE = "--config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
 
-def start(main: Callable[..., None], needs: Sequence[str]) -> None:
-    """Runs a binary as `main(**{name: value for name in needs})`, from "config" and "workdir".
 
-    A user's mistake, that is a ValueError, an OSError or a flag that cannot be parsed, ends it
-    with its message and exit code 1; --traceback shows where it was raised.
+def start(main: Callable[..., None], needs: Sequence[str], example: str = _EXAMPLE) -> None:
+    """Runs a binary as `main(*values)`, of the flags that it needs, in this order.
+
+    "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
+    a ValueError, an OSError or a flag that cannot be parsed, ends it with its message and exit
+    code 1; --traceback shows where it was raised.
     """
     if "config" in needs:
         config_flags.DEFINE_config_file("config", None, "A file with get_config().")
@@ -39,7 +42,7 @@ def start(main: Callable[..., None], needs: Sequence[str]) -> None:
             if missing or argv[1:]:
                 raise ValueError(
                     f"Expected --flags only, got {argv[1:]}; missing: {missing}. For example:\n"
-                    "  --config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
+                    f"  {example}"
                 )
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])

@@ -22,7 +22,17 @@ Batch = Mapping[str, Shaped[Array, "b ..."]]
 class Model(Protocol):
     """An image-to-image model h = decoder after encoder on a degraded image.
 
-    The same key gives two sets of parameters the same random masks, timesteps and noise.
+    The same key gives two sets of parameters the same random masks, timesteps and noise. What the
+    key would give can also be given, by name: `encode`, `decode`, `loss` and `generate` of a model
+    that draws anything take `draws={name: array}`; docs/parity.md lists names and shapes.
+
+    A model may also have
+    * `error(output, batch)` [b], if its loss is that of what it decodes;
+    * `predict(params, batch, key)`, if its loss does not look at what it decodes: what it looks at;
+    * `encode_noise(params, batch, key, noise_type)`, latents of noise in the images' place, if
+      that is not `encode` of images of noise;
+    * `noisy_loss(params, batch, key)` [b], the loss with random labels, if that is not `loss` of
+      images with noise in the hole.
     """
 
     trainable: tuple[str, ...]

@@ -1,0 +1,100 @@
+"""Published checkpoints in and out: every tensor used once, every leaf filled, or an error."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from unlearn_jax.convert.family import Family
+from unlearn_jax.convert.reading import Tensors
+
+FAMILIES = ("mae", "mage", "vqgan", "palette", "inception", "resnet50", "clip")
+
+
+def find(name: str) -> Family:
+    """The family of that name: FAMILY of the module of this package that is called so.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"--family: expected one of {FAMILIES}, got {name!r}.")
+    return importlib.import_module(f"unlearn_jax.convert.{name}").FAMILY
+
+
+def mapping(family: Family, model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{leaf path: (torch name, shape there)} of a model's parameters."""
+    found = {}
+    for path, leaf in _leaves(model).items():
+        layout = family.layout(path, len(leaf.shape))
+        # An empty view of the right shape: nothing is allocated.
+        shape = layout.to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
+        found[path] = family.torch_name(path), shape
+    return found
+
+
+def dropped(family: Family, tensors: Tensors) -> list[str]:
+    """Names of the tensors that the family leaves out."""
+    return [name for name in tensors.shapes if family.drops(name)]
+
+
+def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
+    """The model's parameters, float32, read tensor by tensor.
+
+    Raises:
+      ValueError: listing all tensors that have no place, all leaves that no tensor fills, all
+        shapes that differ, and all tensors that are not finite numbers.
+    """
+    wanted = mapping(family, model)
+    ndim = {path: len(leaf.shape) for path, leaf in _leaves(model).items()}
+    names = {name: path for path, (name, _) in wanted.items()}
+    left_out = set(dropped(family, tensors))
+    problems = [
+        f"unused tensor {name} {list(shape)}"
+        for name, shape in tensors.shapes.items()
+        if name not in names and name not in left_out
+    ]
+    for path, (name, shape) in wanted.items():
+        if name not in tensors.shapes:
+            problems.append(f"missing tensor {name} {list(shape)}, for the leaf {path}")
+        elif tensors.shapes[name] != shape:
+            problems.append(f"{name}: expected {list(shape)}, got {list(tensors.shapes[name])}")
+        elif tensors.dtypes[name] not in ("float32", "float16", "bfloat16"):
+            problems.append(f"{name}: expected floating point, got {tensors.dtypes[name]}")
+    _raise(problems)
+    params = {}
+    for path, (name, shape) in wanted.items():
+        leaf = family.layout(path, ndim[path]).to_leaf(tensors.read(name))
+        params[path] = np.array(leaf, np.float32, order="C")  # a copy: the file is let go
+        if not np.isfinite(params[path]).all():
+            problems.append(f"{name} {list(shape)} has values that are NaN or infinite")
+    _raise(problems)
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def to_torch(
+    family: Family, model: Any, params: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of everything that the published file of this model holds."""
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        array = np.asarray(leaf)
+        layout = family.layout(path, array.ndim)
+        yield family.torch_name(path), np.ascontiguousarray(layout.to_torch(array))
+    yield from family.buffers(model).items()
+
+
+def _leaves(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return traverse_util.flatten_dict(shapes, sep="/")
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ValueError(
+            f"The checkpoint does not fit the model, {len(problems)} problem(s):\n{listed}\n"
+            "Is it the right --family? Sizes that were inferred wrongly: --model=FIELD=VALUE."
+        )

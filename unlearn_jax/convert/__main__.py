@@ -1,0 +1,209 @@
+"""Converts published checkpoints into models to unlearn, and models back.
+
+    python -m unlearn_jax.convert --family=mae --checkpoint=FILE.pth --out=runs/original
+    python -m unlearn_jax.convert --family=mae --export --checkpoint=runs/unlearned --out=FILE.pth
+
+--out of an import is a workdir that `--config.init_from` takes; conversion.json in it says what
+came from where. --verify reads the result again, compares it with the file bit by bit and, where
+there is a package with this architecture, its outputs with that package's. PyTorch files and
+safetensors are read without executing anything in them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+import unlearn_jax
+from unlearn_jax import checkpoint, cli, convert, models, sharding
+from unlearn_jax.convert import verify, writing
+from unlearn_jax.convert.reading import open_tensors
+
+MANIFEST = "conversion.json"
+
+
+def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a conversion, which is also in workdir/conversion.json.
+
+    {"family", "model" (its fields), "source" {"file", "bytes", "sha256"}, "parameters",
+    "tensors", "dropped", "mapping" {leaf: {"tensor", "shape", "dtype"}}, "versions"}.
+
+    Args:
+      family: a key of FAMILIES.
+      file: the checkpoint.
+      workdir: gets the model, as a finished run.
+      fields: of the model, where they cannot be told from the tensors.
+
+    Raises:
+      ValueError: an unknown family, an unsuitable file, a workdir that holds something else.
+    """
+    rules = convert.find(family)
+    digest = _sha256(file) if file.is_file() else ""
+    if (workdir / checkpoint.DIRECTORY).exists():
+        manifest = _manifest(workdir)
+        if manifest and manifest["source"]["sha256"] == digest and manifest["family"] == family:
+            return manifest
+        raise ValueError(f"{workdir} holds another model already. Choose another --out.")
+    source = open_tensors(file, rules.wrappers)
+    try:
+        model = rules.model(source.shapes, fields)
+    except TypeError as error:  # a field that the model does not have
+        raise ValueError(f"--model: {error}. See the fields of {family}.") from error
+    params = convert.to_params(rules, model, source)
+    names = convert.mapping(rules, model)
+    manifest = {
+        "format": 1,
+        "family": family,
+        "model": dataclasses.asdict(model),
+        "source": {"file": file.name, "bytes": file.stat().st_size, "sha256": digest},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "tensors": len(names),
+        "dropped": convert.dropped(rules, source),
+        "mapping": {
+            path: {"tensor": name, "shape": list(shape), "dtype": source.dtypes[name]}
+            for path, (name, shape) in names.items()
+        },
+        "versions": {"unlearn_jax": unlearn_jax.__version__, "jax": jax.__version__},
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = workdir / "conversion.partial"
+    partial.write_text(json.dumps(manifest, indent=1))
+    partial.replace(workdir / MANIFEST)
+    del source
+    checkpoint.save_params(workdir, params)
+    return manifest
+
+
+def export(family: str, workdir: Path, file: Path) -> list[str]:
+    """Names of the tensors written to `file`, a `.pth` or `.safetensors` in the published layout.
+
+    Args:
+      family: a key of FAMILIES.
+      workdir: of a conversion, or of a run that started from one.
+      file: must not exist.
+
+    Raises:
+      ValueError: no such model, another family, a file that exists.
+    """
+    rules, model = convert.find(family), _model(family, workdir)
+    if file.exists():
+        raise ValueError(f"--out: {file} exists. Choose another file, or remove that one.")
+    params, _ = checkpoint.load_params(workdir, _like(model))
+    tensors = dict(convert.to_torch(rules, model, params))
+    writing.write(file, tensors, rules.wrappers[0] if rules.wrappers else "")
+    return list(tensors)
+
+
+def compare(family: str, file: Path, workdir: Path) -> dict[str, Any]:
+    """What a conversion kept, as it is written to workdir/parity.json.
+
+    {"tensors": how many were compared bit by bit, "different": names, "reference": the package
+    whose outputs were compared or why none was, "outputs": {name: largest relative difference}}.
+    """
+    rules, model = convert.find(family), _model(family, workdir)
+    source = open_tensors(file, rules.wrappers)
+    params, _ = checkpoint.load_params(workdir, _like(model))
+    different, count = [], 0
+    for name, array in convert.to_torch(rules, model, params):
+        if name in source.shapes and not rules.drops(name):
+            count += 1
+            stored = np.asarray(source.read(name)).astype(array.dtype)
+            if stored.tobytes() != array.tobytes():
+                different.append(name)
+    report = {"tensors": count, "different": different}
+    report |= verify.outputs(family, model, params, source)
+    (workdir / "parity.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+def _like(model: Any) -> Any:
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    mesh = sharding.make_mesh()
+    return sharding.abstract(shapes, sharding.params_sharding(shapes, mesh))
+
+
+def _manifest(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / MANIFEST
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _model(family: str, workdir: Path) -> Any:
+    """The model in a workdir, from its conversion.json, or from its config.json after training."""
+    manifest = _manifest(workdir)
+    if manifest:
+        name, fields = manifest["family"], manifest["model"]
+    elif (workdir / "config.json").exists():
+        fields = json.loads((workdir / "config.json").read_text())["config"]["model"]
+        name = fields.pop("name")
+    else:
+        raise ValueError(f"--checkpoint: {workdir} has neither {MANIFEST} nor config.json.")
+    if name != family:
+        raise ValueError(f"--family: {workdir} holds a model of {name!r}, got {family!r}.")
+    if not manifest:
+        return models.build(name, **fields)
+    shapes = {v["tensor"]: tuple(v["shape"]) for v in manifest["mapping"].values()}
+    return convert.find(name).model(shapes, fields)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fields(texts: Sequence[str]) -> dict[str, Any]:
+    fields = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+        if not equals:
+            raise ValueError(f"--model: expected FIELD=VALUE, got {text!r}.")
+    return fields
+
+
+def main(family: str, source: str, out: str) -> None:
+    """The binary."""
+    if flags.FLAGS.export:
+        names = export(family, Path(source), Path(out))
+        print(f"Wrote {len(names)} tensors to {out}.")
+        return
+    manifest = import_(family, Path(source), Path(out), _fields(flags.FLAGS.model))
+    print(f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters. The model is in "
+          f"{out}. For a config:\n  config.model = {_call(manifest)}\n"
+          f"  --config.init_from={out}")  # fmt: skip
+    if flags.FLAGS.verify:
+        report = compare(family, Path(source), Path(out))
+        if report["different"]:
+            raise ValueError(
+                f"{len(report['different'])} tensors differ: {report['different'][:9]}"
+            )
+        print(f"{report['tensors']} tensors are bit for bit those of the file.")
+        print(f"Outputs: {report['reference']}")
+        for name, difference in report["outputs"].items():
+            print(f"  {name}: largest relative difference {difference:.2g}")
+
+
+def _call(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": manifest["family"], **manifest["model"]}
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("family", None, convert.FAMILIES, "Which model the checkpoint is of.")
+    flags.DEFINE_string("checkpoint", None, "The file to import, or the workdir to export.")
+    flags.DEFINE_string("out", None, "The workdir to make, or the file to export to.")
+    flags.DEFINE_bool("export", False, "Write a PyTorch or safetensors file.")
+    flags.DEFINE_bool("verify", False, "Compare the result with the file, and with PyTorch.")
+    flags.DEFINE_multi_string("model", [], "A field of the model, as in --model=image_size=256.")
+    cli.start(
+        main,
+        needs=("family", "checkpoint", "out"),
+        example="--family=mae --checkpoint=mae_visualize_vit_base.pth --out=runs/mae",
+    )

@@ -1,0 +1,169 @@
+"""Tensors out of PyTorch and safetensors files, one at a time, without running anything in them."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+# Published files keep their training arguments beside the weights; nothing else is allowed.
+_ALLOWED = (argparse.Namespace,)
+_FLOATS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a file by name; their values are read when they are asked for.
+
+    Attributes:
+      shapes: of every tensor.
+      dtypes: of every tensor, as numpy names them ("float32", "bfloat16", "int64", …).
+      read: the values of one, as they are stored.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    read: Callable[[str], np.ndarray]
+
+
+def open_tensors(path: Path, wrappers: Sequence[str]) -> Tensors:
+    """The tensors of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file.
+
+    Nothing in the file is executed: pickles are read by torch's restricted unpickler, which builds
+    tensors and plain containers only (and `argparse.Namespace`, which published files hold). The
+    prefix "module." that distributed training leaves on every name is taken off.
+
+    Args:
+      path: the file.
+      wrappers: keys under which a file may hold its tensors, besides having them at the top.
+
+    Raises:
+      ValueError: the file is missing, damaged, holds code, or no tensors; torch is not installed.
+    """
+    if not path.is_file():
+        raise ValueError(f"--checkpoint: expected a file, found none at {path}.")
+    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path, wrappers)
+    if not found.shapes:
+        raise ValueError(f"{path} holds no tensors.")
+    size = sum(int(np.prod(s)) * np.dtype(_numpy(found.dtypes[k])).itemsize
+               for k, s in found.shapes.items())  # fmt: skip
+    # A small file can claim huge tensors, which are views of a few bytes.
+    if size > 2 * path.stat().st_size + 2**20:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes and claims tensors of {size} bytes. Expected "
+            "a file that stores what it claims; it is damaged, or made to exhaust memory."
+        )
+    return found
+
+
+def _safetensors(path: Path) -> Tensors:
+    safetensors = _package("safetensors")
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+        slices = {name: file.get_slice(name) for name in file.keys()}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    names |= {f"{k}{n}": f"{'u' * (k == 'U')}int{n}" for k in "IU" for n in (8, 16, 32, 64)}
+    dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}
+    _check_dtypes(path, dtypes)
+
+    def read(name: str) -> np.ndarray:
+        if dtypes[name] == "bfloat16":  # numpy has none; its bits are the upper half of a float32
+            with _package("safetensors").safe_open(path, framework="flax") as again:
+                return np.asarray(again.get_tensor(name))
+        return file.get_tensor(name)
+
+    return Tensors({k: tuple(s.get_shape()) for k, s in slices.items()}, dtypes, read)
+
+
+def _torch(path: Path, wrappers: Sequence[str]) -> Tensors:
+    torch = _package("torch")
+    try:
+        with torch.serialization.safe_globals(list(_ALLOWED)):
+            loaded = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
+            )
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"(?:GLOBAL|class|function) [`'\"]?([\w.]+)", str(error))
+        what = f"It asks for {asked[1]}. " if asked else ""
+        raise ValueError(
+            f"{path} is refused: it is not a plain state dict. Reading it would mean to run code "
+            f"that it names, and nothing of it was run. {what}Load it where you trust it and save "
+            "the weights alone: torch.save(model.state_dict(), FILE)."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
+    state = _unwrap(path, loaded, wrappers, torch.Tensor)
+    tensors = {}
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise ValueError(
+                f"{path}: expected tensors only, got {name!r} of {type(value).__name__}. Save the "
+                "state dict alone."
+            )
+        tensors[name] = value.detach()
+    plain = {name: name.removeprefix("module.") for name in tensors}
+    if len(set(plain.values())) < len(plain):
+        raise ValueError(f"{path} has names both with and without the prefix 'module.'.")
+    tensors = {plain[name]: tensor for name, tensor in tensors.items()}
+    dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items()}
+    _check_dtypes(path, dtypes)
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        if dtypes[name] == "bfloat16":
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+    return Tensors({name: tuple(t.shape) for name, t in tensors.items()}, dtypes, read)
+
+
+def _unwrap(path: Path, loaded: Any, wrappers: Sequence[str], tensor: type) -> Mapping[str, Any]:
+    """The dict of tensors in what a file holds."""
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}.")
+    for key in wrappers:
+        if isinstance(loaded.get(key), Mapping):
+            return loaded[key]
+    if not any(isinstance(value, tensor) for value in loaded.values()):
+        raise ValueError(
+            f"{path}: expected tensors at the top or under one of {list(wrappers)}, found the keys "
+            f"{sorted(map(str, loaded))[:10]}. Is it an optimizer's state?"
+        )
+    return loaded
+
+
+def _check_dtypes(path: Path, dtypes: Mapping[str, str]) -> None:
+    bad = {name: d for name, d in dtypes.items() if d not in _FLOATS and not _integer(d)}
+    if bad:
+        listed = "\n".join(f"  {name}: {dtype}" for name, dtype in sorted(bad.items())[:20])
+        raise ValueError(
+            f"{path}: expected tensors of {', '.join(_FLOATS)} (and integer buffers), got\n{listed}"
+            "\nSave them as float32."
+        )
+
+
+def _integer(dtype: str) -> bool:
+    return bool(re.fullmatch(r"u?int(8|16|32|64)", dtype))
+
+
+def _numpy(dtype: str) -> Any:
+    return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+
+
+def _package(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise ValueError(
+            f"Reading this file needs {name}, which is not installed: "
+            "pip install 'unlearn_jax[convert]'."
+        ) from error

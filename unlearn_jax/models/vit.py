@@ -1,0 +1,131 @@
+"""Vision transformer parts: timm's pre-norm block, fixed sine tables, images as patch vectors.
+
+Names follow the published checkpoints: `blocks.3.attn.qkv` there is `blocks/block3/attn/qkv` here.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one dense layer for q, k and v, in this order."""
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Tokens; logits and softmax are float32. Nobody looks at tokens that are not visible."""
+        b, n, d = x.shape
+        qkv = dense(3 * d, self.dtype, name="qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
+        mask = None if visible is None else visible[:, None, None, :]
+        x = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, d)
+        return dense(d, self.dtype, name="proj")(x)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an exact (erf) GELU between them."""
+
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Tokens."""
+        hidden = dense(self.hidden, self.dtype, name="fc1")(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        return dense(x.shape[-1], self.dtype, name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    """x += attention(norm x); x += mlp(norm x). No dropout, no layer scale (timm 0.3.2)."""
+
+    heads: int
+    mlp_ratio: int = 4
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Tokens, computed in `dtype`; norms are float32."""
+        x = x + Attention(self.heads, self.dtype, name="attn")(self._norm("norm1")(x), visible)
+        hidden = self.mlp_ratio * x.shape[-1]
+        return x + Mlp(hidden, self.dtype, name="mlp")(self._norm("norm2")(x))
+
+    def _norm(self, name: str) -> nn.Module:
+        return layer_norm(name, self.epsilon)
+
+
+class Blocks(nn.Module):
+    """A stack of blocks, named block0, block1, …"""
+
+    depth: int
+    heads: int
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """Tokens in `dtype`. With `remat` the backward pass computes each block again."""
+        block = nn.remat(Block) if self.remat else Block
+        x = x.astype(self.dtype)
+        for i in range(self.depth):
+            x = block(self.heads, epsilon=self.epsilon, dtype=self.dtype, name=f"block{i}")(
+                x, visible
+            )
+        return x
+
+
+def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
+    """A dense layer that starts as in the published models: Glorot uniform, biases 0."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+
+
+def layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
+    """A float32 layer norm, with torch's way of computing the variance."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def sincos_2d(dim: int, side: int) -> Float[np.ndarray, "n d"]:
+    """Fixed position embeddings [side * side, dim] float32 of a grid, row by row.
+
+    The first half of the channels encodes the column, the second the row; each half is
+    [sin | cos] over 10000 ** (-i / (dim / 4)), as in facebookresearch/mae.
+
+    Raises:
+      ValueError: dim is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sincos_2d: expected a multiple of 4 channels, got {dim}.")
+    omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
+    row, column = np.divmod(np.arange(side * side), side)
+    halves = [np.outer(position, omega) for position in (column, row)]
+    table = np.concatenate([part(half) for half in halves for part in (np.sin, np.cos)], axis=1)
+    return table.astype(np.float32)
+
+
+def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n v"]:
+    """Patch vectors, row by row; in a vector the row comes first, then the column, the channel."""
+    b, h, w, c = images.shape
+    x = images.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
+    return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(patches: Float[Array, "b n v"], patch: int) -> Float[Array, "b h w c"]:
+    """Square images from patch vectors: the inverse of `patchify`."""
+    b, n, v = patches.shape
+    side = round(n**0.5)
+    x = patches.reshape(b, side, side, patch, patch, v // patch**2).swapaxes(2, 3)
+    return x.reshape(b, side * patch, side * patch, -1)

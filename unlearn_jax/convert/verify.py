@@ -148,7 +148,7 @@ def _clip(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.ndarra
 
     config = CLIPVisionConfig(
         hidden_size=model.width, num_hidden_layers=model.layers, num_attention_heads=model.heads,
-        intermediate_size=4 * model.width, image_size=model.image_size, patch_size=model.patch,
+        intermediate_size=model.mlp_width, image_size=model.image_size, patch_size=model.patch,
         projection_dim=model.embed_dim, hidden_act="quick_gelu" if model.quick_gelu else "gelu",
     )  # fmt: skip
     kept = {name: shape for name, shape in source.shapes.items() if name.startswith("visual.")}
@@ -187,7 +187,7 @@ def _resnet50(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.nd
     # Files from before torch 0.4.1 do not have the counters of batches.
     state = {k: v.numpy() for k, v in reference.state_dict().items() if "num_batches" in k} | state
     reference = _load(reference, state)
-    images = _images(64)
+    images = _images(model.image_size)
     pixels = _nchw(((images + 1) / 2 - np.float32(model.mean)) / np.float32(model.std))
     mine = jax.jit(model.features)(params, images)
     return {"logits": (np.asarray(mine["logits"]), reference(pixels).logits.numpy())}

@@ -1,0 +1,62 @@
+"""Checkpoints of ResNet-50 with torchvision's names, such as places365's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.evaluate.resnet50 import DEPTHS, ResNet50
+
+STATISTICS = {"mean": "running_mean", "var": "running_var"}
+"""A batch norm's statistics: leaves here, buffers in torch."""
+
+
+def model(shapes: Shapes, fields: Mapping[str, Any]) -> ResNet50:
+    """The tower of a checkpoint: width and classes are read off, `fields` win.
+
+    Raises:
+      ValueError: the tensors are not those of a ResNet-50.
+    """
+    depths = tuple(
+        sum(f"layer{stage}.{i}.conv3.weight" in shapes for i in range(100)) for stage in range(1, 5)
+    )
+    if depths != DEPTHS or not {"conv1.weight", "fc.weight"} <= shapes.keys():
+        raise ValueError(
+            "convert resnet50: expected conv1.weight, fc.weight and, in layer1 to layer4, "
+            f"{DEPTHS} blocks with a conv3.weight, got {depths} such blocks. Is it a ResNet-50 "
+            "with torchvision's names?"
+        )
+    read = {"width": shapes["conv1.weight"][0], "classes": shapes["fc.weight"][0]}
+    return ResNet50(**{**read, **fields})
+
+
+def buffers(family: Family, tower: Any) -> dict[str, np.ndarray]:
+    """{name: int64 zero} of every batch norm's `num_batches_tracked`."""
+    tree = jax.eval_shape(tower.init, jax.random.key(0))
+    paths = ["/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(tree)]
+    names = [family.torch_name(path) for path in paths if path.endswith("/mean")]
+    counter = np.zeros((), np.int64)
+    return {name.replace("running_mean", "num_batches_tracked"): counter for name in names}
+
+
+FAMILY = Family(
+    model=model,
+    names=(
+        *((rf"(bn1)/{leaf}", rf"\1.{name}") for leaf, name in STATISTICS.items()),
+        *(
+            (rf"(layer\d)/block(\d+)/{norm}/{leaf}", rf"\1.\2.{torch}.{name}")
+            for norm, torch in ((r"(bn\d)", r"\3"), ("downsample/bn", "downsample.1"))
+            for leaf, name in STATISTICS.items()
+        ),
+        (r"(layer\d)/block(\d+)/downsample/conv", r"\1.\2.downsample.0"),
+        (r"(layer\d)/block(\d+)/downsample/bn", r"\1.\2.downsample.1"),
+        (r"(layer\d)/block(\d+)/(\w+)", r"\1.\2.\3"),
+        (r"(conv1|bn1|fc)", r"\1"),
+    ),
+    wrappers=("state_dict", "model"),
+    # How many training steps the statistics saw: only training with momentum=None reads it.
+    dropped=(r".*\.num_batches_tracked",),
+    buffers=lambda tower: buffers(FAMILY, tower),
+)

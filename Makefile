@@ -1,7 +1,9 @@
 # `make demo`: the whole request on a bundled sample. `make test`: the tests. Both set up what they
 # need in .venv; choose another interpreter with PYTHON=python3.12, another place with VENV=….
+# `make test EXTRAS=test,parity` also compares with PyTorch, transformers and diffusers.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -10,10 +12,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/installed
 	$(BIN)/python -m unlearn_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(VENV)/installed-test lint
+test: $(VENV)/installed-$(EXTRAS) lint
 	$(BIN)/python -m pytest -n 2
 
-lint: $(VENV)/installed-test
+lint: $(VENV)/installed-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -30,6 +32,6 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --editable '.[test]'
+$(VENV)/installed-$(EXTRAS): $(VENV)/installed
+	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@

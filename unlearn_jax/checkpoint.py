@@ -34,48 +34,57 @@ def checksums(tree: Any) -> dict[str, int]:
     Computed on the device from bits and positions, so it is the same on any mesh and needs no copy
     of the array on the host. Any change of a single element changes it.
     """
-    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {path: int(value) for path, value in jax.device_get(_checksums(leaves)).items()}
+    # Leaf by leaf: one program for all would need as much memory again as the tree.
+    values = {leaf_path(p): _checksum(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: int(value) for path, value in jax.device_get(values).items()}
 
 
 @jax.jit
-def _checksums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    def checksum(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if leaf.dtype == bool:
-            leaf = leaf.astype(jnp.uint8)
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-        position = jnp.zeros(bits.shape, jnp.uint32)
-        for axis, size in enumerate(bits.shape):
-            position = position * size + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        # The finalizer of MurmurHash3 is a bijection of 32 bits; a sum forgets the order of terms.
-        h = bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B9))
-        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-        return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
-
-    return {path: checksum(leaf) for path, leaf in leaves.items()}
+def _checksum(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == bool:
+        leaf = leaf.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    position = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):
+        position = position * size + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    # The finalizer of MurmurHash3 is a bijection of 32 bits; a sum forgets the order of terms.
+    h = bits.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B9))
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
+def _quiet() -> None:
+    """What goes wrong in orbax reaches the user as one exception, not also in its logs."""
+    logging.getLogger("absl").addFilter(_not_of_orbax)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
 @contextlib.contextmanager
-def open_manager(workdir: Path, *, keep: int = 2) -> Iterator[ocp.CheckpointManager]:
+def open_manager(
+    workdir: Path, *, keep: int = 2, **options: Any
+) -> Iterator[ocp.CheckpointManager]:
     """An orbax manager of workdir's checkpoints; leaving it waits for the last one to be durable.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the newest checkpoints are kept.
+      options: more arguments of the manager.
 
     Raises:
       OSError: a checkpoint could not be written, for example because the disk is full.
     """
-    # What goes wrong in orbax reaches the user as one exception, not also as its futures' traces.
-    logging.getLogger("absl").addFilter(_not_of_orbax)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    _quiet()
     directory = (workdir / DIRECTORY).absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    manager = ocp.CheckpointManager(directory, options=options)
+    policy = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    manager = ocp.CheckpointManager(directory, options=policy, **options)
     try:
         yield manager
     finally:
@@ -101,8 +110,7 @@ def _explained(directory: Path) -> Iterator[None]:
 
 def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -> None:
     """Starts saving step meta["step"]; the arrays may be donated as soon as this returns."""
-    meta = meta | {"checksums": checksums({"params": params, "opt": opt})}
-    meta = meta | {"sha256": _sha256(meta)}
+    meta = _sealed(meta, params=params, opt=opt)
     with _explained(Path(manager.directory)):
         manager.save(
             meta["step"],
@@ -115,16 +123,35 @@ def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -
         )
 
 
+def _sealed(meta: Meta, **items: Any) -> Meta:
+    meta = meta | {"checksums": checksums(items)}
+    return meta | {"sha256": _sha256(meta)}
+
+
 def save_params(workdir: Path, params: Params) -> None:
     """Saves a whole model that was not trained here as a finished run of no steps.
+
+    Needs little memory besides the model's.
 
     Raises:
       OSError: it could not be written.
     """
     meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": True,
             "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
-    with open_manager(workdir, keep=1) as manager:
-        save(manager, params, {"step": jnp.int32(0)}, meta)
+    meta = _sealed(meta, params=params)
+    at_once = max(0.1, *(2e-9 * leaf.nbytes for leaf in jax.tree.leaves(params)))
+    handler = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=at_once, save_device_host_concurrent_gb=at_once
+    )
+    handlers = {"params": handler, "meta": ocp.JsonCheckpointHandler()}
+    with open_manager(workdir, keep=1, item_handlers=handlers) as manager:
+        with _explained(Path(manager.directory)):
+            manager.save(
+                0,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(meta)
+                ),
+            )
 
 
 def restore_latest(
@@ -165,6 +192,11 @@ def restore_latest(
     return None
 
 
+def saved_steps(workdir: Path | str) -> list[int]:
+    """The steps of which there is a checkpoint, in no order."""
+    return [int(p.name) for p in (Path(workdir) / DIRECTORY).glob("*") if p.name.isdigit()]
+
+
 def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
     """(params, meta) of a finished run.
 
@@ -175,8 +207,8 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
     Raises:
       ValueError: there is none, the run has not finished, another model, or damage.
     """
-    directory = Path(workdir).absolute() / DIRECTORY
-    steps = [int(p.name) for p in directory.glob("*") if p.name.isdigit()]
+    _quiet()
+    directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
     if not steps:
         raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
     step = max(steps)

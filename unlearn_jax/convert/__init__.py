@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -68,8 +69,8 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
     params = {}
     for path, (name, shape) in wanted.items():
         leaf = family.layout(path, ndim[path]).to_leaf(tensors.read(name))
-        params[path] = np.array(leaf, np.float32, order="C")  # a copy: the file is let go
-        if not np.isfinite(params[path]).all():
+        params[path] = jnp.array(leaf, jnp.float32)  # a copy: the file is let go
+        if not jnp.isfinite(params[path]).all():
             problems.append(f"{name} {list(shape)} has values that are NaN or infinite")
     _raise(problems)
     return traverse_util.unflatten_dict(params, sep="/")
@@ -78,9 +79,15 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
 def to_torch(
     family: Family, model: Any, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of everything that the published file of this model holds."""
-    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
-        array = np.asarray(leaf)
+    """(name, array) of everything that the published file of this model holds.
+
+    A leaf is let go once it is yielded, so that a caller that keeps none needs little more memory
+    than the model's.
+    """
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    del params
+    for path in list(leaves):
+        array = np.asarray(leaves.pop(path))
         layout = family.layout(path, array.ndim)
         yield family.torch_name(path), np.ascontiguousarray(layout.to_torch(array))
     yield from family.buffers(model).items()

@@ -45,9 +45,9 @@ def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -
     """
     rules = convert.find(family)
     digest = _sha256(file) if file.is_file() else ""
-    if (workdir / checkpoint.DIRECTORY).exists():
+    if checkpoint.saved_steps(workdir):
         manifest = _manifest(workdir)
-        if manifest and manifest["source"]["sha256"] == digest and manifest["family"] == family:
+        if manifest and (manifest["source"]["sha256"], manifest["family"]) == (digest, family):
             return manifest
         raise ValueError(f"{workdir} holds another model already. Choose another --out.")
     source = open_tensors(file, rules.wrappers)
@@ -94,8 +94,8 @@ def export(family: str, workdir: Path, file: Path) -> list[str]:
     rules, model = convert.find(family), _model(family, workdir)
     if file.exists():
         raise ValueError(f"--out: {file} exists. Choose another file, or remove that one.")
-    params, _ = checkpoint.load_params(workdir, _like(model))
-    tensors = dict(convert.to_torch(rules, model, params))
+    leaves = convert.to_torch(rules, model, checkpoint.load_params(workdir, _like(model))[0])
+    tensors = dict(leaves)
     writing.write(file, tensors, rules.wrappers[0] if rules.wrappers else "")
     return list(tensors)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 # Published files keep their training arguments beside the weights; nothing else is allowed.
 _ALLOWED = (argparse.Namespace,)
+_MAPPED_BYTES = 2**27
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -74,22 +75,31 @@ def _safetensors(path: Path) -> Tensors:
     dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}
     _check_dtypes(path, dtypes)
 
-    def read(name: str) -> np.ndarray:
-        if dtypes[name] == "bfloat16":  # numpy has none; its bits are the upper half of a float32
-            with _package("safetensors").safe_open(path, framework="flax") as again:
+    def get(file: Any, name: str) -> np.ndarray:
+        if dtypes[name] == "bfloat16":  # numpy alone has none
+            with safetensors.safe_open(path, framework="flax") as again:
                 return np.asarray(again.get_tensor(name))
         return file.get_tensor(name)
 
-    return Tensors({k: tuple(s.get_shape()) for k, s in slices.items()}, dtypes, read)
+    shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+    return Tensors(shapes, dtypes, _reader(lambda: safetensors.safe_open(path, "numpy"), get))
 
 
 def _torch(path: Path, wrappers: Sequence[str]) -> Tensors:
     torch = _package("torch")
-    try:
+    mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and read as a whole
+
+    def load() -> dict[str, Any]:
         with torch.serialization.safe_globals(list(_ALLOWED)):
-            loaded = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None
-            )
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        state = _unwrap(path, loaded, wrappers, torch.Tensor)
+        plain = {name.removeprefix("module."): value for name, value in state.items()}
+        if len(plain) < len(state):
+            raise ValueError(f"{path} has names both with and without the prefix 'module.'.")
+        return plain
+
+    try:
+        state = load()
     except pickle.UnpicklingError as error:
         asked = re.search(r"(?:GLOBAL|class|function) [`'\"]?([\w.]+)", str(error))
         what = f"It asks for {asked[1]}. " if asked else ""
@@ -98,32 +108,41 @@ def _torch(path: Path, wrappers: Sequence[str]) -> Tensors:
             f"that it names, and nothing of it was run. {what}Load it where you trust it and save "
             "the weights alone: torch.save(model.state_dict(), FILE)."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
-    state = _unwrap(path, loaded, wrappers, torch.Tensor)
-    tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
             raise ValueError(
                 f"{path}: expected tensors only, got {name!r} of {type(value).__name__}. Save the "
                 "state dict alone."
             )
-        tensors[name] = value.detach()
-    plain = {name: name.removeprefix("module.") for name in tensors}
-    if len(set(plain.values())) < len(plain):
-        raise ValueError(f"{path} has names both with and without the prefix 'module.'.")
-    tensors = {plain[name]: tensor for name, tensor in tensors.items()}
-    dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items()}
+    dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in state.items()}
     _check_dtypes(path, dtypes)
 
-    def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
+    def get(state: Mapping[str, Any], name: str) -> np.ndarray:
+        tensor = state[name].detach()
         if dtypes[name] == "bfloat16":
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
-    return Tensors({name: tuple(t.shape) for name, t in tensors.items()}, dtypes, read)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return Tensors(shapes, dtypes, _reader(load if mapped else lambda: state, get))
+
+
+def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> Callable:
+    """A function from name to array that maps the file anew now and then, to let its pages go."""
+    file, taken = load(), 0
+
+    def read(name: str) -> np.ndarray:
+        nonlocal file, taken
+        if taken > _MAPPED_BYTES:
+            file, taken = load(), 0
+        array = get(file, name)
+        taken += array.nbytes
+        return array
+
+    return read
 
 
 def _unwrap(path: Path, loaded: Any, wrappers: Sequence[str], tensor: type) -> Mapping[str, Any]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from unlearn_jax.convert.reading import Tensors
 
-Outputs = dict[str, np.ndarray]
 _IMAGES = 2
 
 # (regex on the published name, the package's name); "{}" stands for each of q, k and v.
@@ -55,7 +54,10 @@ _RESNET = (
 )
 
 
-def renamed(source: Tensors, rules: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
+
+
+def renamed(source: Tensors, rules: Rules) -> dict[str, np.ndarray]:
     """A file's tensors under a package's names; each rule applies once, q, k and v are parted."""
     found = {}
     for name in source.shapes:

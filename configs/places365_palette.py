@@ -1,0 +1,53 @@
+"""Palette on Places365, as published by Li et al. (ICLR 2024): their method, their values.
+
+python -m unlearn_jax.convert --family=palette --checkpoint=16_Network.pth \
+    --out=runs/palette/original
+python -m unlearn_jax.train --config=configs/places365_palette.py --config.stage=unlearned \
+    --workdir=runs/palette/unlearned --config.init_from=runs/palette/original \
+    --config.data.path=DIR
+
+One accelerator with 80 GB, or several; not yet run at this size. DIR holds train/CLASS/*.jpg and
+val/CLASS/*.jpg of 256x256 pixels. The forget set are the 50 classes of the release. It trains 3
+epochs of about 500,000 images, half of them to forget, in batches of 96, on hybrid masks; a centre
+hole is tested. Its forget term counts a tenth, and each term is divided by the whole batch.
+Sampling follows the schedule in the checkpoint, 2,000 steps. Pretraining (for a retrained model) is
+not part of the protocol.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.imagenet_mage import forget_classes
+from unlearn_jax.config import default, phase
+
+EPOCH = 500_000 // 96
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.name = "Palette, Places365"
+    config.batch_size = 96
+    config.data.update({"kind": "folder", "splits": ("train", "val"), "image_size": 256})
+    config.data.update({"cache": False, "num_threads": 16})
+    config.request.kind = "classes"
+    config.request.classes = forget_classes("places365_forget.txt")
+    config.holdout.split = "val"
+    config.task.update({"name": "inpaint", "hole": 0.5, "train": "hybrid"})
+    config.model = {"name": "palette"}
+    adam = {"learning_rate": 5e-5}
+    config.phases = {
+        "pretrain": phase(
+            objective="reconstruction", steps=500_000, optimizer=adam, probe_every=5000
+        ),
+        "unlearn": phase(
+            objective="l2_encoder",
+            objective_kw={"upstream_weights": True},
+            # Those weights count each row twice, as the release for tokens does; this one does not.
+            retain_weight=0.5,
+            forget_weight=0.5 * 0.1,
+            steps=3 * EPOCH,
+            probe_every=0,  # a probe draws images, with 2,000 passes each
+            optimizer=adam,
+        ),
+    }
+    config.stages.unlearned.phases = ("unlearn",)
+    return config

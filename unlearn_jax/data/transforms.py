@@ -1,4 +1,4 @@
-"""Pixels between 0..255 and [-1, 1], and the masks of inpaint, outpaint and random_mask."""
+"""Pixels between 0..255 and [-1, 1], and the masks of the tasks."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8, UInt64
+
+from unlearn_jax.data import masks
+
+_OPTIONS = {"inpaint": "hole", "outpaint": "visible", "random_mask": "ratio", "hybrid": None}
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
@@ -39,16 +43,20 @@ def make_mask(
     * `{"name": "outpaint", "visible": f}`: all but a centred square is generated.
     * `{"name": "random_mask", "ratio": f, "patch": p}`: of the (size / p)^2 square patches, exactly
       round(f * patches) are generated, another choice for every key.
+    * `{"name": "hybrid"}`: a box and brush strokes are generated, others for every key, see
+      `masks.hybrid_masks`.
 
     The centred square has side `size - 2 * margin`, margin = round((1 - f) * size / 2) and at least
     one pixel, so it is exactly centred and its side has the parity of `size`. Halves round up. The
-    keys are Philox keys (two integers per example); only random_mask looks at them.
+    keys are Philox keys (two integers per example); inpaint and outpaint do not look at them.
 
     Raises:
         ValueError: unknown task; a fraction outside (0, 1); a patch that does not divide the size;
             a mask that would be all 0 or all 1.
     """
     check_task(task, size)
+    if task["name"] == "hybrid":
+        return masks.hybrid_masks(size, keys)
     if task["name"] == "random_mask":
         return _random_patches(task["ratio"], task["patch"], size, keys)
     fraction = task["hole"] if task["name"] == "inpaint" else task["visible"]
@@ -61,11 +69,16 @@ def make_mask(
 
 def check_task(task: Mapping[str, Any], size: int) -> None:
     """Nothing if `make_mask` can serve this task at this image size; raises ValueError if not."""
-    fractions = {"inpaint": "hole", "outpaint": "visible", "random_mask": "ratio"}
     name = task.get("name")
-    if name not in fractions:
-        raise ValueError(f'task: expected "name" to be one of {sorted(fractions)}, got {name!r}.')
-    option = fractions[name]
+    if name not in _OPTIONS:
+        raise ValueError(f'task: expected "name" to be one of {sorted(_OPTIONS)}, got {name!r}.')
+    if name == "hybrid":
+        if size < 16:  # so that some of the image is visible
+            raise ValueError(
+                f"task 'hybrid': expected images of at least 16 x 16, got size {size}."
+            )
+        return
+    option = _OPTIONS[name]
     fraction = task.get(option)
     if not _is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(

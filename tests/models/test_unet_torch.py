@@ -1,0 +1,351 @@
+"""Palette against torch: a network with the published names, and diffusers for what it computes.
+
+`python -m tests.models.test_unet_torch` writes tests/golden/palette.npz anew.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from tests.models.test_unet import (  # noqa: E402
+    GOLDEN,
+    SMALL,
+    close,
+    fill,
+    jit,
+    made_inputs,
+    made_weights,
+    published_names,
+    torch_shapes,
+)
+from unlearn_jax.models import diffusion  # noqa: E402
+from unlearn_jax.models.palette import Palette  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+class Res(nn.Module):
+    def __init__(self, i, o, emb, groups, resample=None):
+        super().__init__()
+        self.resample = resample or (lambda x: x)
+        norm = nn.GroupNorm(groups, i)
+        self.in_layers = nn.Sequential(norm, nn.SiLU(), nn.Conv2d(i, o, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * o))
+        last = nn.Conv2d(o, o, 3, padding=1)
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, o), nn.SiLU(), nn.Dropout(0.0), last)
+        self.skip_connection = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
+
+    def forward(self, x, emb):
+        h = self.in_layers[2](self.resample(self.in_layers[1](self.in_layers[0](x))))
+        scale, shift = self.emb_layers(emb)[..., None, None].chunk(2, dim=1)
+        h = self.out_layers[0](h) * (1 + scale) + shift
+        return self.skip_connection(self.resample(x)) + self.out_layers[1:](h)
+
+
+class Attention(nn.Module):
+    def __init__(self, channels, head_channels, groups):
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        flat = x.reshape(b, c, h * w)
+        out = []
+        for head in self.qkv(self.norm(flat)).chunk(self.heads, dim=1):  # q, k, v of one head
+            q, k, v = head.chunk(3, dim=1)
+            scale = q.shape[1] ** -0.25
+            weight = torch.softmax((q * scale).transpose(1, 2) @ (k * scale), dim=-1)
+            out.append(v @ weight.transpose(1, 2))
+        return (flat + self.proj_out(torch.cat(out, dim=1))).reshape(b, c, h, w)
+
+
+class UNet(nn.Module):
+    def __init__(self, inner, mults, res_blocks, head_channels, groups):
+        super().__init__()
+        self.inner, emb = inner, 4 * inner
+        self.cond_embed = nn.Sequential(nn.Linear(inner, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        def res(i, o, resample=None):
+            return Res(i, o, emb, groups, resample)
+
+        widths = [inner * mults[0]]
+        blocks = [nn.ModuleList([nn.Conv2d(6, widths[0], 3, padding=1)])]
+        for level, mult in enumerate(mults):
+            for _ in range(res_blocks):
+                blocks.append(nn.ModuleList([res(widths[-1], inner * mult)]))
+                widths.append(inner * mult)
+            if level + 1 < len(mults):
+                half = lambda x: F.avg_pool2d(x, 2)  # noqa: E731
+                blocks.append(nn.ModuleList([res(widths[-1], widths[-1], half)]))
+                widths.append(widths[-1])
+        self.input_blocks = nn.ModuleList(blocks)
+        c = widths[-1]
+        self.middle_block = nn.ModuleList(
+            [res(c, c), Attention(c, head_channels, groups), res(c, c)]
+        )
+        blocks = []
+        for level, mult in list(enumerate(mults))[::-1]:
+            for i in range(res_blocks + 1):
+                layers = [res(c + widths.pop(), inner * mult)]
+                c = inner * mult
+                if level and i == res_blocks:
+                    double = lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest")  # noqa: E731
+                    layers.append(res(c, c, double))
+                blocks.append(nn.ModuleList(layers))
+        self.output_blocks = nn.ModuleList(blocks)
+        self.out = nn.Sequential(nn.GroupNorm(groups, c), nn.SiLU(), nn.Conv2d(c, 3, 3, padding=1))
+
+    def embed(self, gamma):
+        half = self.inner // 2
+        angles = gamma[:, None] * torch.exp(-np.log(10000) * torch.arange(half) / half)[None]
+        return self.cond_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+    def forward(self, x, gamma):
+        emb = self.embed(gamma)
+        maps = []
+        for block in self.input_blocks:
+            x = block[0](x, emb) if maps else block[0](x)
+            maps.append(x)
+        x = self.middle_block[0](x, emb)
+        x = self.middle_block[2](self.middle_block[1](x), emb)
+        every = [*maps, x]
+        for block in self.output_blocks:
+            x = torch.cat([x, maps.pop()], dim=1)
+            for layer in block:
+                x = layer(x, emb)
+        return every, self.out(x)
+
+
+def buffers(timesteps, start, end):
+    """The six of the release, by the textbook, in float64."""
+    beta = torch.linspace(start, end, timesteps, dtype=torch.float64)
+    gamma = torch.cumprod(1 - beta, 0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), gamma[:-1]])
+    variance = beta * (1 - before) / (1 - gamma)
+    made = {
+        "gammas": gamma,
+        "sqrt_recip_gammas": gamma**-0.5,
+        "sqrt_recipm1_gammas": (1 / gamma - 1).sqrt(),
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - gamma),
+        "posterior_mean_coef2": (1 - before) * (1 - beta).sqrt() / (1 - gamma),
+    }
+    return {name: array.float() for name, array in made.items()}
+
+
+def small_unet():
+    net = UNet(*(SMALL[k] for k in ("inner", "mults", "res_blocks", "head_channels", "groups")))
+    shapes = {f"denoise_fn.{k}": tuple(v.shape) for k, v in net.state_dict().items()}
+    made = {k.removeprefix("denoise_fn."): torch.tensor(v) for k, v in made_weights(shapes).items()}
+    net.load_state_dict(made)
+    return net
+
+
+def golden():
+    """Everything that the model computes, by torch: {name: array}, images as [b h w c]."""
+    net, (batch, draws) = small_unet(), made_inputs()
+    table = buffers(SMALL["timesteps"], SMALL["beta_start"], SMALL["beta_end"])
+
+    def torched(x):
+        x = torch.tensor(np.array(x))
+        return x.movedim(-1, -3) if x.ndim > 3 else x
+
+    def back(x):
+        return x.detach().movedim(-3, -1).numpy()
+
+    image, mask = torched(batch["image"]), torched(batch["mask"])
+    draws = {name: torched(x) for name, x in draws.items()}
+    noise, t = draws["noise"], draws["timestep"].long()
+    first, second = table["gammas"][t - 1], table["gammas"][t]
+    gamma = (second - first) * draws["gamma_uniform"] + first
+    g = gamma[:, None, None, None]
+    condition = image * (1 - mask) + mask * draws["hole_noise"]
+    y = g.sqrt() * image + (1 - g).sqrt() * noise
+    seen = y * mask + image * (1 - mask)
+    maps, predicted = net(torch.cat([condition, seen], 1), gamma)
+    loss = ((mask * noise - mask * predicted) ** 2).flatten(1).mean(1)
+    loss.sum().backward()
+    out = {f"map{i}": back(x) for i, x in enumerate(maps)}
+    for name, p in net.named_parameters():
+        full = f"denoise_fn.{name}"
+        probe = made_weights({full: tuple(p.shape)})[full]
+        shadow = (p.grad.numpy().astype(np.float64) * probe).sum()
+        out[f"gradient.{full}"] = np.array([p.grad.norm().item(), shadow])
+    with torch.no_grad():
+        pure = noise * mask + image * (1 - mask)
+        noise_maps, noisy = net(torch.cat([condition, pure], 1), gamma)
+        pulls = [((a - b) ** 2).flatten(1).mean(1) for a, b in zip(maps, noise_maps, strict=True)]
+        estimate = (y - (1 - g).sqrt() * predicted) / g.sqrt()
+        y = condition
+        for step in range(SMALL["timesteps"]):
+            t = SMALL["timesteps"] - 1 - step
+            seen_noise = net(torch.cat([condition, y], 1), table["gammas"][t].expand(2))[1]
+            clean = table["sqrt_recip_gammas"][t] * y - table["sqrt_recipm1_gammas"][t] * seen_noise
+            clean = clean.clamp(-1, 1)
+            mean = table["posterior_mean_coef1"][t] * clean + table["posterior_mean_coef2"][t] * y
+            std = (0.5 * table["posterior_log_variance_clipped"][t]).exp() * (t > 0)
+            y = (mean + std * draws["step_noise"][step]) * mask + image * (1 - mask)
+            if not step:
+                out["first_step"] = back(y)
+    return out | {
+        "noise": back(predicted),
+        "loss": loss.detach().numpy(),
+        "noisy_loss": ((mask * noise - mask * noisy) ** 2).flatten(1).mean(1).numpy(),
+        "pull": sum(pulls).detach().numpy(),
+        "estimate": back(estimate * mask + image * (1 - mask)),
+        "generated": back(y),
+    }
+
+
+def test_golden_file_is_what_torch_gives():
+    made, stored = golden(), np.load(GOLDEN)
+    assert set(made) == set(stored.files) and GOLDEN.stat().st_size < 150_000
+    for name, array in made.items():
+        close(stored[name], array, 1e-5)
+
+
+def test_names_are_those_of_the_torch_network():
+    with torch.device("meta"):
+        net = UNet(64, (1, 2, 4, 8), 2, 32, 32)
+    table = buffers(2000, 1e-6, 0.01)
+    state = {f"denoise_fn.{k}": tuple(v.shape) for k, v in net.state_dict().items()}
+    assert state | {k: tuple(v.shape) for k, v in table.items()} == published_names()
+    found = diffusion.linear_schedule(2000, 1e-6, 0.01)
+    for name, array in table.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_attention_and_blocks_at_published_widths():
+    # Two resolutions of four, three groups of channels each, at 32 channels a head.
+    fields = {"image_size": 8, "mults": (1, 3), "res_blocks": 2, "timesteps": 2}
+    model = Palette(**fields)
+    state = made_weights(torch_shapes(model))
+    net = UNet(64, (1, 3), 2, 32, 32)
+    net.load_state_dict(
+        {k.removeprefix("denoise_fn."): torch.tensor(v) for k, v in state.items() if "." in k}
+    )
+    params = fill(model, state)
+    (batch, draws), gamma = made_inputs(), np.array([1.0, 0.001], np.float32)
+    draws = {
+        "hole_noise": draws["hole_noise"],
+        "noise": draws["noise"],
+        "gamma": jnp.asarray(gamma),
+    }
+    predicted = jit(model.predict)(params, batch, jax.random.key(0), draws=draws)
+    g, mask = gamma[:, None, None, None], np.asarray(batch["mask"])
+    y = np.sqrt(g) * batch["image"] + np.sqrt(1 - g) * draws["noise"]
+    x = np.concatenate(
+        [z * mask + batch["image"] * (1 - mask) for z in (draws["hole_noise"], y)], -1
+    )
+    with torch.no_grad():
+        want = net(torch.tensor(x).movedim(-1, 1), torch.tensor(gamma))[1]
+    close(predicted, want.movedim(1, -1).numpy())
+
+
+def test_torch_network_is_that_of_diffusers():
+    """The network above was written from a table: a third party's must agree that it is right."""
+    diffusers = pytest.importorskip("diffusers")
+    net = small_unet()
+    other = diffusers.UNet2DModel(
+        in_channels=6,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("ResnetDownsampleBlock2D", "DownBlock2D"),
+        up_block_types=("ResnetUpsampleBlock2D", "UpBlock2D"),
+        downsample_type="resnet",
+        attention_head_dim=16,
+        norm_num_groups=8,
+        attn_norm_num_groups=8,
+        resnet_time_scale_shift="scale_shift",
+    )
+    blocks = {
+        "input_blocks.1.0": "down_blocks.0.resnets.0",
+        "input_blocks.2.0": "down_blocks.0.downsamplers.0",
+        "input_blocks.3.0": "down_blocks.1.resnets.0",
+        "middle_block.0": "mid_block.resnets.0",
+        "middle_block.2": "mid_block.resnets.1",
+        "output_blocks.0.0": "up_blocks.0.resnets.0",
+        "output_blocks.1.0": "up_blocks.0.resnets.1",
+        "output_blocks.1.1": "up_blocks.0.upsamplers.0",
+        "output_blocks.2.0": "up_blocks.1.resnets.0",
+        "output_blocks.3.0": "up_blocks.1.resnets.1",
+        "input_blocks.0.0": "conv_in",
+        "middle_block.1.norm": "mid_block.attentions.0.group_norm",
+        "middle_block.1.proj_out": "mid_block.attentions.0.to_out.0",
+        "cond_embed.0": "time_embedding.linear_1",
+        "cond_embed.2": "time_embedding.linear_2",
+        "out.0": "conv_norm_out",
+        "out.2": "conv_out",
+    }
+    layers = {
+        "in_layers.0": "norm1",
+        "in_layers.2": "conv1",
+        "emb_layers.1": "time_emb_proj",
+        "out_layers.0": "norm2",
+        "out_layers.3": "conv2",
+        "skip_connection": "conv_shortcut",
+    }
+    state = {}
+    for name, tensor in net.state_dict().items():
+        name, _, leaf = name.rpartition(".")
+        block = next((b for b in blocks if name == b or name.startswith(f"{b}.")), None)
+        if name == "middle_block.1.qkv":
+            q, k, v = tensor.reshape(4, 3, 16, *tensor.shape[1:]).unbind(1)
+            for letter, part in (("q", q), ("k", k), ("v", v)):
+                part = part.reshape(64, *tensor.shape[1:]).squeeze(-1)
+                state[f"mid_block.attentions.0.to_{letter}.{leaf}"] = part
+            continue
+        layer = layers.get(name.removeprefix(f"{block}."))
+        tensor = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
+        state[".".join(filter(None, (blocks[block], layer, leaf)))] = tensor
+    other.load_state_dict(state)
+    x, gamma = torch.randn(2, 6, 8, 8), torch.tensor([0.9, 0.2])
+    with torch.no_grad():
+        close(net(x, gamma)[1].numpy(), other(x, gamma).sample.numpy())
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddpm_strided", "ddim"])
+def test_steps_are_those_of_diffusers(name, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    timesteps, steps = 40, 40 if name == "ddpm" else 10
+    beta = np.linspace(1e-4, 0.3, timesteps)
+    options = {
+        "trained_betas": beta,
+        "num_train_timesteps": timesteps,
+        "clip_sample": True,
+        "timestep_spacing": "trailing",
+    }
+    if name == "ddim":
+        other = diffusers.DDIMScheduler(**options, set_alpha_to_one=True)
+        more = {"eta": 0.0, "use_clipped_model_output": True}
+    else:
+        other = diffusers.DDPMScheduler(**options, variance_type="fixed_small_log")
+        more = {}
+    other.set_timesteps(steps)
+    schedule = diffusion.linear_schedule(timesteps, 1e-4, 0.3)
+    plan = diffusion.sampling_plan(schedule, name, steps % timesteps)
+    assert diffusion.sampling_timesteps(timesteps, steps).tolist() == other.timesteps.tolist()
+    random = np.random.RandomState(1)
+    noises = random.standard_normal((steps, 1, 4, 4, 3)).astype(np.float32)
+    module = diffusers.schedulers.scheduling_ddpm
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.tensor(noise))
+    for step, t in enumerate(other.timesteps):
+        # At most steps some pixels of the estimate are clipped and some are not.
+        y, predicted = 0.7 * random.standard_normal((2, 1, 4, 4, 3)).astype(np.float32)
+        noise = noises[step]
+        want = other.step(torch.tensor(predicted), int(t), torch.tensor(y), **more).prev_sample
+        found = diffusion.sampling_step(plan, step, *map(jnp.asarray, (y, predicted, noise)))
+        close(found, want, 1e-4)
+
+
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN, **golden())

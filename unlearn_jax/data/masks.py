@@ -1,0 +1,64 @@
+"""Free-form holes: a box and brush strokes, what Palette is trained on ("hybrid")."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float32, UInt64
+from PIL import Image, ImageDraw
+
+_CANVAS = 256  # every number here is in pixels of this canvas
+_BOX, _MARGIN, _SHRINK = 128, 20, 20
+_REACH = math.hypot(_CANVAS, _CANVAS) / 8  # mean length of a segment of a stroke
+_REACH_STD = _REACH // 2
+
+
+def hybrid_masks(
+    size: int, keys: UInt64[np.ndarray, "n 2"]
+) -> Float32[np.ndarray, "n size size 1"]:
+    """Masks of one box and one to three strokes each, 1 = to be generated; they may overlap.
+
+    The box has its top and left in 20 … 107, sides of 128, and loses up to 20 rows at its top and
+    columns at its left. A stroke is a zigzag of 4 … 11 segments, 12 … 39 wide, with round corners.
+    These are pixels of a 256 x 256 canvas; of it, images of another size take the pixels nearest to
+    theirs. As Janspiry's Palette (MIT) draws them, after "Free-Form Image Inpainting with Gated
+    Convolution", except that it computes flips and does not use them.
+
+    Args:
+      size: height and width.
+      keys: Philox keys; the mask depends on nothing else.
+    """
+    masks = np.empty((len(keys), size, size, 1), np.float32)
+    for mask, key in zip(masks, keys, strict=True):
+        canvas = _draw(np.random.Generator(np.random.Philox(key=key)))
+        mask[..., 0] = canvas.resize((size, size), Image.Resampling.NEAREST)
+    return masks
+
+
+def _draw(rng: np.random.Generator) -> Image.Image:
+    canvas = Image.new("L", (_CANVAS, _CANVAS))
+    draw = ImageDraw.Draw(canvas)
+    left, top = rng.integers(_MARGIN, _CANVAS - _BOX - _MARGIN, 2).tolist()
+    right, bottom = left + _BOX - 1, top + _BOX - 1  # inclusive
+    shrink_x, shrink_y = rng.integers(0, _SHRINK, 2, endpoint=True).tolist()
+    draw.rectangle((left + shrink_x, top + shrink_y, right, bottom), fill=1)
+    for _ in range(rng.integers(1, 3, endpoint=True)):
+        _stroke(draw, rng)
+    return canvas
+
+
+def _stroke(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
+    segments = rng.integers(4, 11, endpoint=True)
+    low, high = 2 * math.pi / 5 + np.array([-1, 1]) * rng.uniform(0, 2 * math.pi / 15, 2)
+    angles = rng.uniform(low, high, segments)
+    angles[::2] *= -1  # up, then down again
+    lengths = np.clip(rng.normal(_REACH, _REACH_STD, segments), 0, 2 * _REACH)
+    points = [rng.integers(0, _CANVAS, 2)]
+    for angle, length in zip(angles, lengths, strict=True):
+        step = length * np.array([math.cos(angle), math.sin(angle)])
+        points.append(np.clip(points[-1] + step, 0, _CANVAS).astype(int))
+    width = int(rng.integers(12, 39, endpoint=True))
+    corners = [tuple(point.tolist()) for point in points]
+    draw.line(corners, fill=1, width=width)
+    radius = width // 2
+    for x, y in corners:
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)

@@ -1,0 +1,190 @@
+"""The U-Net of Palette: that of guided diffusion, told the noise level instead of a timestep.
+
+The half that goes down hands every feature map to the half that goes up, so these maps are all
+that the decoder sees of its input. Layer by layer as in Janspiry's Palette (MIT), whose published
+`attn_res` of 16 is never reached: attention is in the middle only.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def _keep(x: Array) -> Array:
+    return x
+
+
+class Shape(NamedTuple):
+    """What the two halves of a U-Net have to agree on; see `Palette` for the fields."""
+
+    inner: int
+    mults: tuple[int, ...]
+    res_blocks: int
+    head_channels: int
+    groups: int
+    dropout: float
+    dtype: DTypeLike
+    remat: bool
+
+
+def gamma_embedding(gamma: Float[Array, "b"], dim: int) -> Float[Array, "b dim"]:
+    """[cos | sin] of the noise level gamma (not a timestep, not scaled), over dim / 2 frequencies.
+
+    Args:
+      gamma: the share of the signal's variance that is left, in [0, 1].
+      dim: even; the frequencies are 10000 ** (-i / (dim / 2)).
+    """
+    angles = gamma[:, None] * 10000.0 ** (-jnp.arange(dim // 2) / (dim // 2))
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class CondEmbed(nn.Module):
+    """The embedding of the noise level that every residual block of both halves is given."""
+
+    inner: int
+
+    @nn.compact
+    def __call__(self, gamma: Float[Array, "b"]) -> Float[Array, "b e"]:
+        """Embeddings of 4 * inner numbers, before the activation that each block applies.
+
+        Always float32: the first hundred of 2000 levels are between 0.97 and 1, where bfloat16 has
+        eight numbers.
+        """
+        x = gamma_embedding(gamma, self.inner)
+        x = nn.silu(nn.Dense(4 * self.inner, name="dense0")(x))
+        return nn.Dense(4 * self.inner, name="dense2")(x)
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(scaled and shifted norm(conv(resample(silu(norm x))))))."""
+
+    features: int
+    groups: int
+    dropout: float = 0.0
+    resample: Callable[[Array], Array] = _keep  # on both branches
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
+    ) -> Float[Array, "b h2 w2 f"]:
+        """A feature map in `dtype`; norms are float32. The embedding scales and shifts."""
+        h = self.resample(nn.silu(group_norm("norm1", self.groups)(x)))
+        h = _conv("conv1", self.features, self.dtype)(h)
+        modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="emb")(nn.silu(embedding))
+        scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
+        h = nn.silu(group_norm("norm2", self.groups)(h) * (1 + scale) + shift)
+        if self.dropout:
+            # Without a key (`generate`) nothing is dropped.
+            h = nn.Dropout(self.dropout, name="dropout")(h, not self.has_rng("dropout"))
+        h = _conv("conv2", self.features, self.dtype, zero=True)(h)
+        x = self.resample(x)
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """x + attention(norm x) between all places of a feature map."""
+
+    head_channels: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """A feature map; logits and softmax are float32.
+
+        The channels of q, k and v lie head by head: (q, k, v) of the first, then of the second, …
+        """
+        b, h, w, c = x.shape
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(group_norm("norm", self.groups)(x))
+        qkv = qkv.reshape(b, h * w, c // self.head_channels, 3, self.head_channels)
+        y = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 3, 0)).reshape(b, h, w, c)
+        zeros = nn.initializers.zeros
+        return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(y)
+
+
+class Encoder(nn.Module):
+    """The half that goes down, and the middle."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
+    ) -> tuple[Float[Array, "b _ _ _"], ...]:
+        """The feature map after every input block, and after the middle; float32."""
+        s = self.shape
+        x = _conv("input0", s.inner * s.mults[0], s.dtype)(x)
+        maps = [x]
+        for level, mult in enumerate(s.mults):
+            for _ in range(s.res_blocks):
+                x = _res(s, f"input{len(maps)}", s.inner * mult)(x, embedding)
+                maps.append(x)
+            if level < len(s.mults) - 1:
+                x = _res(s, f"input{len(maps)}", s.inner * mult, _halve)(x, embedding)
+                maps.append(x)
+        attention = nn.remat(AttentionBlock) if s.remat else AttentionBlock
+        x = _res(s, "middle0", x.shape[-1])(x, embedding)
+        x = attention(s.head_channels, s.groups, s.dtype, name="middle1")(x)
+        x = _res(s, "middle2", x.shape[-1])(x, embedding)
+        return tuple(x.astype(jnp.float32) for x in (*maps, x))
+
+
+class Decoder(nn.Module):
+    """The half that goes up."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(
+        self, maps: Sequence[Float[Array, "b _ _ _"]], embedding: Float[Array, "b e"]
+    ) -> Float[Array, "b h w 3"]:
+        """The noise that the network sees in its input, float32.
+
+        Args:
+          maps: of `Encoder`; the last first, each once.
+          embedding: of the noise level.
+        """
+        s = self.shape
+        *maps, x = (x.astype(s.dtype) for x in maps)
+        blocks = 0
+        for level, mult in reversed(list(enumerate(s.mults))):
+            for i in range(s.res_blocks + 1):
+                x = jnp.concatenate([x, maps.pop()], axis=-1)
+                x = _res(s, f"output{blocks}", s.inner * mult)(x, embedding)
+                if level and i == s.res_blocks:
+                    x = _res(s, f"output{blocks}_up", s.inner * mult, _double)(x, embedding)
+                blocks += 1
+        x = nn.silu(group_norm("out_norm", s.groups)(x))
+        return _conv("out_conv", 3, s.dtype, zero=True)(x).astype(jnp.float32)
+
+
+def group_norm(name: str, groups: int) -> nn.GroupNorm:
+    """A float32 group norm with torch's epsilon and way of computing the variance."""
+    return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def _conv(name: str, features: int, dtype: DTypeLike, zero: bool = False) -> nn.Conv:
+    """A 3 x 3 convolution that keeps the size; what ends a branch starts at zero."""
+    init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=init, name=name)
+
+
+def _res(s: Shape, name: str, features: int, resample=_keep) -> nn.Module:
+    block = nn.remat(ResBlock) if s.remat else ResBlock
+    return block(features, s.groups, s.dropout, resample, s.dtype, name=name)
+
+
+def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+def _double(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    return x.repeat(2, axis=1).repeat(2, axis=2)

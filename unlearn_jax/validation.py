@@ -141,7 +141,12 @@ def _values(config: ConfigDict) -> list[str]:
             if used not in config.phases:
                 unknown = _unknown(used, config.phases.keys())
                 problems.append(f"config.compare.methods.{name}.phases: {unknown}")
+    tokenizes = hasattr(MODELS.get(config.model.name), "tokenizer_loss")
     for name, spec in config.phases.items():
+        if spec.get("objective") == "tokenizer" and not tokenizes:
+            problems.append(
+                f"config.phases.{name}.objective: {config.model.name!r} has no tokenizer"
+            )
         wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
         problems += wrong or _phase_values(f"config.phases.{name}", spec)
     return problems

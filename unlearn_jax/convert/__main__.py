@@ -50,7 +50,7 @@ def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -
         if manifest and (manifest["source"]["sha256"], manifest["family"]) == (digest, family):
             return manifest
         raise ValueError(f"{workdir} holds another model already. Choose another --out.")
-    source = open_tensors(file, rules.wrappers)
+    source = open_tensors(file)
     try:
         model = rules.model(source.shapes, fields)
     except TypeError as error:  # a field that the model does not have
@@ -96,7 +96,7 @@ def export(family: str, workdir: Path, file: Path) -> list[str]:
         raise ValueError(f"--out: {file} exists. Choose another file, or remove that one.")
     leaves = convert.to_torch(rules, model, checkpoint.load_params(workdir, _like(model))[0])
     tensors = dict(leaves)
-    writing.write(file, tensors, rules.wrappers[0] if rules.wrappers else "")
+    writing.write(file, tensors, rules.wrapper)
     return list(tensors)
 
 
@@ -107,7 +107,7 @@ def compare(family: str, file: Path, workdir: Path) -> dict[str, Any]:
     whose outputs were compared or why none was, "outputs": {name: largest relative difference}}.
     """
     rules, model = convert.find(family), _model(family, workdir)
-    source = open_tensors(file, rules.wrappers)
+    source = open_tensors(file)
     params, _ = checkpoint.load_params(workdir, _like(model))
     different, count = [], 0
     for name, array in convert.to_torch(rules, model, params):

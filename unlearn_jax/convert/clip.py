@@ -57,7 +57,6 @@ FAMILY = Family(
         (rf"{_BLOCK}/fc2", rf"{_TORCH}.mlp.c_proj"),
     ),
     layouts=((r"proj/kernel", "same"),),  # there it is multiplied from the right
-    wrappers=("state_dict", "model"),
     # The text encoder and what compares the two: cosines of images do not need them.
     dropped=(
         r"(transformer|token_embedding|ln_final)\..*",

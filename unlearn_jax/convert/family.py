@@ -42,7 +42,7 @@ class Family:
         and the template gives the whole name.
       layouts: (regex on the whole path, key of LAYOUTS), first match; without a match a kernel of
         two axes is "linear", one of four "conv", and everything else "same".
-      wrappers: keys under which files hold the state dict, tried in this order.
+      wrapper: the key under which published files hold the state dict; "": at the top.
       dropped: regexes of torch names that are left out, as docs/parity.md says.
       buffers: what an export writes besides the leaves: from the model to {name: array}.
     """
@@ -50,7 +50,7 @@ class Family:
     model: Callable[[Shapes, Mapping[str, Any]], Any]
     names: Sequence[tuple[str, str]]
     layouts: Sequence[tuple[str, str]] = ()
-    wrappers: Sequence[str] = ("model", "state_dict")
+    wrapper: str = ""
     dropped: Sequence[str] = ()
     buffers: Callable[[Any], Mapping[str, np.ndarray]] = field(default=lambda model: {})
 

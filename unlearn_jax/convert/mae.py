@@ -76,4 +76,5 @@ FAMILY = Family(
         (r"decoder/blocks/block(\d+)/(norm\d)", r"decoder_blocks.\1.\2"),
         (r"decoder/blocks/block(\d+)/(attn|mlp)/(\w+)", r"decoder_blocks.\1.\2.\3"),
     ),
+    wrapper="model",
 )

@@ -65,7 +65,7 @@ def _buffers(model: MAGE) -> dict[str, np.ndarray]:
 FAMILY = Family(
     model=_model,
     names=_NAMES,
-    wrappers=("model",),
+    wrapper="model",
     dropped=(re.escape(_POSITION_IDS),),
     buffers=_buffers,
 )

@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 # Published files keep their training arguments beside the weights; nothing else is allowed.
 _ALLOWED = (argparse.Namespace,)
 _MAPPED_BYTES = 2**27
+_WRAPPERS = ("model", "state_dict")  # where a file may hold its tensors, if not at the top
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -33,7 +34,7 @@ class Tensors:
     read: Callable[[str], np.ndarray]
 
 
-def open_tensors(path: Path, wrappers: Sequence[str]) -> Tensors:
+def open_tensors(path: Path) -> Tensors:
     """The tensors of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file.
 
     Nothing in the file is executed: pickles are read by torch's restricted unpickler, which builds
@@ -42,14 +43,13 @@ def open_tensors(path: Path, wrappers: Sequence[str]) -> Tensors:
 
     Args:
       path: the file.
-      wrappers: keys under which a file may hold its tensors, besides having them at the top.
 
     Raises:
       ValueError: the file is missing, damaged, holds code, or no tensors; torch is not installed.
     """
     if not path.is_file():
         raise ValueError(f"--checkpoint: expected a file, found none at {path}.")
-    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path, wrappers)
+    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if not found.shapes:
         raise ValueError(f"{path} holds no tensors.")
     size = sum(int(np.prod(s)) * np.dtype(_numpy(found.dtypes[k])).itemsize
@@ -85,14 +85,14 @@ def _safetensors(path: Path) -> Tensors:
     return Tensors(shapes, dtypes, _reader(lambda: safetensors.safe_open(path, "numpy"), get))
 
 
-def _torch(path: Path, wrappers: Sequence[str]) -> Tensors:
+def _torch(path: Path) -> Tensors:
     torch = _package("torch")
     mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and read as a whole
 
     def load() -> dict[str, Any]:
         with torch.serialization.safe_globals(list(_ALLOWED)):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        state = _unwrap(path, loaded, wrappers, torch.Tensor)
+        state = _unwrap(path, loaded, torch.Tensor)
         plain = {name.removeprefix("module."): value for name, value in state.items()}
         if len(plain) < len(state):
             raise ValueError(f"{path} has names both with and without the prefix 'module.'.")
@@ -145,16 +145,16 @@ def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> C
     return read
 
 
-def _unwrap(path: Path, loaded: Any, wrappers: Sequence[str], tensor: type) -> Mapping[str, Any]:
+def _unwrap(path: Path, loaded: Any, tensor: type) -> Mapping[str, Any]:
     """The dict of tensors in what a file holds."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}.")
-    for key in wrappers:
+    for key in _WRAPPERS:
         if isinstance(loaded.get(key), Mapping):
             return loaded[key]
     if not any(isinstance(value, tensor) for value in loaded.values()):
         raise ValueError(
-            f"{path}: expected tensors at the top or under one of {list(wrappers)}, found the keys "
+            f"{sorted(map(str, loaded))[:9]}. Is it an optimizer's state?"
             f"{sorted(map(str, loaded))[:10]}. Is it an optimizer's state?"
         )
     return loaded

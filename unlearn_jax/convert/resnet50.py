@@ -55,7 +55,7 @@ FAMILY = Family(
         (r"(layer\d)/block(\d+)/(\w+)", r"\1.\2.\3"),
         (r"(conv1|bn1|fc)", r"\1"),
     ),
-    wrappers=("state_dict", "model"),
+    wrapper="state_dict",
     # How many training steps the statistics saw: only training with momentum=None reads it.
     dropped=(r".*\.num_batches_tracked",),
     buffers=lambda tower: buffers(FAMILY, tower),

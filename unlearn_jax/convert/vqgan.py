@@ -59,4 +59,4 @@ def _model(shapes: Shapes, given: Mapping[str, Any]) -> VQGAN:
     return VQGAN(**{**fields(shapes), **given})
 
 
-FAMILY = Family(model=_model, names=NAMES, wrappers=("state_dict",))
+FAMILY = Family(model=_model, names=NAMES, wrapper="state_dict")

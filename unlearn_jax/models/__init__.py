@@ -10,6 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from unlearn_jax.models.autoencoder import Autoencoder
+from unlearn_jax.models.mae import MAE
+from unlearn_jax.models.mage import MAGE
+from unlearn_jax.models.palette import Palette
+from unlearn_jax.models.vqgan import VQGAN
 
 Params = Mapping[str, Any]  # nested dict of arrays with string keys: {"encoder": …, "decoder": …}
 Latent = Any  # pytree of arrays [b, …]
@@ -32,7 +36,8 @@ class Model(Protocol):
     * `encode_noise(params, batch, key, noise_type)`, latents of noise in the images' place, if
       that is not `encode` of images of noise;
     * `noisy_loss(params, batch, key)` [b], the loss with random labels, if that is not `loss` of
-      images with noise in the hole.
+      images with noise in the hole;
+    * `tokenizer_loss(params, batch, key)` [b], if it has a tokenizer, which `loss` does not train.
     """
 
     trainable: tuple[str, ...]
@@ -57,7 +62,13 @@ class Model(Protocol):
         """Completed images in [-1, 1]."""
 
 
-MODELS: dict[str, type] = {"autoencoder": Autoencoder}
+MODELS: dict[str, type] = {
+    "autoencoder": Autoencoder,
+    "mae": MAE,
+    "vqgan": VQGAN,
+    "mage": MAGE,
+    "palette": Palette,
+}
 
 
 def build(name: str, **fields: Any) -> Model:

@@ -20,6 +20,7 @@ from unlearn_jax.objectives.ascent import (
     gradient_difference,
     max_loss,
     reconstruction,
+    tokenizer,
 )
 from unlearn_jax.objectives.calibrated import calibrated
 from unlearn_jax.objectives.i2i import l2_encoder, noisy_label, random_encoder, retain_label
@@ -29,6 +30,7 @@ __all__ = ["BATCH_COUPLED", "OBJECTIVES", "Terms", "build", "find", "options"]
 
 OBJECTIVES: dict[str, Callable[..., Terms]] = {
     "reconstruction": reconstruction,
+    "tokenizer": tokenizer,
     "gradient_ascent": gradient_ascent,
     "gradient_difference": gradient_difference,
     "max_loss": max_loss,

@@ -19,6 +19,24 @@ def reconstruction(
     return Terms(retain=loss, forget=jnp.zeros_like(loss))
 
 
+def tokenizer(
+    model: Model, params: Params, target: Params, batch: Batch, key: PRNGKeyArray
+) -> Terms:
+    """The loss of the model's tokenizer on retain rows, nothing on forget rows.
+
+    The first phase of training a token model from scratch; the second, `reconstruction`, leaves the
+    tokenizer as it is. Cost: one forward and one backward pass of the tokenizer.
+
+    Raises:
+      ValueError: the model has none.
+    """
+    del target
+    if not hasattr(model, "tokenizer_loss"):
+        raise ValueError(f"The objective 'tokenizer': {type(model).__name__} has no tokenizer.")
+    loss = model.tokenizer_loss(params, batch, key)
+    return Terms(retain=loss, forget=jnp.zeros_like(loss))
+
+
 def gradient_ascent(
     model: Model,
     params: Params,

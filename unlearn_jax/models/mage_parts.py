@@ -1,0 +1,132 @@
+"""The two transformers of MAGE, as Linen modules, and the parameters that it never uses."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from unlearn_jax.models.vit import Blocks, layer_norm, sincos_2d
+
+_NORMAL = nn.initializers.normal(0.02)
+
+
+class Encoder(nn.Module):
+    """Embedded tokens through a transformer."""
+
+    vocabulary: int
+    dim: int
+    depth: int
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "b m"],
+        kept: Int[Array, "b k"] | None = None,
+        scale: Float[Array, "b m d"] | None = None,
+    ) -> Float[Array, "b k d"]:
+        """Latents of the kept tokens.
+
+        Args:
+          ids: of all tokens, the class slot first.
+          kept: which of them go on after they are embedded; None: all.
+          scale: factors of the embeddings: dropout.
+        """
+        x = _TokenEmbedding(self.vocabulary, self.dim, name="token_emb")(ids)
+        if scale is not None:
+            x = x * scale
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[..., None], axis=1)
+        x = Blocks(self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks")(x)
+        return layer_norm("norm")(x)
+
+
+class _TokenEmbedding(nn.Module):
+    vocabulary: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, ids):
+        def table(rows, name):
+            return nn.Embed(rows, self.dim, embedding_init=_NORMAL, name=name)
+
+        words = table(self.vocabulary, "word_embeddings")(ids)
+        places = table(ids.shape[1], "position_embeddings")(jnp.arange(ids.shape[1]))
+        return layer_norm("LayerNorm")(words + places)
+
+
+class Decoder(nn.Module):
+    """Logits of ids from latents of some of the tokens."""
+
+    dim: int
+    depth: int
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        latent: Float[Array, "b k e"],
+        order: Int[Array, "b n"] | None,
+        masked: Bool[Array, "b n"],
+        words: Float[Array, "v e"],
+        rows: int | None = None,
+    ) -> Float[Array, "b n_plus_1 r"]:
+        """Float32 logits of the first `rows` ids (None: all), of the class slot and all tokens.
+
+        Args:
+          latent: of the class slot, then of the tokens that the encoder kept.
+          order: which of those stands for each token; None: the encoder kept all.
+          masked: tokens for which the class slot stands instead, kept or not.
+          words: embeddings of the ids, which are the output layer.
+          rows: how many of them are asked for.
+        """
+        x = nn.Dense(self.dim, dtype=self.dtype, name="embed")(latent)
+        first, rest = x[:, :1], x[:, 1:]
+        if order is not None:
+            rest = jnp.take_along_axis(rest, order[..., None], axis=1)
+        x = jnp.concatenate([first, jnp.where(masked[..., None], first, rest)], axis=1)
+        x = x + self.param("pos_embed_learned", _NORMAL, (1, x.shape[1], self.dim))
+        x = Blocks(self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks")(x)
+        return _Head(self.dtype, name="mlm")(layer_norm("norm")(x), words, rows)
+
+
+class _Head(nn.Module):
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x, words, rows):
+        x = nn.Dense(words.shape[1], dtype=self.dtype, name="fc")(x)
+        x = layer_norm("ln", epsilon=1e-5)(nn.gelu(x, approximate=False))
+        bias = self.param("bias", nn.initializers.zeros, (1, 1, len(words)))
+        words = words[:rows].astype(self.dtype)
+        x = jnp.einsum(
+            "bnd,vd->bnv", x.astype(self.dtype), words, preferred_element_type=jnp.float32
+        )
+        return x + bias[..., :rows]
+
+
+def unused(num_tokens: int, patch: int, dim: int, decoder_dim: int) -> dict[str, Any]:
+    """Parameters that published checkpoints hold, and that no forward pass looks at."""
+
+    def positions(channels):
+        table = sincos_2d(channels, round(num_tokens**0.5))
+        return jnp.pad(table, ((1, 0), (0, 0)))[None]
+
+    pixels = 3 * patch**2
+    return {
+        "cls_token": jnp.zeros((1, 1, dim)),
+        "mask_token": jnp.zeros((1, 1, decoder_dim)),
+        "pos_embed": positions(dim),
+        "decoder_pos_embed": positions(decoder_dim),
+        "patch_embed": {"kernel": jnp.zeros((patch, patch, 3, dim)), "bias": jnp.zeros((dim,))},
+        "decoder_pred": {
+            "kernel": jnp.zeros((decoder_dim, pixels)),
+            "bias": jnp.zeros((pixels,)),
+        },
+    }

@@ -52,9 +52,9 @@ def get_config() -> ConfigDict:
         ),
         "calibrated": phase(
             objective="calibrated",
-            objective_kw={"overshoot": 0.1},
+            objective_kw={"overshoot": 0.15},
             goal="views",
-            forget_weight=0.05,
+            forget_weight=0.5,
             forget_fraction=0.375,
             steps=200,
             batch_size=32,

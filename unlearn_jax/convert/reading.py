@@ -154,8 +154,8 @@ def _unwrap(path: Path, loaded: Any, tensor: type) -> Mapping[str, Any]:
             return loaded[key]
     if not any(isinstance(value, tensor) for value in loaded.values()):
         raise ValueError(
-            f"{sorted(map(str, loaded))[:9]}. Is it an optimizer's state?"
-            f"{sorted(map(str, loaded))[:10]}. Is it an optimizer's state?"
+            f"{path}: expected tensors at the top or under one of {list(_WRAPPERS)}, found the "
+            f"keys {sorted(map(str, loaded))[:10]}. Is it an optimizer's state?"
         )
     return loaded
 

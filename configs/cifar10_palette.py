@@ -12,10 +12,11 @@ from unlearn_jax.config import phase
 def get_config() -> ConfigDict:
     config = cifar10_mae.get_config()
     config.name = "Palette, CIFAR-10 sample"
+    config.data.train_rows = 500
     config.model = {
         "name": "palette", "image_size": 32, "inner": 16, "mults": (1, 2, 4), "res_blocks": 1,
-        "head_channels": 16, "groups": 8, "timesteps": 1000, "beta_end": 0.02,
-        "sampler": "ddim", "sampling_steps": 4,
+        "head_channels": 16, "groups": 8, "timesteps": 1000, "beta_end": 0.01,
+        "sampler": "ddim", "sampling_steps": 6,
     }  # fmt: skip
     config.phases.pretrain = phase(
         objective="reconstruction",

@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tests import binaries
+from unlearn_jax import convert, models
 
 TEXT = (binaries.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S)
@@ -54,13 +56,36 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m unlearn_jax.")])
+PACKAGE = [command for command in COMMANDS if command.startswith("python -m unlearn_jax.")]
+CONVERT = [command for command in PACKAGE if ".convert " in command]
+
+
+@pytest.mark.parametrize("command", [c for c in PACKAGE if c not in CONVERT])
 def test_package_commands_in_their_order(command, runs):
     _, _, module, *flags = shlex.split(command)
     flags = [flag.replace("=runs/", f"={runs}/") for flag in flags]
     short = SHORT if any(flag.startswith("--config=") for flag in flags) else []
     short = short + (SHORT_COMPARE if module.endswith(".compare") else [])
     binaries.run(module, *flags, *short)
+
+
+def test_convert_commands_in_their_order(tmp_path):
+    torch = pytest.importorskip("torch")
+    model = models.MAE(image_size=16, patch=4, dim=64, depth=1, heads=1, decoder_dim=16,
+                       decoder_depth=1, decoder_heads=2)  # fmt: skip
+    shapes = dict(convert.mapping(convert.find("mae"), model).values())
+    file = tmp_path / "mae_visualize_vit_large.pth"
+    torch.save({"model": {name: torch.randn(shape) for name, shape in shapes.items()}}, file)
+    assert len(CONVERT) == 2
+    for command in CONVERT:
+        _, _, module, *flags = shlex.split(command)
+        flags = [re.sub(r"=(runs/|\w+\.pth)", rf"={tmp_path}/\1", flag) for flag in flags]
+        out, _ = binaries.run(module, *flags, "--model=decoder_heads=2")
+        if "--verify" in flags:
+            assert f"{len(shapes)} tensors are bit for bit those of the file." in out
+            folder = tmp_path / "runs/mae"
+            shutil.copytree(folder / "original", folder / "unlearned")
+    assert (tmp_path / "unlearned.pth").stat().st_size > 0
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m benchmarks.")])

@@ -124,6 +124,9 @@ class VQGAN:
     """Of the group norms."""
     commitment: float = 0.25
     """Weight in the loss of the encoder's distance to its code."""
+    revival: float = 0.0
+    """Weight in the loss of each code's distance to the nearest latent of an image. Without it, most
+    codes of a tokenizer trained from scratch on few images are never used."""
     dtype: str = "float32"
     """Of the convolutions. Parameters, norms, distances to codes and losses are float32."""
     remat: bool = False
@@ -151,10 +154,10 @@ class VQGAN:
             )
         if self.dtype not in _DTYPES:
             raise ValueError(f"VQGAN.dtype must be one of {_DTYPES}, got {self.dtype!r}.")
-        if not (math.isfinite(self.commitment) and self.commitment >= 0):
-            raise ValueError(
-                f"VQGAN.commitment must be finite and at least 0, got {self.commitment}."
-            )
+        for name in ("commitment", "revival"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"VQGAN.{name} must be finite and at least 0, got {value}.")
 
     @property
     def stride(self) -> int:
@@ -231,7 +234,8 @@ class VQGAN:
         """Mean squared error of whole images seen whole + that of codes to latents.
 
         The codes are pulled to the latents with weight 1, the latents to the codes with
-        `commitment`. Images count in [-1, 1].
+        `commitment`. Images count in [-1, 1]. With `revival`, each code is also pulled to the
+        nearest latent of every image.
         """
         latent = self.features(params, (batch["image"] + 1) / 2)
         code = self.lookup(params, self.nearest(params, latent))
@@ -242,7 +246,12 @@ class VQGAN:
 
         pull_codes = error(code, jax.lax.stop_gradient(latent))
         pull_latents = error(jax.lax.stop_gradient(code), latent)
-        return error(output, batch["image"]) + pull_codes + self.commitment * pull_latents
+        loss = error(output, batch["image"]) + pull_codes + self.commitment * pull_latents
+        if self.revival:
+            codes, fixed = params["quantize"]["embedding"], jax.lax.stop_gradient(latent)
+            nearest = _squared_distances(fixed, codes).min((1, 2)).mean(-1) / codes.shape[-1]
+            loss += self.revival * nearest
+        return loss
 
     def generate(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
@@ -272,10 +281,7 @@ class VQGAN:
 
         Computed in full float32 on any accelerator, so that ids do not depend on it.
         """
-        codes = params["quantize"]["embedding"]
-        product = jnp.einsum("...z,kz->...k", latent, codes, precision="highest")
-        squares = jnp.square(latent).sum(-1, keepdims=True) + jnp.square(codes).sum(-1)
-        return jnp.argmin(squares - 2 * product, axis=-1)
+        return jnp.argmin(_squared_distances(latent, params["quantize"]["embedding"]), axis=-1)
 
     def tokens(
         self, params: Mapping[str, Any], image: Float[Array, "b h w c"]
@@ -302,6 +308,13 @@ class VQGAN:
 
     def _decode(self, params, code):
         return 2 * self._decoder.apply({"params": params["decoder"]}, code) - 1
+
+
+def _squared_distances(
+    latent: Float[Array, "*shape z"], codes: Float[Array, "k z"]
+) -> Float[Array, "*shape k"]:
+    product = jnp.einsum("...z,kz->...k", latent, codes, precision="highest")
+    return jnp.square(latent).sum(-1, keepdims=True) + jnp.square(codes).sum(-1) - 2 * product
 
 
 def _norm(groups: int, name: str) -> nn.Module:

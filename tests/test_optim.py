@@ -66,3 +66,27 @@ def test_masked_weights_stay_under_weight_decay_and_the_others_do_not_notice(nam
         free = optax.apply_updates(free[0], updates), plain_state
     assert params["w"][1] == start["w"][1] != free[0]["w"][1]
     np.testing.assert_array_equal(params["w"][::2], free[0]["w"][::2])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_named_leaves_do_not_decay(name):
+    tx = make_optimizer(
+        name=name, learning_rate=0.1, steps=1, weight_decay=0.5, no_decay=(".*/bias", "fixed")
+    )
+    params = {"a": {"bias": jnp.ones(2), "kernel": jnp.ones(2)}, "fixed": jnp.ones(2)}
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
+    for untouched in (updates["a"]["bias"], updates["fixed"]):
+        np.testing.assert_array_equal(untouched, 0)
+
+
+def test_adam_is_given_its_betas():
+    gradients = [[1.0, -2.0], [0.5, 3.0]]
+    tx = make_optimizer(name="adam", learning_rate=0.1, steps=2, b1=0.5, b2=0.8)
+    m = v = np.zeros(2)
+    place, want = np.zeros(2), []
+    for t, g in enumerate(np.array(gradients), start=1):
+        m, v = 0.5 * m + 0.5 * g, 0.8 * v + 0.2 * g**2
+        place = place - 0.1 * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.8**t)) + 1e-8)
+        want.append(place)
+    np.testing.assert_allclose(run(tx, gradients), want, rtol=1e-5)

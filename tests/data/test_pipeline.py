@@ -280,3 +280,14 @@ def test_load_opens_and_splits_what_the_config_says(tmp_path):
     splits.save(split, tmp_path / "split.json")
     with pytest.raises(ValueError, match="was made for cifar10_sample"):
         splits.load(tmp_path / "split.json", with_proxy)
+
+
+def test_training_may_have_another_task_and_evaluation_keeps_its_own():
+    check_equal(train(task={**PATCHES, "train": "inpaint", "hole": 0.5}), train(task=INPAINT))
+    check_equal(train(task={**PATCHES, "train": ""}), train())
+    rows = np.arange(5)
+    found, plain = (
+        list(data.make_eval(SOURCE, rows, batch_size=5, task=task, seed=1))
+        for task in ({**PATCHES, "train": "inpaint", "hole": 0.5}, PATCHES)
+    )
+    check_equal(found, plain)

@@ -3,6 +3,7 @@
 `golden/vqgan.npz` is made and checked by test_vqgan_torch.py.
 """
 
+import dataclasses
 import re
 import zlib
 from functools import cache, partial
@@ -301,3 +302,17 @@ def test_lists_become_tuples_so_that_the_model_is_hashable():
 def test_wrong_image_size():
     with pytest.raises(ValueError, match=r"expects images \[b, 16, 16, 3\], got \[2, 32, 32, 3\]"):
         MODEL.loss(weights(), make_batch(size=32), KEY)
+
+
+def test_revival_pulls_every_code_to_the_nearest_latent_of_each_image():
+    batch, params = make_batch(), weights()
+    model = dataclasses.replace(MODEL, revival=0.5)
+    plain, revived = (jit(m.loss)(params, batch, KEY) for m in (MODEL, model))
+    latent = np.asarray(jit(MODEL.features)(params, (batch["image"] + 1) / 2))
+    codes = np.asarray(params["quantize"]["embedding"])
+    away = ((latent.reshape(2, -1, 1, codes.shape[1]) - codes) ** 2).mean(-1)
+    np.testing.assert_allclose(revived - plain, 0.5 * away.min(1).mean(1), rtol=1e-3)
+    one = jax.grad(lambda p: (model.loss(p, batch, KEY) - MODEL.loss(p, batch, KEY)).sum())
+    grads = jit(one)(params)
+    assert (np.abs(grads["quantize"]["embedding"]).max(1) > 0).all()  # of the unused ones as well
+    np.testing.assert_allclose(grads["encoder"]["conv_in"]["kernel"], 0, atol=1e-6)

@@ -172,3 +172,48 @@ def test_distance_is_summed_over_leaves_and_ignores_integers():
 def test_without_an_original_the_message_says_so(name):
     with pytest.raises(ValueError, match=f"'{name}' compares with the original.*scratch=False"):
         objectives.build(name)(Toy(), PARAMS, {}, batch_of(), KEY)
+
+
+class Says(Toy):
+    """A model that says itself what methods are to compare."""
+
+    def predict(self, params, batch, key):
+        return batch["image"] * params["encoder"]["scale"]
+
+    def encode_noise(self, params, batch, key, noise_type):
+        return {"normal": 0.5, "uniform": 0.25}[noise_type] + 0 * self.encode(params, batch, key)
+
+    def noisy_loss(self, params, batch, key):
+        return self.loss(params, batch, key) + jnp.arange(8.0)
+
+    def tokenizer_loss(self, params, batch, key):
+        return 7 + jnp.arange(8.0)
+
+
+def test_a_model_says_what_methods_compare():
+    model, batch = Says(), batch_of(valid=np.ones(8, bool))
+
+    def run(name, **options):
+        return objectives.build(name, **options)(model, PARAMS, TARGET, batch, KEY)
+
+    image = np.asarray(batch["image"])
+    mine, original = (np.asarray(p["encoder"]["scale"]) for p in (PARAMS, TARGET))
+    terms = run("retain_label")
+    np.testing.assert_allclose(terms.retain, mse(image * mine, image * original), rtol=1e-5)
+    paired = mse(image[:4] * mine, image[4:] * original)
+    np.testing.assert_allclose(terms.forget[:4], -paired, rtol=1e-5)
+    latent = encode(PARAMS, batch["image"], batch)
+    terms = run("l2_encoder", noise_type="uniform")
+    np.testing.assert_allclose(terms.forget, -mse(latent, 0.25), rtol=1e-5)
+    loss = np.asarray(model.loss(PARAMS, batch, KEY))
+    terms = run("noisy_label")
+    np.testing.assert_allclose(terms.retain, loss, rtol=1e-6)
+    np.testing.assert_allclose(terms.forget, -(loss + np.arange(8)), rtol=1e-6)
+    terms = run("tokenizer")
+    np.testing.assert_array_equal(terms.retain, 7 + np.arange(8))
+    np.testing.assert_array_equal(terms.forget, 0)
+
+
+def test_a_model_without_a_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="Toy has no tokenizer"):
+        run("tokenizer", batch_of())

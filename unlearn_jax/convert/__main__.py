@@ -176,9 +176,10 @@ def main(family: str, source: str, out: str) -> None:
         print(f"Wrote {len(names)} tensors to {out}.")
         return
     manifest = import_(family, Path(source), Path(out), _fields(flags.FLAGS.model))
-    print(f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters. The model is in "
-          f"{out}. For a config:\n  config.model = {_call(manifest)}\n"
-          f"  --config.init_from={out}")  # fmt: skip
+    print(f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters. It is in {out}.")
+    if family in models.MODELS:
+        fields = {"name": family, **manifest["model"]}
+        print(f"For a config:\n  config.model = {fields}\n  --config.init_from={out}")
     if flags.FLAGS.verify:
         report = compare(family, Path(source), Path(out))
         if report["different"]:
@@ -189,10 +190,6 @@ def main(family: str, source: str, out: str) -> None:
         print(f"Outputs: {report['reference']}")
         for name, difference in report["outputs"].items():
             print(f"  {name}: largest relative difference {difference:.2g}")
-
-
-def _call(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": manifest["family"], **manifest["model"]}
 
 
 if __name__ == "__main__":

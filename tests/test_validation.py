@@ -114,3 +114,24 @@ def test_values_are_checked(path, value, message):
     section[key] = value
     with pytest.raises(ValueError, match=message):
         validate(cfg)
+
+
+def test_what_a_model_does_not_have_is_reported():
+    cfg = quickstart.get_config()
+    cfg.phases.pretrain.objective = "tokenizer"
+    with pytest.raises(ValueError, match="pretrain.objective: 'autoencoder' has no tokenizer"):
+        validate(cfg)
+    cfg = quickstart.get_config()
+    cfg.model = {"name": "mae", "image_size": 32, "patch": 8}
+    with pytest.raises(ValueError, match="calibrated.objective_kw.direction: the loss of 'mae'"):
+        validate(cfg)
+
+
+def test_optimizer_values_are_checked():
+    cfg = quickstart.get_config()
+    cfg.phases.pretrain.optimizer.update({"b2": 1.0, "no_decay": ("(",)})
+    cfg.task.train = "hybird"
+    with pytest.raises(ValueError) as caught:
+        validate(cfg)
+    for text in ("optimizer.b2: expected 0 <= x < 1", "'(' is no regex", "mean 'hybrid'"):
+        assert text in str(caught.value)

@@ -141,11 +141,16 @@ def _values(config: ConfigDict) -> list[str]:
             if used not in config.phases:
                 unknown = _unknown(used, config.phases.keys())
                 problems.append(f"config.compare.methods.{name}.phases: {unknown}")
-    tokenizes = hasattr(MODELS.get(config.model.name), "tokenizer_loss")
+    model = MODELS.get(config.model.name)
     for name, spec in config.phases.items():
-        if spec.get("objective") == "tokenizer" and not tokenizes:
+        if model and spec.get("objective") == "tokenizer" and not hasattr(model, "tokenizer_loss"):
             problems.append(
                 f"config.phases.{name}.objective: {config.model.name!r} has no tokenizer"
+            )
+        if model and spec.get("objective_kw", {}).get("direction") and not hasattr(model, "error"):
+            problems.append(
+                f"config.phases.{name}.objective_kw.direction: the loss of {config.model.name!r} "
+                "is not that of what it decodes; set it to 0"
             )
         wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
         problems += wrong or _phase_values(f"config.phases.{name}", spec)

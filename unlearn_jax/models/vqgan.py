@@ -125,8 +125,8 @@ class VQGAN:
     commitment: float = 0.25
     """Weight in the loss of the encoder's distance to its code."""
     revival: float = 0.0
-    """Weight in the loss of each code's distance to the nearest latent of an image. Without it, most
-    codes of a tokenizer trained from scratch on few images are never used."""
+    """Weight in the loss of each code's distance to the nearest latent of an image. Without it,
+    most codes of a tokenizer trained from scratch on few images are never used."""
     dtype: str = "float32"
     """Of the convolutions. Parameters, norms, distances to codes and losses are float32."""
     remat: bool = False

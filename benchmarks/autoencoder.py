@@ -7,10 +7,12 @@ work on the machine slows both. PyTorch gets its best of channels_last or not, a
 number of threads or 2; without PyTorch, its figures are null.
 """
 
+import importlib.util
 import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +20,14 @@ import numpy as np
 from absl import app, flags, logging
 
 from unlearn_jax import cli, objectives, optim, sharding
+from unlearn_jax.models import Model
 from unlearn_jax.models.autoencoder import Autoencoder
 from unlearn_jax.step import UnlearnState, jit_step
 
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 20.0, "Measuring time in all.", lower_bound=0.1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 20.0, "Measuring time in all.", lower_bound=0.1)
 
-_LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-3
 _ROUND_S = 0.5
 Step = Callable[[], float]  # queues one update; float of the result waits for it
 
@@ -38,10 +41,13 @@ def make_batch(size: int) -> dict[str, np.ndarray]:
     return {"image": image, "mask": mask} | flags
 
 
-def jax_step(model: Autoencoder, params: dict, batch: dict[str, np.ndarray]) -> Step:
-    """A call that queues one Adam update, by the package's own step, and returns its loss."""
+def jax_step(model: Model, params: dict, batch: dict[str, np.ndarray]) -> Step:
+    """A call that queues one Adam update, by the package's own step, and returns its loss.
+
+    The key of update k is fold_in(key(0), k).
+    """
     mesh = sharding.make_mesh()
-    tx = optim.make_optimizer(learning_rate=_LEARNING_RATE, steps=1)
+    tx = optim.make_optimizer(learning_rate=LEARNING_RATE, steps=1)
     params = jax.tree.map(jnp.copy, params)  # donated below
     state = UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
     shardings = sharding.params_sharding(state, mesh)
@@ -88,7 +94,7 @@ def torch_step(params: dict, batch: dict[str, np.ndarray], channels_last: bool) 
             layers += [layer, nn.ReLU()] if (part, name) != ("decoder", "up2") else [layer]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = nn.Sequential(*layers).to(memory_format=layout)
-    optimizer = torch.optim.Adam(net.parameters(), _LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, fused=True)
     image, mask = (
         torch.from_numpy(batch[k]).permute(0, 3, 1, 2).contiguous(memory_format=layout)
         for k in ("image", "mask")
@@ -110,25 +116,36 @@ def images_per_s(step: Step, batch_size: int, seconds: float) -> float:
     """Throughput over one round of about `seconds`."""
     start, steps = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        for _ in range(4):
-            loss = step()
-        float(loss)
-        steps += 4
+        loss = step()
+        steps += 1
+        if steps % 4 == 0:
+            float(loss)
+    float(loss)
     return batch_size * steps / (time.perf_counter() - start)
 
 
-def torch_rounds(params: dict, batch: dict[str, np.ndarray]) -> Callable[[float], float] | None:
-    """A function seconds -> images per s with the fastest settings; None without PyTorch."""
-    try:
-        import torch
-    except ImportError:
-        return None
+@cache
+def default_threads() -> int:
+    """PyTorch's number of threads when this is first called."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def torch_rounds(make_step: Callable[[bool], Step], size: int) -> Callable[[float], float]:
+    """A function seconds -> images per s, with the fastest settings of PyTorch.
+
+    Args:
+      make_step: of whether to use channels_last.
+      size: of the batch.
+    """
+    import torch
+
     best, best_speed = None, 0.0
-    size = len(batch["image"])
-    for threads in sorted({2, torch.get_num_threads()}):
+    for threads in sorted({2, default_threads()}):
         torch.set_num_threads(threads)
         for channels_last in (False, True):
-            step = torch_step(params, batch, channels_last)
+            step = make_step(channels_last)
             images_per_s(step, size, _ROUND_S)  # warm up
             speed = max(images_per_s(step, size, _ROUND_S) for _ in range(3))
             if speed > best_speed:
@@ -138,38 +155,44 @@ def torch_rounds(params: dict, batch: dict[str, np.ndarray]) -> Callable[[float]
     return lambda seconds: images_per_s(step, size, seconds)
 
 
-def main(argv: list[str]) -> None:
-    """Compares the losses of three updates, then the speeds."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
-    logging.set_verbosity(logging.WARNING)
-    model, size = Autoencoder(), _BATCH_SIZE.value
-    params, batch = jax.jit(model.init)(jax.random.key(0)), make_batch(size)
-    ours = jax_step(model, params, batch)
-    first = [float(ours()) for _ in range(3)]
-    theirs = torch_rounds(params, batch)
-    if theirs:
-        step = torch_step(params, batch, channels_last=False)
-        np.testing.assert_allclose(first, [float(step()) for _ in range(3)], rtol=1e-4)
+def compare(
+    name: str, ours: Step, theirs: Callable[[float], float] | None, size: int, seconds: float
+) -> str:
+    """A line of JSON: the medians of rounds in turns, of about so many `seconds` in all."""
     speeds = [], []
     images_per_s(ours, size, _ROUND_S)  # warm up
-    rounds = max(1, round(_SECONDS.value / _ROUND_S / (2 if theirs else 1)))
+    rounds = max(1, round(seconds / _ROUND_S / (2 if theirs else 1)))
     for _ in range(rounds):
         speeds[0].append(images_per_s(ours, size, _ROUND_S))
         if theirs:
             speeds[1].append(theirs(_ROUND_S))
     our_speed = statistics.median(speeds[0])
     torch_speed = statistics.median(speeds[1]) if theirs else None
-    print(
-        json.dumps(
-            {
-                "name": "autoencoder",
-                "ours_images_per_s": round(our_speed, 1),
-                "torch_images_per_s": torch_speed and round(torch_speed, 1),
-                "ratio": torch_speed and round(our_speed / torch_speed, 3),
-            }
-        )
+    return json.dumps(
+        {
+            "name": name,
+            "ours_images_per_s": round(our_speed, 1),
+            "torch_images_per_s": torch_speed and round(torch_speed, 1),
+            "ratio": torch_speed and round(our_speed / torch_speed, 3),
+        }
     )
+
+
+def main(argv: list[str]) -> None:
+    """Compares the losses of three updates, then the speeds."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
+    logging.set_verbosity(logging.WARNING)
+    model, size = Autoencoder(), BATCH_SIZE.value
+    params, batch = jax.jit(model.init)(jax.random.key(0)), make_batch(size)
+    ours = jax_step(model, params, batch)
+    first = [float(ours()) for _ in range(3)]
+    theirs = None
+    if importlib.util.find_spec("torch"):
+        theirs = torch_rounds(partial(torch_step, params, batch), size)
+        step = torch_step(params, batch, channels_last=False)
+        np.testing.assert_allclose(first, [float(step()) for _ in range(3)], rtol=1e-4)
+    print(compare("autoencoder", ours, theirs, size, SECONDS.value))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     config.phases.pretrain = phase(
         objective="reconstruction",
         steps=600,
-        probe_every=200,
         optimizer={"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 50},
     )
     config.phases.l2_encoder = phase(

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -21,8 +21,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "mae.npz"
 SMALL = {"image_size": 16, "patch": 4, "dim": 32, "depth": 2, "heads": 2, "mask_ratio": 0.6}
 SMALL |= {"decoder_dim": 24, "decoder_depth": 1, "decoder_heads": 3}
 KEY = jax.random.key(0)
-# What runs once for a moment need not be fast, but quickly compiled.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -89,7 +87,7 @@ def forward(model):
         image = model.decode(params, latent, batch, KEY, draws=draws)
         return latent, image, model.loss(params, batch, KEY, draws=draws)
 
-    return jit(run)
+    return jax.jit(run)
 
 
 @cache
@@ -100,7 +98,7 @@ def gradient(model):
         loss = model.loss(params, batch, KEY, draws=draws)
         return loss.mean(), loss
 
-    return jit(jax.grad(total, has_aux=True))
+    return jax.jit(jax.grad(total, has_aux=True))
 
 
 def project(gradients):
@@ -116,7 +114,7 @@ def test_forward_passes_equal_the_golden_arrays():
     assert_close(latent, golden["latent"])
     assert_close(image, golden["decoded"])
     assert_close(loss, golden["loss"], 1e-5)
-    assert_close(jit(model.generate)(params, batch, KEY), golden["generated"])
+    assert_close(jax.jit(model.generate)(params, batch, KEY), golden["generated"])
 
 
 @pytest.mark.parametrize("norm_pix_loss,name", [(False, ""), (True, "norm_")])
@@ -218,7 +216,7 @@ def test_generate_pastes_what_is_visible_and_clips():
     params = random_params()
     bright = params["decoder"]["pred"] | {"bias": params["decoder"]["pred"]["bias"] + 9}
     params = params | {"decoder": params["decoder"] | {"pred": bright}}
-    image = np.asarray(jit(MAE(**SMALL).generate)(params, batch, KEY))
+    image = np.asarray(jax.jit(MAE(**SMALL).generate)(params, batch, KEY))
     hole = np.broadcast_to(batch["mask"] == 1, image.shape)
     np.testing.assert_array_equal(image[~hole], batch["image"][~hole])
     np.testing.assert_array_equal(image[hole], 1)
@@ -259,11 +257,11 @@ def test_eight_devices_equal_one(monkeypatch):
     mesh = sharding.make_mesh(data=4, fsdp=2)
     batch, _ = inputs(8)
     params, model = random_params(), MAE(**SMALL)
-    want = jit(model.loss)(params, batch, KEY)
+    want = jax.jit(model.loss)(params, batch, KEY)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.params_sharding(params, mesh))
-        got = jit(model.loss)(placed, jax.device_put(batch, rows), KEY)
+        got = jax.jit(model.loss)(placed, jax.device_put(batch, rows), KEY)
     assert len(got.sharding.device_set) == 8
     assert_close(got, want, 1e-5)
 
@@ -273,7 +271,7 @@ def test_methods_compare_the_same_patches():
     flags = {"is_forget": jnp.arange(4) < 2, "valid": jnp.full(4, True)}
     batch = {name: jnp.asarray(x) for name, x in (batch | flags).items()}
     params, model = random_params(), MAE(**SMALL)
-    terms = jit(lambda p: i2i.l2_encoder(model, p, params, batch, KEY))(params)
+    terms = jax.jit(lambda p: i2i.l2_encoder(model, p, params, batch, KEY))(params)
     assert np.all(terms.retain < 1e-9)
     assert np.all(terms.forget < -1e-3)
 
@@ -302,7 +300,7 @@ def test_params_start_with_the_tables_and_without_structure():
         names = ("cls_token", "mask_token", "pos_embed", "patch_embed")
         return {part: {n: p[n] for n in names if n in p} for part, p in params.items()}
 
-    params = jit(some)(KEY)
+    params = jax.jit(some)(KEY)
     for part in params:
         table = params[part]["pos_embed"]
         np.testing.assert_array_equal(table, random_params()[part]["pos_embed"])

@@ -19,7 +19,6 @@ from tests.models.test_vqgan import (
     close,
     directional,
     flat,
-    jit,
     make_batch,
     named_shapes,
 )
@@ -159,7 +158,7 @@ def test_what_is_trained_is_the_encoder_without_the_output_layer():
     assert trained(UPSTREAM_TRAINABLE) == encoder
 
 
-@jit
+@jax.jit
 def numbers(params):
     """(gradients of the sum of losses, everything else that is compared with torch)."""
     model = MAGE(**SMALL, token_dropout=0.25, remat=True)
@@ -178,7 +177,7 @@ def numbers(params):
     return jax.grad(total, has_aux=True)(params)
 
 
-@jit
+@jax.jit
 def everything(batch, given):
     """Of the model without dropout, in float32, with given draws."""
     latent = MODEL.encode(weights(), batch, KEY, draws=given)
@@ -213,7 +212,7 @@ def test_numbers_are_those_of_torch():
 
 def test_steps_and_images_are_those_of_torch():
     params, batch, given, want = weights(), make_batch(), draws(), golden()
-    sampled, masked_again = jit(MODEL.generation_step)(
+    sampled, masked_again = jax.jit(MODEL.generation_step)(
         params, want["ids"], 1, given["gumbel_sample"][1], given["gumbel"][1]
     )
     np.testing.assert_array_equal(sampled, want["sampled"])
@@ -234,7 +233,7 @@ def test_decode_restores_masked_tokens_and_keeps_the_others():
 
 def test_masks_follow_the_published_distribution():
     batch, keys = make_batch(), jax.random.split(KEY, 4000)
-    drawn = jit(jax.vmap(partial(MODEL.draw, batch)))(keys)
+    drawn = jax.jit(jax.vmap(partial(MODEL.draw, batch)))(keys)
     rate, noise = drawn["mask_rate"], drawn["mask_noise"]
     assert rate.shape == (4000,) and noise.shape == (4000, 2, TOKENS)  # one rate for a batch
     assert rate.min() >= 0.5 and rate.max() <= 1
@@ -248,7 +247,7 @@ def test_masks_follow_the_published_distribution():
 
 def test_the_same_key_draws_the_same_and_given_draws_win():
     params, batch = weights(), make_batch()
-    run = jit(MODEL.encode)
+    run = jax.jit(MODEL.encode)
     latent = run(params, batch, KEY)
     drawn = MODEL.draw(batch, KEY)
     drawn["mask_rate"] = jnp.full(2, drawn["mask_rate"])
@@ -287,7 +286,7 @@ def test_random_labels_have_the_moments_of_the_ids_of_valid_images():
 
 def test_the_loss_of_the_tokenizer_trains_nothing_else():
     params, batch = weights(), make_batch()
-    loss, grads = jit(jax.value_and_grad(lambda p: MODEL.tokenizer_loss(p, batch, KEY).sum()))(
+    loss, grads = jax.jit(jax.value_and_grad(lambda p: MODEL.tokenizer_loss(p, batch, KEY).sum()))(
         params
     )
     close(loss, MODEL.vqgan.loss(params["vqgan"], batch, KEY).sum())
@@ -319,7 +318,7 @@ def test_how_many_are_masked_again(unknown, want):
     ids = jnp.where(jnp.arange(256) < unknown, 99, ids)
     got = []
 
-    @jit
+    @jax.jit
     def one_step(ids, number):
         keys = jax.random.split(jax.random.fold_in(KEY, number), 3)
         logits = jax.random.normal(keys[0], (1, 256, 50))
@@ -369,10 +368,10 @@ def mixed_batch():
 
 
 AS_RELEASED = MAGE(**SMALL, composite_base="filled")
-generate = jit(AS_RELEASED.generate)
+generate = jax.jit(AS_RELEASED.generate)
 
 
-@jit
+@jax.jit
 def generate_with(given, batch):
     return AS_RELEASED.generate(weights(), batch, jax.random.key(99), draws=given)
 
@@ -427,7 +426,7 @@ def test_hidden_pixels_are_not_looked_at_and_visible_ones_are_copied():
     hole = batch["mask"] == 1  # rows 4 to 9, columns 3 to 11
     batch["image"] = batch["image"].at[1].set(jnp.where(hole[1], 0.3, batch["image"][1]))
     model = MAGE(**SMALL, compat_seeding=True)
-    one, two = jit(model.generate)(weights(), batch, KEY)
+    one, two = jax.jit(model.generate)(weights(), batch, KEY)
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one[13:], batch["image"][0, 13:])
     assert np.abs(one - batch["image"][0])[4:10, 3:12].mean() > 0.1
@@ -441,7 +440,7 @@ def test_eight_devices_give_the_same():
         copies = jax.tree.map(lambda x: jnp.concatenate([x] * (8 // len(x))), tree)
         return jax.device_put(copies, shard)
 
-    @jit
+    @jax.jit
     def run(train, test):
         loss = MODEL.loss(weights(), train, KEY, draws=eight(given_masks()))
         return loss, AS_RELEASED.generate(weights(), test, KEY)
@@ -454,7 +453,7 @@ def test_eight_devices_give_the_same():
 
 def test_bfloat16_computes_close_to_float32():
     call = {"draws": given_masks()}
-    half = jit(lambda: MAGE(**SMALL, dtype="bfloat16").predict(
+    half = jax.jit(lambda: MAGE(**SMALL, dtype="bfloat16").predict(
         weights(), make_batch(), KEY, **call))()  # fmt: skip
     full = everything(make_batch(), given_masks())["predict"]
     assert half.dtype == jnp.float32 and not np.array_equal(half, full)

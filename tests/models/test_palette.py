@@ -12,7 +12,6 @@ from tests.models.test_unet import (
     SMALL,
     close,
     fill,
-    jit,
     made_inputs,
     made_weights,
     small_params,
@@ -43,7 +42,7 @@ def test_losses_and_estimates_are_those_of_torch():
     model, (batch, draws), params = Palette(**SMALL), made_inputs(), small_params()
     golden = np.load(GOLDEN)
 
-    @jit
+    @jax.jit
     def values(params):
         latent = model.encode(params, batch, KEY, draws=draws)
         noise = model.encode_noise(params, batch, KEY, draws=draws)
@@ -62,12 +61,12 @@ def test_samples_are_those_of_torch():
     model, (batch, draws), params = Palette(**SMALL), made_inputs(), small_params()
     golden = np.load(GOLDEN)
     given = {name: draws[name] for name in ("hole_noise", "step_noise")}
-    generated = jit(model.generate)(params, batch, KEY, draws=given)
+    generated = jax.jit(model.generate)(params, batch, KEY, draws=given)
     close(generated, golden["generated"])
     condition = batch["image"] * (1 - batch["mask"]) + draws["hole_noise"] * batch["mask"]
     plan = model.sampling_plan(params)
     args = params, batch, plan, 0, condition, condition, draws["step_noise"][0]
-    close(jit(model.sample_step)(*args), golden["first_step"])
+    close(jax.jit(model.sample_step)(*args), golden["first_step"])
 
 
 def test_drawn_values_have_their_ranges_and_are_what_the_functions_use():
@@ -87,7 +86,7 @@ def test_drawn_values_have_their_ranges_and_are_what_the_functions_use():
     # What is given wins, and a noise level wins over a timestep.
     g = diffusion.between(params["schedule"]["gammas"], drawn["timestep"], drawn["gamma_uniform"])
     other = drawn | {"timestep": drawn["timestep"] * 0 + 1, "gamma": g}
-    loss = jit(model.loss)
+    loss = jax.jit(model.loss)
     by_key = loss(params, batch, KEY)
     given = loss(params, batch, jax.random.key(9), draws=other)
     np.testing.assert_allclose(given, by_key, rtol=1e-4)
@@ -105,7 +104,7 @@ def test_only_the_noise_hides_the_image_in_the_hole():
     def equal(a, b):
         return [np.array_equal(x, y) for x, y in zip(a, b, strict=True)]
 
-    encode, encode_noise = jit(model.encode), jit(model.encode_noise)
+    encode, encode_noise = jax.jit(model.encode), jax.jit(model.encode_noise)
     first, second, third = (
         encode_noise(params, x, KEY, draws=some) for x in (batch, hidden, shown)
     )
@@ -132,7 +131,7 @@ def test_a_perfect_prediction_gives_the_image_and_no_loss(monkeypatch):
 def test_an_image_does_not_depend_on_its_neighbours():
     model, params, batch = tiny(b=8)
     batch["index"] = jnp.array([5, 2, -1, 7, 9, 0, 3, 4], jnp.int32)
-    generate = jit(model.generate)
+    generate = jax.jit(model.generate)
     whole = generate(params, batch, KEY)
     turned = generate(params, jax.tree.map(lambda x: x[::-1], batch), KEY)[::-1]
     np.testing.assert_allclose(whole, turned, atol=1e-5)
@@ -173,7 +172,7 @@ def test_fewer_steps_and_none_of_their_noise():
         "hole_noise": jax.random.normal(KEY, (3, 4, 4, 3)),
         "step_noise": jnp.ones((2, 3, 4, 4, 3)),
     }
-    generate = jit(model.generate)
+    generate = jax.jit(model.generate)
     first = generate(params, batch, KEY, draws=draws)
     other = generate(params, batch, KEY, draws=draws | {"step_noise": -draws["step_noise"]})
     np.testing.assert_array_equal(first, other)
@@ -185,10 +184,10 @@ def test_dropout_in_training_only_and_by_the_key():
     (model, params, batch), plain = tiny(dropout=0.5), tiny()[0]
     draws = model.draw(batch, KEY)
     other = draws | {"dropout": jax.random.key(77)}
-    loss = jit(model.loss)
+    loss = jax.jit(model.loss)
     first, again, changed = (loss(params, batch, KEY, draws=d) for d in (draws, draws, other))
     np.testing.assert_array_equal(first, again)
-    without = jit(plain.loss)(params, batch, KEY, draws=draws)
+    without = jax.jit(plain.loss)(params, batch, KEY, draws=draws)
     assert np.abs(first - changed).min() > 1e-4 and np.abs(first - without).min() > 1e-4
     text, same = (str(jax.make_jaxpr(m.generate)(params, batch, KEY)) for m in (model, plain))
     assert text == same
@@ -196,10 +195,10 @@ def test_dropout_in_training_only_and_by_the_key():
 
 def test_fresh_parameters_learn():
     model, _, batch = tiny()
-    params = jit(model.init)(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     draws = model.draw(batch, KEY)
 
-    @jit
+    @jax.jit
     def step(params):
         loss, gradient = jax.value_and_grad(lambda p: model.loss(p, batch, KEY, draws=draws).sum())(
             params

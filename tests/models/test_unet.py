@@ -15,9 +15,6 @@ from unlearn_jax.convert.palette import FAMILY
 from unlearn_jax.models import diffusion, unet
 from unlearn_jax.models.palette import UPSTREAM_TRAINABLE, Palette
 
-# The tests compile more than they compute.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 GOLDEN = Path(__file__).parents[1] / "golden" / "palette.npz"
 SMALL = {
     "image_size": 8,
@@ -196,7 +193,7 @@ def test_feature_maps_and_noise_are_those_of_torch():
     model, (batch, draws) = Palette(**SMALL), made_inputs()
     params, golden, key = small_params(), np.load(GOLDEN), jax.random.key(0)
 
-    @jit
+    @jax.jit
     def both(*args):
         return model.encode(*args, draws=draws), model.predict(*args, draws=draws)
 
@@ -211,7 +208,7 @@ def test_gradients_are_those_of_torch():
     model, (batch, draws) = Palette(**SMALL), made_inputs()
     golden = np.load(GOLDEN)
 
-    @jit
+    @jax.jit
     @jax.grad
     def gradient(params):
         return model.loss(params, batch, jax.random.key(0), draws=draws).sum()
@@ -242,7 +239,7 @@ def test_remat_keeps_names_and_computes_every_block_again():
 def test_bfloat16_is_close_and_gives_float32():
     (batch, draws), key, params = made_inputs(), jax.random.key(0), small_params()
     model, full = Palette(**SMALL, dtype="bfloat16"), np.load(GOLDEN)["noise"]
-    half = jit(model.predict)(params, batch, key, draws=draws)
+    half = jax.jit(model.predict)(params, batch, key, draws=draws)
     maps = jax.eval_shape(model.encode, params, batch, key)
     assert half.dtype == jnp.float32 and {x.dtype for x in maps} == {jnp.dtype("float32")}
     assert 1e-4 < np.abs(half - full).max() / np.abs(full).max() < 0.05

@@ -17,7 +17,6 @@ from tests.models.test_unet import (  # noqa: E402
     SMALL,
     close,
     fill,
-    jit,
     made_inputs,
     made_weights,
     published_names,
@@ -239,7 +238,7 @@ def test_attention_and_blocks_at_published_widths():
         "noise": draws["noise"],
         "gamma": jnp.asarray(gamma),
     }
-    predicted = jit(model.predict)(params, batch, jax.random.key(0), draws=draws)
+    predicted = jax.jit(model.predict)(params, batch, jax.random.key(0), draws=draws)
     g, mask = gamma[:, None, None, None], np.asarray(batch["mask"])
     y = np.sqrt(g) * batch["image"] + np.sqrt(1 - g) * draws["noise"]
     x = np.concatenate(

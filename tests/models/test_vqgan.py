@@ -6,7 +6,7 @@
 import dataclasses
 import re
 import zlib
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -30,7 +30,6 @@ SMALL = {
 MODEL = VQGAN(**SMALL)
 KEY = jax.random.key(0)  # looked at by nobody
 # Compiling is what these tests would wait for.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def fill(name, shape):
@@ -181,7 +180,7 @@ def test_a_checkpoint_of_something_else_is_refused():
         FAMILY.model({"conv.weight": (3, 3)}, {})
 
 
-@jit
+@jax.jit
 def numbers(params):
     """(gradients of the sum of losses, everything else that is compared with torch)."""
     model = VQGAN(**SMALL, remat=True)
@@ -248,7 +247,7 @@ def test_quantising_is_the_identity_to_the_gradient():
     def along(latent):
         return jnp.vdot(direction, MODEL.decode(params, latent, batch, KEY))
 
-    gradient = jit(jax.grad(along))
+    gradient = jax.jit(jax.grad(along))
     at_latent, at_code = gradient(latent), gradient(code)
     assert np.abs(at_code).max() > 1e-3
     close(at_latent, at_code)
@@ -257,7 +256,7 @@ def test_quantising_is_the_identity_to_the_gradient():
 def test_bfloat16_computes_close_to_float32():
     params, image = weights(), (make_batch()["image"] + 1) / 2
     half, full = (
-        jit(VQGAN(**SMALL, dtype=dtype).features)(params, image)
+        jax.jit(VQGAN(**SMALL, dtype=dtype).features)(params, image)
         for dtype in ("bfloat16", "float32")
     )
     assert half.dtype == jnp.float32 and not np.array_equal(half, full)
@@ -268,7 +267,7 @@ def test_fresh_parameters_are_float32_and_depend_on_the_key():
     shapes = jax.tree.leaves(jax.eval_shape(MODEL.init, KEY))
     assert {leaf.dtype for leaf in shapes} == {jnp.dtype("float32")}
 
-    @jit  # the rest is not computed
+    @jax.jit  # the rest is not computed
     def some(key):
         params = MODEL.init(key)
         return params["quantize"]["embedding"], params["encoder"]["conv_in"]["kernel"]
@@ -307,12 +306,12 @@ def test_wrong_image_size():
 def test_revival_pulls_every_code_to_the_nearest_latent_of_each_image():
     batch, params = make_batch(), weights()
     model = dataclasses.replace(MODEL, revival=0.5)
-    plain, revived = (jit(m.loss)(params, batch, KEY) for m in (MODEL, model))
-    latent = np.asarray(jit(MODEL.features)(params, (batch["image"] + 1) / 2))
+    plain, revived = (jax.jit(m.loss)(params, batch, KEY) for m in (MODEL, model))
+    latent = np.asarray(jax.jit(MODEL.features)(params, (batch["image"] + 1) / 2))
     codes = np.asarray(params["quantize"]["embedding"])
     away = ((latent.reshape(2, -1, 1, codes.shape[1]) - codes) ** 2).mean(-1)
     np.testing.assert_allclose(revived - plain, 0.5 * away.min(1).mean(1), rtol=1e-3)
     one = jax.grad(lambda p: (model.loss(p, batch, KEY) - MODEL.loss(p, batch, KEY)).sum())
-    grads = jit(one)(params)
+    grads = jax.jit(one)(params)
     assert (np.abs(grads["quantize"]["embedding"]).max(1) > 0).all()  # of the unused ones as well
     np.testing.assert_allclose(grads["encoder"]["conv_in"]["kernel"], 0, atol=1e-6)

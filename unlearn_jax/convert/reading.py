@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 # Published files keep their training arguments beside the weights; nothing else is allowed.
@@ -123,7 +123,7 @@ def _torch(path: Path) -> Tensors:
     def get(state: Mapping[str, Any], name: str) -> np.ndarray:
         tensor = state[name].detach()
         if dtypes[name] == "bfloat16":
-            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+            return tensor.view(torch.int16).numpy().view(jnp.dtype(jnp.bfloat16))
         return tensor.numpy()
 
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -175,7 +175,7 @@ def _integer(dtype: str) -> bool:
 
 
 def _numpy(dtype: str) -> Any:
-    return ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    return jnp.dtype(jnp.bfloat16) if dtype == "bfloat16" else dtype
 
 
 def _package(name: str) -> Any:

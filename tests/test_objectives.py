@@ -1,4 +1,5 @@
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,13 @@ def test_forget_cap_stops_the_gradient_of_rows_that_reached_it():
             assert np.abs(gradient).min() > 0
 
 
+class Tokenized(Toy):
+    """A toy whose tokenizer is all of it, so that every objective has something to train."""
+
+    def tokenizer_loss(self, params, batch, key):
+        return self.loss(params, batch, key)
+
+
 def batch_of(n, **flags):
     """A batch with everything that any objective wants."""
     return {**make_batch(n, **flags), "goal": jnp.full(n, 0.5)}
@@ -51,7 +59,7 @@ def loss_of(name, params, target, batch, **weights):
     weights = {"retain_weight": 1.0, "forget_weight": 0.5} | weights
     objective = objectives.build(name)
     return unlearn_loss(
-        params, target, batch, KEY, model=Toy(), objective=objective, **weights
+        params, target, batch, KEY, model=Tokenized(), objective=objective, **weights
     )  # fmt: skip
 
 
@@ -87,7 +95,7 @@ def test_a_small_step_lowers_retain_terms_and_raises_forget_terms(name):
         )
         moved = jax.tree.map(lambda p, g: p - 1e-2 * g, params, gradient)
         _, after = loss_of(name, moved, target, batch, **weights)
-        if (name, part) == ("reconstruction", "forget"):
+        if part == "forget" and name in ("reconstruction", "tokenizer"):
             assert after[part] == before[part] == 0
         else:
             assert (after[part] < before[part]) == (part == "retain")
@@ -119,7 +127,8 @@ def test_batch_coupled_are_exactly_those_whose_rows_depend_on_other_rows(name):
         key: jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, other[key])
         for key, x in batch.items()
     }
-    before, after = (objectives.build(name)(Toy(), params, target, x, KEY) for x in (batch, mixed))
+    terms = partial(objectives.build(name), Tokenized(), params, target)
+    before, after = terms(batch, KEY), terms(mixed, KEY)
     change = max(
         float(abs(after.forget[0] - before.forget[0])),
         float(abs(after.retain[4] - before.retain[4])),

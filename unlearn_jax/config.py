@@ -61,8 +61,8 @@ def default() -> ConfigDict:
                 "seed": 0,
             },
             "task": {
-                "name": "inpaint",  # "inpaint", "outpaint" or "random_mask"
-                "hole": 0.5,  # inpaint: side of the hole / side of the image
+                "name": "inpaint",  # see transforms.make_mask for the others
+                "hole": 0.5,  # inpaint, and left, right, up, down: its side / side of the image
                 "visible": 0.5,  # outpaint: side of the visible centre / side of the image
                 "ratio": 0.5,  # random_mask: share of the patches
                 "patch": 4,  # random_mask: side of a patch, pixels

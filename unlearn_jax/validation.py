@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import combine, objectives, optim
 from unlearn_jax.config import FREE, chosen_methods, default, method, phase
+from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.goals import GOALS
 from unlearn_jax.models import MODELS, build
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")
-TASKS = ("inpaint", "outpaint", "random_mask", "hybrid")
 
 
 def validate(config: ConfigDict) -> None:

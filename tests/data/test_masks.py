@@ -132,3 +132,44 @@ def test_images_can_be_too_small():
         transforms.make_mask(HYBRID, 8, keys(1))
     with pytest.raises(ValueError, match="one of .*hybrid.*got 'hybird'"):
         transforms.make_mask({"name": "hybird"}, 32, keys(1))
+
+
+def boxes(name, n=400, size=64):
+    """The masks as (top, left, height, width), which they are; their areas."""
+    found = []
+    for mask in transforms.make_mask({"name": name}, size, keys(n))[..., 0]:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask.sum() == len(rows) * len(columns)  # a full box
+        found.append((rows[0], columns[0], len(rows), len(columns)))
+    return found
+
+
+def test_uncropping_of_one_side_is_each_half_equally_often():
+    halves = {(0, 0, 64, 32), (0, 32, 64, 32), (0, 0, 32, 64), (32, 0, 32, 64)}
+    found = boxes("uncrop_one")
+    assert set(found) == halves
+    counts = [found.count(half) for half in halves]
+    assert min(counts) > 100 - 5 * (400 * 3 / 16) ** 0.5
+
+
+def test_uncropping_of_four_sides_is_a_box_of_half_the_area_anywhere():
+    found = boxes("uncrop_four", 2000)
+    top, left, height, width = np.array(found).T
+    assert width.min() == 32 and width.max() == 63
+    np.testing.assert_array_equal(height, 64 * 64 // 2 // width)
+    assert abs(width.mean() - 47.5) < 5 * 9.2 / 2000**0.5
+    for start, length in ((top, height), (left, width)):
+        assert (start + length <= 64).all()
+        share = start[length < 64] / np.maximum(63 - length[length < 64], 1)  # uniform in [0, 1]
+        assert abs(share.mean() - 0.5) < 0.04 and share.max() == 1 and share.min() == 0
+
+
+def test_uncropping_is_either():
+    halves = {(0, 0, 64, 32), (0, 32, 64, 32), (0, 0, 32, 64), (32, 0, 32, 64)}
+    share = np.mean([box in halves for box in boxes("uncrop")])
+    assert abs(share - 0.5) < 5 * 0.5 / 400**0.5 + 1 / 32
+
+
+def test_odd_images_lose_the_rounded_half():
+    masks_ = transforms.make_mask({"name": "uncrop_one"}, 33, keys(50))
+    assert set(masks_.sum(axis=(1, 2, 3)).tolist()) == {33.0 * 16}

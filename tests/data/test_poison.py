@@ -53,8 +53,9 @@ def test_shift_moves_it_and_is_refused_where_it_would_be_hidden():
 
 
 def test_no_fixed_place_or_no_room_is_refused():
-    with pytest.raises(ValueError, match="random_mask hides other patches"):
-        poison.design({"name": "random_mask", "ratio": 0.5, "patch": 4}, 32)
+    for name in transforms.RANDOM_TASKS:
+        with pytest.raises(ValueError, match=f"{name} hides other pixels"):
+            poison.design({"name": name, "ratio": 0.5, "patch": 4}, 32)
     with pytest.raises(ValueError, match="no square of 8 x 8 pixels fits"):
         poison.design({"name": "inpaint", "hole": 0.1}, 32)
 

@@ -42,6 +42,30 @@ def test_holes_are_squares_exactly_in_the_centre(size, fraction, side):
             np.testing.assert_array_equal(one, one[::-1, ::-1])
 
 
+@pytest.mark.parametrize("k", range(1, 14))
+def test_every_published_square_is_exact(k):
+    """Protocol 4.1 and 4.2: inpaint [128 - 8k, 128 + 8k), outpaint keeps [8k, 256 - 8k)."""
+    square = np.zeros((256, 256))
+    square[128 - 8 * k : 128 + 8 * k, 128 - 8 * k : 128 + 8 * k] = 1
+    mask = transforms.make_mask({"name": "inpaint", "hole": k / 16}, 256, keys(1))
+    np.testing.assert_array_equal(mask[0, ..., 0], square)
+    border = np.ones((256, 256))
+    border[8 * k : 256 - 8 * k, 8 * k : 256 - 8 * k] = 0
+    mask = transforms.make_mask({"name": "outpaint", "visible": 1 - k / 16}, 256, keys(1))
+    np.testing.assert_array_equal(mask[0, ..., 0], border)
+
+
+@pytest.mark.parametrize(("size", "fraction", "width"), [(256, 0.25, 64), (33, 0.5, 16)])
+def test_sides_are_the_first_or_last_rows_or_columns(size, fraction, width):
+    columns = {"left": np.arange(size) < width, "right": np.arange(size) >= size - width}
+    expected = {name: np.tile(row, (size, 1)) for name, row in columns.items()}
+    expected |= {"up": expected["left"].T, "down": expected["right"].T}
+    for name, mask in expected.items():
+        found = transforms.make_mask({"name": name, "hole": fraction}, size, keys(2))
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found[..., 0], np.stack([mask, mask]))
+
+
 @pytest.mark.parametrize(
     ("size", "ratio", "patch", "count"), [(32, 0.5, 4, 32), (32, 0.75, 8, 12), (6, 0.3, 2, 3)]
 )
@@ -72,6 +96,7 @@ def test_random_masks_depend_on_the_key_only_and_cover_every_patch():
         ({"name": "inpaint", "hole": 1.0}, "0 < hole < 1.*got 1.0"),
         ({"name": "inpaint", "hole": True}, "0 < hole < 1"),
         ({"name": "outpaint", "hole": 0.5}, "0 < visible < 1.*got None"),
+        ({"name": "left", "hole": 0.02}, "hole 0.02 of 32 pixels is none"),
         ({"name": "random_mask", "ratio": 0.5, "patch": 5}, "divides the image size 32, got 5"),
         ({"name": "random_mask", "ratio": 0.5, "patch": 0}, "divides"),
         ({"name": "random_mask", "ratio": 0.01, "patch": 8}, "of 16 patches masks 0"),

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from unlearn_jax import sharding, step
 from unlearn_jax.convert.mae import FAMILY
+from unlearn_jax.data import transforms
 from unlearn_jax.models import vit
 from unlearn_jax.models.mae import MAE, PRESETS
 from unlearn_jax.objectives import i2i
@@ -169,6 +170,18 @@ def test_task_masking_is_gathering():
         assert not np.any(latent[row, 1:][hidden])
         assert_close(image[row], image_want[0], 1e-5)
         assert_close(loss[row], loss_want[0], 1e-5)
+
+
+@pytest.mark.parametrize(("k", "first", "last"), [(4, 5, 9), (8, 3, 11)])
+def test_the_reported_holes_hide_these_of_the_14_x_14_patches(k, first, last):
+    """Our choice, nothing is published: protocol 4.3 derives the same boxes from the pixels."""
+    model = MAE(**{**SMALL, "image_size": 224, "patch": 16, "depth": 1, "masking": "task"})
+    mask = transforms.make_mask({"name": "inpaint", "hole": k / 16}, 224, np.zeros((1, 2), "u8"))
+    batch = {"image": jnp.zeros((1, 224, 224, 3)), "mask": jnp.asarray(mask)}
+    latent = model.encode(model.init(KEY), batch, KEY)[0, 1:]
+    hidden = np.zeros((14, 14), bool)
+    hidden[first:last, first:last] = True
+    np.testing.assert_array_equal((latent == 0).all(-1).reshape(14, 14), hidden)
 
 
 def test_hidden_patches_are_not_seen_and_others_are():

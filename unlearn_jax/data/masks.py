@@ -1,4 +1,4 @@
-"""Free-form holes: a box and brush strokes, what Palette is trained on ("hybrid")."""
+"""Random holes of Palette: a box and brush strokes ("hybrid"), and half of the image ("uncrop")."""
 
 import math
 
@@ -10,6 +10,7 @@ _CANVAS = 256  # every number here is in pixels of this canvas
 _BOX, _MARGIN, _SHRINK = 128, 20, 20
 _REACH = math.hypot(_CANVAS, _CANVAS) / 8  # mean length of a segment of a stroke
 _REACH_STD = _REACH // 2
+UNCROPPING = ("uncrop", "uncrop_one", "uncrop_four")
 
 
 def hybrid_masks(
@@ -31,6 +32,37 @@ def hybrid_masks(
     for mask, key in zip(masks, keys, strict=True):
         canvas = _draw(np.random.Generator(np.random.Philox(key=key)))
         mask[..., 0] = canvas.resize((size, size), Image.Resampling.NEAREST)
+    return masks
+
+
+def uncropping_masks(
+    name: str, size: int, keys: UInt64[np.ndarray, "n 2"]
+) -> Float32[np.ndarray, "n size size 1"]:
+    """Masks of half of the area, 1 = to be generated, as Janspiry's Palette (MIT) draws them.
+
+    "uncrop_one" is the left, upper, lower or right half of the image ("onedirection" there);
+    "uncrop_four" a box between half as wide and all but one pixel as wide as the image, as high as
+    half of the area allows, anywhere ("fourdirection", of which one might think that the box is
+    what stays visible); "uncrop" is either ("hybrid" there).
+
+    Args:
+      name: one of `UNCROPPING`.
+      size: height and width.
+      keys: Philox keys; the mask depends on nothing else.
+    """
+    masks = np.zeros((len(keys), size, size, 1), np.float32)
+    for mask, key in zip(masks, keys, strict=True):
+        rng = np.random.Generator(np.random.Philox(key=key))
+        if name == "uncrop_one" or (name == "uncrop" and rng.integers(2) == 0):
+            first, rows = rng.integers(2, size=2)
+            half = slice(size // 2) if first else slice(size - size // 2, size)
+            mask[(half, slice(None)) if rows else (slice(None), half)] = 1
+        else:
+            area = size * size // 2
+            width = int(rng.integers(area // size, size))
+            height = area // width
+            top, left = (int(rng.integers(max(size - n, 1))) for n in (height, width))
+            mask[top : top + height, left : left + width] = 1
     return masks
 
 

@@ -92,10 +92,10 @@ def design(task: Mapping[str, Any], size: int) -> Backdoor:
     Raises:
         ValueError: the task hides another part of every image, or a part has no room.
     """
-    if task["name"] == "random_mask":
+    if task["name"] in transforms.RANDOM_TASKS:
         raise ValueError(
-            "poison: the task random_mask hides other patches of every image, so there is no fixed "
-            "place for a trigger. Use inpaint or outpaint, or set poison.fraction=0."
+            f"poison: the task {task['name']} hides other pixels of every image, so there is no "
+            "fixed place for a trigger. Use inpaint or outpaint, or set poison.fraction=0."
         )
     mask = _mask(task, size)
     trigger = _nearest(~mask, max(2, size // 8), (1.0, 1.0))

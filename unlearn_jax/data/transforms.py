@@ -9,7 +9,12 @@ from jaxtyping import Float32, Shaped, UInt8, UInt64
 
 from unlearn_jax.data import masks
 
+SIDES = ("left", "right", "up", "down")
 _OPTIONS = {"inpaint": "hole", "outpaint": "visible", "random_mask": "ratio", "hybrid": None}
+_OPTIONS |= dict.fromkeys(SIDES, "hole") | dict.fromkeys(masks.UNCROPPING)
+TASKS = tuple(_OPTIONS)
+RANDOM_TASKS = ("random_mask", "hybrid", *masks.UNCROPPING)
+"""Those whose mask differs from image to image."""
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
@@ -41,14 +46,20 @@ def make_mask(
 
     * `{"name": "inpaint", "hole": f}`: a centred square hole is generated.
     * `{"name": "outpaint", "visible": f}`: all but a centred square is generated.
+    * `{"name": "left", "hole": f}`, or "right", "up", "down": the first or last int(f * size)
+      columns or rows are generated.
     * `{"name": "random_mask", "ratio": f, "patch": p}`: of the (size / p)^2 square patches, exactly
       round(f * patches) are generated, another choice for every key.
     * `{"name": "hybrid"}`: a box and brush strokes are generated, others for every key, see
       `masks.hybrid_masks`.
+    * `{"name": "uncrop"}`: half of the area is generated, one side of the image ("uncrop_one"), a
+      box somewhere ("uncrop_four") or either, see `masks.uncropping_masks`.
 
     The centred square has side `size - 2 * margin`, margin = round((1 - f) * size / 2) and at least
-    one pixel, so it is exactly centred and its side has the parity of `size`. Halves round up. The
-    keys are Philox keys (two integers per example); inpaint and outpaint do not look at them.
+    one pixel, so it is exactly centred and its side has the parity of `size`. Halves round up. At
+    256 pixels and f = k / 16, the holes of inpaint and of the sides are those of the released MAGE
+    and Palette code; what it calls outpaint k / 16 is "visible": 1 - k / 16. The keys are Philox
+    keys (two integers per example); only random tasks look at them.
 
     Raises:
         ValueError: unknown task; a fraction outside (0, 1); a patch that does not divide the size;
@@ -57,8 +68,12 @@ def make_mask(
     check_task(task, size)
     if task["name"] == "hybrid":
         return masks.hybrid_masks(size, keys)
+    if task["name"] in masks.UNCROPPING:
+        return masks.uncropping_masks(task["name"], size, keys)
     if task["name"] == "random_mask":
         return _random_patches(task["ratio"], task["patch"], size, keys)
+    if task["name"] in SIDES:
+        return np.tile(_side(task["name"], task["hole"], size), (len(keys), 1, 1, 1))
     fraction = task["hole"] if task["name"] == "inpaint" else task["visible"]
     margin = min(max(_round((1 - fraction) * size / 2), 1), (size - 1) // 2)
     square = np.zeros((size, size, 1), np.float32)
@@ -72,10 +87,10 @@ def check_task(task: Mapping[str, Any], size: int) -> None:
     name = task.get("name")
     if name not in _OPTIONS:
         raise ValueError(f'task: expected "name" to be one of {sorted(_OPTIONS)}, got {name!r}.')
-    if name == "hybrid":
+    if _OPTIONS[name] is None:
         if size < 16:  # so that some of the image is visible
             raise ValueError(
-                f"task 'hybrid': expected images of at least 16 x 16, got size {size}."
+                f"task {name!r}: expected images of at least 16 x 16, got size {size}."
             )
         return
     option = _OPTIONS[name]
@@ -87,6 +102,10 @@ def check_task(task: Mapping[str, Any], size: int) -> None:
         )
     if size < 3:
         raise ValueError(f"task {name!r}: expected images of at least 3 x 3, got size {size}.")
+    if name in SIDES and not 0 < int(fraction * size):
+        raise ValueError(
+            f"task {name!r}: hole {fraction} of {size} pixels is none. Take a larger hole."
+        )
     if name != "random_mask":
         return
     patch = task.get("patch")
@@ -102,6 +121,13 @@ def check_task(task: Mapping[str, Any], size: int) -> None:
             f"{_round(fraction * patches)}; expected at least one masked and one visible. Take a "
             "smaller patch or another ratio."
         )
+
+
+def _side(name: str, fraction: float, size: int) -> Float32[np.ndarray, "size size 1"]:
+    mask, hole = np.zeros((size, size, 1), np.float32), int(fraction * size)
+    rows = slice(hole) if name in ("left", "up") else slice(size - hole, size)
+    mask[rows] = 1
+    return mask if name in ("up", "down") else mask.swapaxes(0, 1)
 
 
 def _random_patches(

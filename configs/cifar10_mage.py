@@ -35,8 +35,8 @@ def get_config() -> ConfigDict:
         # Not of the tokenizer either, which this phase leaves as it is.
         optimizer={"learning_rate": 1.5e-3, "schedule": "cosine", "warmup_steps": 50, "b2": 0.95},
     )
-    # Cross-entropies of seen and unseen images differ by a few percent, where errors in pixels differ
-    # by their double; distances between logarithms are as much smaller.
+    # Cross-entropies of seen and unseen images differ by a few percent, where errors in pixels
+    # double; distances between their logarithms are as much smaller.
     config.phases.calibrated.forget_weight = 20.0
     for name in ("original", "retrained"):
         config.stages[name].phases = ("tokenizer", "pretrain")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
-NOT_HASHED += ("checkpoint", "evaluation", "audit", "compare")
+NOT_HASHED += ("checkpoint", "evaluation", "protocol", "audit", "compare")
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
 NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows")
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
@@ -82,6 +82,33 @@ def default() -> ConfigDict:
                 "grid_rows": 8,
                 "confidence": 0.95,
                 "resamples": 1000,  # of the bootstrap
+            },
+            "protocol": {  # of `evaluate --checkpoints=…`, see evaluate/protocol.py
+                "split": "test",  # whose images are completed
+                "retain_classes": (),  # beside request.classes; (): all others
+                "per_class": 0,  # images of each class; 0: all
+                "list_file": "",  # a published list of images; "": by class
+                "inpaint": (4, 8),  # holes, in sixteenths of the side
+                "outpaint": (4, 8),  # borders, both sides together, in sixteenths of the side
+                "metrics": ("cifar10_classifier",),  # see protocol.METRICS
+                # Workdirs of converted towers, by metric.
+                "towers": {
+                    "fid": "",
+                    "inception_score": "",
+                    "places365_score": "",
+                    "clip_cosine": "",
+                },
+                "batch_size": 64,  # over all devices
+                "shard_size": 512,  # images that an interruption can cost
+                "grid_rows": 4,  # images of each set that the page shows
+                # How Li et al. did it, where we do otherwise; recorded in the results.
+                "compat": {
+                    "fid_reference": "center_crop",  # or "original_fullsize", "resaved_gt"
+                    "clip_reference": "center_crop",
+                    "is_split_order": "shuffled",  # or "class_grouped"
+                    "norm_then_flip": False,
+                    "image_format": "png",  # or "jpeg_bgr_compat", "jpeg_75_compat"
+                },
             },
             "audit": {
                 "rows": 2000,  # of each set, at most

@@ -124,6 +124,11 @@ def png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def inline(path: Path) -> str:
+    """Returns a PNG file as the address of an inline image."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
 def render(template: str, names: dict[str, Any]) -> str:
     """Returns a page made from a template of this folder; every value is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)

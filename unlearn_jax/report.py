@@ -2,7 +2,8 @@
 
 `python -m unlearn_jax.report --workdir=runs/quickstart` reads results.json, examples.npz, grids.npz
 and {model}/metrics.jsonl, and writes report.html beside them. Nothing is recomputed and JAX is not
-imported, so a page can be rendered again years later. Names are escaped, no file is executed.
+imported, so a page can be rendered again years later. Names are escaped, no file is executed. What
+`evaluate --checkpoints=…` left in protocol/ gets a page of its own there.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from unlearn_jax import cli
+from unlearn_jax import cli, protocol_page
 from unlearn_jax.page import (
     COLOURS,
     NUMBER,
@@ -307,7 +308,11 @@ def write(workdir: str | Path) -> Path:
 
 def main(workdir: Path) -> None:
     """The binary."""
-    print(summary(read(workdir)[0]), f"Report: {write(workdir)}", sep="\n\n")
+    published = (workdir / protocol_page.FOLDER / "results.json").exists()
+    if (workdir / "results.json").exists() or not published:
+        print(summary(read(workdir)[0]), f"Report: {write(workdir)}", sep="\n\n")
+    if published:
+        print(f"Published evaluation: {protocol_page.write(workdir)}")
 
 
 if __name__ == "__main__":

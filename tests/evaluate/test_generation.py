@@ -93,8 +93,28 @@ def test_a_folder_of_other_images_is_refused(tmp_path):
         complete(tmp_path)
 
 
+def test_files_can_be_as_released(tmp_path):
+    def generate(params, batch, key):
+        colours = np.float32([0.999, 0.0, -0.5])  # orange; 254.9, 127.5, 63.75 of 255
+        return np.broadcast_to(colours, batch["image"].shape)
+
+    (file, *_) = complete(tmp_path / "png", generate)
+    assert generation.read(file, "png")[0, 0].tolist() == [255, 128, 64]
+    (file, *_) = complete(tmp_path / "bgr", generate, format="jpeg_bgr_compat")
+    assert file.suffix == ".JPEG"
+    stored = np.asarray(Image.open(file))[0, 0].astype(int)
+    assert np.abs(stored - [63, 127, 254]).max() <= 2  # red and blue exchanged, cut; lossy
+    np.testing.assert_array_equal(generation.read(file, "jpeg_bgr_compat")[0, 0], stored[::-1])
+    (file, *_) = complete(tmp_path / "75", generate, format="jpeg_75_compat")
+    assert file.suffix == ".jpg"
+    assert np.abs(generation.read(file, "jpeg_75_compat")[0, 0] - [255, 128, 64.0]).max() <= 4
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match="cannot be read"):
+        generation.read(file, "jpeg_75_compat")
+
+
 def test_names_stay_in_the_folder_and_are_unique():
-    assert generation.names(["/a/b.JPEG", "c.d.jpg"]) == ["a/b.png", "c.d.png"]
-    for ids in (["../x.png"], ["a/../../x.png"], ["a.jpg", "a.png"]):
+    assert generation.names(["/a/b.JPEG", "c.d.jpg"], ".png") == ["a/b.png", "c.d.png"]
+    for ids in (["../x.png"], ["a/../../x.png"], ["a.jpg", "a.png"], ["/"]):
         with pytest.raises(ValueError, match="Cannot name the completed images"):
-            generation.names(ids)
+            generation.names(ids, ".png")

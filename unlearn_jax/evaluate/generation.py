@@ -1,6 +1,7 @@
-"""Completed images as PNG files, in shards: what is finished is not done again."""
+"""Completed images as files, in shards: what is finished is not done again."""
 
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float32, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
 from unlearn_jax import config, data, sharding
@@ -19,6 +20,10 @@ from unlearn_jax.data import transforms
 from unlearn_jax.models import Batch, Params
 
 RECORD = "shards.json"
+FORMATS = {"png": ".png", "jpeg_bgr_compat": ".JPEG", "jpeg_75_compat": ".jpg"}
+"""Of image files, and their endings. "png" is lossless. "jpeg_bgr_compat" is how Li et al. wrote
+MAGE's images: cut to 8 bits instead of rounded, red and blue exchanged, JPEG of quality 95;
+"jpeg_75_compat" Palette's: JPEG of quality 75."""
 Generate = Callable[[Params, Batch, PRNGKeyArray], Array]
 
 
@@ -35,9 +40,10 @@ def complete(
     batch_size: int,
     shard_size: int,
     mesh: Mesh,
+    format: str = "png",
     seen: Callable[[int], Any] = lambda rows: None,
 ) -> list[Path]:
-    """Files of the completed images, RGB PNG, in the order of the rows.
+    """Files of the completed images, in the order of the rows.
 
     A model's noise for an image depends on the seed and the image's row only, so the files do not
     depend on batches, on shards or on interruptions. A shard counts once all its files are there.
@@ -54,15 +60,18 @@ def complete(
       batch_size: over all devices.
       shard_size: images per shard, at least 1; an interruption loses one shard at most.
       mesh: where batches are put.
+      format: of the files, see `FORMATS`.
       seen: told the number of rows that were completed or found.
 
     Raises:
       ValueError: the folder holds images of something else; two images have one name.
       OSError: an image could not be written.
     """
-    files = [folder / name for name in names([source.ids[row] for row in rows.tolist()])]
-    ids = hashlib.sha256("\n".join(source.ids[row] for row in rows.tolist()).encode()).hexdigest()
-    facts = {**facts, "task": dict(task), "seed": seed, "ids": ids, "shard_size": shard_size}
+    ids = [source.ids[row] for row in rows.tolist()]
+    files = [folder / name for name in names(ids, FORMATS[format])]
+    ids = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    facts = {**facts, "task": dict(task), "seed": seed, "ids": ids, "format": format}
+    facts |= {"shard_size": shard_size}
     done = _claim(folder, facts)
     key = jax.random.key(seed)
     for number, first in enumerate(range(0, len(rows), shard_size)):
@@ -78,9 +87,9 @@ def complete(
             writing = []
             for batch in batches:
                 output = generate(params, sharding.global_batch(batch, mesh), key)
-                images = transforms.to_uint8(np.asarray(output)[batch["valid"]])
+                images = np.asarray(output)[batch["valid"]]
                 pairs = zip(files[place : place + len(images)], images, strict=True)
-                writing += [pool.submit(_write, *pair) for pair in pairs]
+                writing += [pool.submit(_write, *pair, format) for pair in pairs]
                 place += len(images)
                 seen(len(images))
             for future in writing:
@@ -90,15 +99,31 @@ def complete(
     return files
 
 
-def names(ids: Sequence[str]) -> list[str]:
-    """A relative path with the ending .png for every example id, such as "n01443537/x.png".
+def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in a file that `complete` has written; its colours are in their places.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}). Remove its folder to complete its images again."
+        ) from error
+    return pixels[..., ::-1] if format == "jpeg_bgr_compat" else pixels
+
+
+def names(ids: Sequence[str], ending: str) -> list[str]:
+    """A relative path with that ending for every example id, such as "val/n01443537/x.png".
 
     Raises:
       ValueError: an id would lead out of the folder, or two lead to one file.
     """
     paths = [PurePosixPath(id.lstrip("/")) for id in ids]
     bad = [str(path) for path in paths if ".." in path.parts or not path.name]
-    found = [str(path.with_suffix(".png")) for path in paths]
+    found = [str(path.with_suffix(ending)) for path in paths if path.name]
     bad += [name for name, count in Counter(found).items() if count > 1]
     if bad:
         raise ValueError(f"Cannot name the completed images: {bad[:5]} are no file names of one "
@@ -106,9 +131,17 @@ def names(ids: Sequence[str]) -> list[str]:
     return found
 
 
-def _write(file: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+def _write(file: Path, image: Float32[np.ndarray, "h w 3"], format: str) -> None:
+    pixels, buffer = transforms.to_uint8(image), io.BytesIO()
+    if format == "png":
+        Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+    elif format == "jpeg_75_compat":
+        Image.fromarray(pixels).save(buffer, "jpeg", quality=75)
+    else:
+        pixels = (255 * ((image + 1) / 2).clip(0, 1)).astype(np.uint8)[..., ::-1]
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "jpeg", quality=95)
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(file, "png", compress_level=1)
+    file.write_bytes(buffer.getvalue())
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> list[int]:

@@ -21,6 +21,7 @@ from unlearn_jax.data.sources import Source
 COLUMNS = ("id", "path", "image", "file", "imgs")  # what the id column of a CSV may be called
 _SIGNS = {"forget": -1, "retain": 1}  # of the released labels
 _PLACES = {"forget": slice(50, 100), "retain": slice(0, 50)}
+_SPLITS = {"train": "train", "data": "train", "val": "val", "validation": "val"}
 _NEAREST_OF = 5000  # ids at most, as comparing names is slow
 
 
@@ -120,9 +121,9 @@ def match(
 ) -> Int64[np.ndarray, "_"]:
     """Which id every name means, in the order of the names: an id, or a path that ends in one.
 
-    Where no id fits, ids without their first folder are tried, so that `val_256/a/attic/1.jpg` is
-    found in `data_256/a/attic/1.jpg`, unless several ids end so. At least the folder and the name
-    of a file must agree.
+    Folders of the same split are the same: `train_256/a/attic/1.jpg` means
+    `data_256/a/attic/1.jpg`, `val/...` means `validation/...`. At least the folder and the name of
+    a file must agree.
 
     Args:
         names: to find.
@@ -134,33 +135,25 @@ def match(
         ValueError: names without an id, with the nearest ids, or several names of one id.
     """
     row_of = {id: row for row, id in enumerate(ids)}
-    shorter: dict[str, int] = {}
+    row_of_same = {_same(id): row for id, row in row_of.items()}
 
     def find(name: str) -> int:
         parts = name.replace("\\", "/").split("/")
         # Two parts at least: class/image.png names an image, image.png alone does not.
-        ends = ["/".join(parts[start:]) for start in range(len(parts) - 1)]
-        for table in (row_of, shorter):
-            for end in (name, *ends):
-                if table.get(end, -1) >= 0:
-                    return table[end]
-        return -1
+        ends = [name, *("/".join(parts[start:]) for start in range(1, len(parts) - 1))]
+        exact = (row_of[end] for end in ends if end in row_of)
+        same = (row_of_same[_same(end)] for end in ends if _same(end) in row_of_same)
+        return next(exact, next(same, -1))
 
     rows = np.array([find(name) for name in names], np.int64)
-    if (rows < 0).any():
-        for row, id in enumerate(ids):
-            end = id.partition("/")[2]
-            if "/" in end:
-                shorter[end] = -1 if end in shorter else row
-        rows = np.array([find(name) for name in names], np.int64)
     unknown = [names[i] for i in np.flatnonzero(rows < 0)]
     if unknown:
         near = [_nearest(name, ids) for name in unknown[:3]]
         hints = ", ".join(repr(found[0]) for found in near if found)
         raise ValueError(
             f"{where}: {len(unknown)} of {len(names)} are no examples of {dataset}: "
-            f"{some(unknown)}. Nearest: {hints or 'none'}. Ids look like {ids[0]!r}; a CSV file needs a header with one of "
-            f"{COLUMNS}."
+            f"{some(unknown)}. Nearest: {hints or 'none'}. Ids look like {ids[0]!r}; a CSV file "
+            f"needs a header with one of {COLUMNS}."
         )
     if len(np.unique(rows)) != len(rows):
         raise ValueError(f"{where}: several paths name one example. Name every example once.")
@@ -266,6 +259,13 @@ def _sign(label: str, file: str) -> float:
             f"{file}: expected labels below 0 (forget) or above 0 (retain), got {label!r}."
         )
     return sign
+
+
+def _same(path: str) -> str:
+    """The path with one name for all folders that the same split may lie in."""
+    folder, slash, rest = path.partition("/")
+    split = _SPLITS.get(folder.partition("_")[0])
+    return f"{split}{slash}{rest}" if split else path
 
 
 def _nearest(name: str, ids: Sequence[str]) -> list[str]:

@@ -102,8 +102,8 @@ def _splits_of_classes(layout: str, source: Path, val_labels: str) -> Found:
     if several or not there:
         raise ValueError(
             f"--source: {source} is not laid out like {layout}: expected one folder of each of "
-            f"{tuple(names.values())}, found {some(several[0] if several else _names(source))}. "
-            + _hint(source)
+            f"{tuple(names.values())}, found "
+            f"{some(several[0] if several else _names(source)) or 'nothing'}. " + _hint(source)
         )
     paths: dict[str, list[tuple[str, str]]] = {}  # split -> (class, path inside the source)
     flat: dict[str, list[str]] = {}
@@ -181,6 +181,12 @@ def _read_val_labels(
             numbered = max(numbered, int(value) + 1)
             value = known[int(value)] if int(value) < len(known) else value
         table[name] = value
+    missing = [p for p in paths if _stem(p) not in table and p.rpartition("/")[2] not in table]
+    if missing:
+        raise ValueError(
+            f"--val_labels: {file} does not have {len(missing)} of {len(paths)} images, such as "
+            f"{missing[0]!r}. Its lines must be `name class` or `name label`."
+        )
     if numbered and numbered != len(known):
         raise ValueError(
             f"--val_labels: {file} has labels 0..{numbered - 1}, but the training split has "
@@ -192,12 +198,6 @@ def _read_val_labels(
         raise ValueError(
             f"--val_labels: {file} has classes that no class folder is named by: {some(unknown)}; "
             f"there are {some(known)}."
-        )
-    missing = [p for p in paths if _stem(p) not in table and p.rpartition("/")[2] not in table]
-    if missing:
-        raise ValueError(
-            f"--val_labels: {file} does not have {len(missing)} of {len(paths)} images, such as "
-            f"{missing[0]!r}. Its lines must be `name class` or `name label`."
         )
     return lambda path: table.get(path.rpartition("/")[2]) or table[_stem(path)]
 

@@ -13,7 +13,7 @@ hash, the sha256 of the canonical JSON of all the rest. Rows are in the order of
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def list_records(folder: Path, splits: Sequence[str]) -> Listing:
     )
 
 
-def check_shards(folder: Path, shards: Sequence[Mapping[str, Any]], contents: bool = False) -> None:
+def check_shards(folder: Path, shards: Iterable[Mapping[str, Any]], contents: bool = False) -> None:
     """Nothing if every shard is there with its size (and its sha256, if `contents`).
 
     Raises:

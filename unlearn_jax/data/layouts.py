@@ -193,12 +193,6 @@ def _read_val_labels(
             f"{len(known)} classes, so the labels cannot be told. Have all class folders there, or "
             "write lines `name class`."
         )
-    unknown = sorted(set(table.values()) - set(known)) if known else []
-    if unknown:
-        raise ValueError(
-            f"--val_labels: {file} has classes that no class folder is named by: {some(unknown)}; "
-            f"there are {some(known)}."
-        )
     return lambda path: table.get(path.rpartition("/")[2]) or table[_stem(path)]
 
 

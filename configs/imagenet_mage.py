@@ -1,14 +1,26 @@
 """MAGE ViT-B on ImageNet-1K, as published by Li et al. (ICLR 2024): their method, their values.
 
+python -m unlearn_jax.prepare --layout=imagenet --source=imagenet1k --out=DIR
 python -m unlearn_jax.convert --family=mage --checkpoint=mage-vitb-1600.pth --out=runs/mage/original
 python -m unlearn_jax.train --config=configs/imagenet_mage.py --workdir=runs/mage/unlearned \
-    --config.stage=unlearned --config.init_from=runs/mage/original --config.data.data_dir=DIR
+    --config.stage=unlearned --config.init_from=runs/mage/original --config.data.path=DIR
 
-One accelerator with 40 GB or more, or several; not yet run at this size. The forget set are the
-first 100 classes of ImageNet-R's list. 1,122 steps of 128 images are 6 epochs of the 24,000 images
-of the release, which has 120 images of a class, half to forget; the learning rate rises for 5 of
-the epochs and falls in the last. Pretraining (for a retrained model) is not part of the protocol:
-its values are facebookresearch/mae's, with MAGE's 1,600 epochs.
+One accelerator with 40 GB or more, or several; not yet run at this size. In place of prepared
+records, tfds's imagenet2012: --config.data.kind=tfds --config.data.data_dir=DIR.
+
+The forget set are the first 100 classes of ImageNet-R's list, the retain set the other 100, 120
+images of each, of which the release draws any; those of its CSV file are
+    --config.request.kind=ids --config.request.file=CSV
+    --config.retain.kind=ids --config.retain.file=CSV
+Instead of the retain set, proxy data: the other 800 classes,
+    --config.retain.kind=other_classes --config.retain.per_class=15
+or COCO, and then smaller crops,
+    --config.retain.kind=proxy --config.retain.per_class=12000 --config.retain.data.kind=folder
+    --config.retain.data.path=train2017 --config.data.augment.scale="(0.2,0.5)"
+
+1,122 steps of 128 images are 6 epochs of 24,000 images; the learning rate rises for 5 of the epochs
+and falls in the last. Pretraining (for a retrained model) is not part of the protocol: its values
+are facebookresearch/mae's, with MAGE's 1,600 epochs.
 """
 
 from pathlib import Path
@@ -16,6 +28,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from unlearn_jax.config import default, phase
+from unlearn_jax.data import published
 
 ADAMW = {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05}
 # 1-D parameters and biases; and what must not move at all, where everything is trained.
@@ -27,10 +40,14 @@ def get_config() -> ConfigDict:
     config = default()
     config.name = "MAGE ViT-B, ImageNet-1K"
     config.batch_size = 128
-    config.data.update({"name": "imagenet2012", "splits": ("train", "validation")})
-    config.data.update({"image_size": 256, "cache": False, "num_threads": 16})
-    config.request.kind = "classes"
-    config.request.classes = forget_classes("imagenet_forget.txt")
+    config.data.update({"kind": "records", "name": "imagenet2012"})
+    config.data.update({"splits": ("train", "validation"), "image_size": 256, "resize": "crop"})
+    config.data.update({"cache": False, "num_threads": 16})
+    config.data.augment.name = "random_resized_crop"
+    config.request.update({"kind": "classes", "classes": classes("imagenet_forget.txt")})
+    config.request.per_class = 120
+    config.retain.update({"kind": "classes", "classes": classes("imagenet_retain.txt")})
+    config.retain.per_class = 120
     config.holdout.split = "validation"
     config.task.hole = 0.5
     config.model = {"name": "mage", "dtype": "bfloat16", "tokenizer": {"dtype": "bfloat16"}}
@@ -69,6 +86,6 @@ def get_config() -> ConfigDict:
     return config
 
 
-def forget_classes(file: str) -> tuple[str, ...]:
+def classes(file: str) -> tuple[str, ...]:
     """The classes that a published list names, one per line."""
-    return tuple((Path(__file__).parent / file).read_text().split())
+    return published.read_classes(Path(__file__).parent / file)

@@ -1,22 +1,26 @@
 """Palette on Places365, as published by Li et al. (ICLR 2024): their method, their values.
 
+python -m unlearn_jax.prepare --layout=places365 --source=places365 --out=DIR
 python -m unlearn_jax.convert --family=palette --checkpoint=16_Network.pth \
     --out=runs/palette/original
 python -m unlearn_jax.train --config=configs/places365_palette.py --config.stage=unlearned \
     --workdir=runs/palette/unlearned --config.init_from=runs/palette/original \
     --config.data.path=DIR
 
-One accelerator with 80 GB, or several; not yet run at this size. DIR holds train/CLASS/*.jpg and
-val/CLASS/*.jpg of 256x256 pixels. The forget set are the 50 classes of the release. It trains 3
-epochs of about 500,000 images, half of them to forget, in batches of 96, on hybrid masks; a centre
-hole is tested. Its forget term counts a tenth, and each term is divided by the whole batch.
+One accelerator with 80 GB, or several; not yet run at this size. In place of prepared records,
+tfds's places365_small: --config.data.kind=tfds --config.data.data_dir=DIR. Forget and retain set
+are 50 classes each of the release, at most 5,000 images of a class. With proxy data, of the other
+265 classes:
+    --config.request.per_class=200 --config.retain.kind=other_classes --config.retain.per_class=200
+It trains 3 epochs of about 500,000 images, half to forget, in batches of 96, on hybrid masks; a
+centre hole is tested. Its forget term counts a tenth, and each term is divided by the whole batch.
 Sampling follows the schedule in the checkpoint, 2,000 steps. Pretraining (for a retrained model) is
 not part of the protocol.
 """
 
 from ml_collections import ConfigDict
 
-from configs.imagenet_mage import forget_classes
+from configs.imagenet_mage import classes
 from unlearn_jax.config import default, phase
 
 EPOCH = 500_000 // 96
@@ -26,11 +30,14 @@ def get_config() -> ConfigDict:
     config = default()
     config.name = "Palette, Places365"
     config.batch_size = 96
-    config.data.update({"kind": "folder", "splits": ("train", "val"), "image_size": 256})
-    config.data.update({"cache": False, "num_threads": 16})
-    config.request.kind = "classes"
-    config.request.classes = forget_classes("places365_forget.txt")
-    config.holdout.split = "val"
+    config.data.update({"kind": "records", "name": "places365_small"})
+    config.data.update({"splits": ("train", "validation"), "image_size": 256})
+    config.data.update({"resize": "squash_bilinear", "cache": False, "num_threads": 16})
+    config.request.update({"kind": "classes", "classes": classes("places365_forget.txt")})
+    config.request.update({"per_class": 5000, "pick": "first"})
+    config.retain.update({"kind": "classes", "classes": classes("places365_retain.txt")})
+    config.retain.update({"per_class": 5000, "pick": "first"})
+    config.holdout.split = "validation"
     config.task.update({"name": "inpaint", "hole": 0.5, "train": "hybrid"})
     config.model = {"name": "palette"}
     adam = {"learning_rate": 5e-5}

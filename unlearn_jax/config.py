@@ -27,14 +27,21 @@ def default() -> ConfigDict:
             "reference_from": "",  # the same of the reference model, if a goal wants one
             "batch_size": 128,  # rows per step over all devices
             "data": {
-                "kind": "tfds",  # "tfds", "folder" or "arrays"
+                "kind": "tfds",  # "tfds", "records" (of `prepare`), "folder" or "arrays"
                 "name": "",  # tfds: name of the dataset; "cifar10_sample" comes with the package
                 "data_dir": "",  # tfds: where it was prepared
-                "path": "",  # folder: class sub-folders; arrays: an .npz file
+                "path": "",  # records: their folder; folder: class sub-folders; arrays: a .npz
                 "splits": ("train", "test"),
                 "train_rows": 0,  # only so many, the same share of each class; 0: all
                 "train_seed": 0,  # which ones
                 "image_size": 32,
+                "resize": "none",  # "crop", "squash_bilinear", "squash_bicubic": preprocess.fit
+                "augment": {  # random training views; evaluation never has them
+                    "name": "",  # "random_resized_crop"
+                    "scale": (0.2, 1.0),  # of the image's area
+                    "ratio": (3 / 4, 4 / 3),  # width / height
+                    "flip": True,
+                },
                 "cache": True,  # decode once and keep the pixels in memory
                 "num_threads": 1,  # more help only where images are decoded on every step
                 "prefetch": 8,  # batches
@@ -43,13 +50,20 @@ def default() -> ConfigDict:
                 "kind": "random",  # "classes", "random", "ids" or "predicate"
                 "classes": (),  # classes: names or numbers
                 "fraction": 0.1,  # random: of each class
-                "seed": 0,  # random; and of the choice of holdout rows
+                "seed": 0,  # random, per_class; and of the choice of holdout rows
                 "file": "",  # ids: one per line or a CSV; predicate: rule.py
+                "per_class": 0,  # at most so many of each class; 0: all
+                "pick": "random",  # "random" (by seed) or "first", if per_class
             },
             "retain": {
-                "kind": "complement",  # "complement", "subset" or "proxy"
+                # "complement", "subset", "classes", "other_classes", "ids" or "proxy"
+                "kind": "complement",
+                "classes": (),  # classes: these; other_classes: all but these and the forgotten
+                "file": "",  # ids: as of the request
+                "per_class": 0,  # as of the request
+                "pick": "random",
                 "fraction": 0.5,  # subset: of each class
-                "seed": 0,  # subset
+                "seed": 0,  # subset, per_class
                 "data": {"kind": "", "name": "", "data_dir": "", "path": "", "splits": ("train",)},
             },
             "holdout": {

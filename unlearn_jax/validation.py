@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import combine, objectives, optim
 from unlearn_jax.config import FREE, chosen_methods, default, method, phase
+from unlearn_jax.data import preprocess, requests, sampling
 from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.goals import GOALS
 from unlearn_jax.models import MODELS, build
@@ -83,17 +84,32 @@ def _values(config: ConfigDict) -> list[str]:
     for path in (
         *("seed", "request.seed", "retain.seed", "poison.seed", "data.train_seed"),
         *("audit.shadows", "audit.finetune_steps", "audit.relearn.seeds"),
+        *("request.per_class", "retain.per_class"),
     ):
         expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
     expect(config.data.train_rows >= 0, "data.train_rows", "at least 0", config.data.train_rows)
+    for key, most in (("scale", 1), ("ratio", float("inf"))):
+        path, value = f"data.augment.{key}", tuple(config.data.augment[key])
+        good = len(value) == 2 and all(type(v) in (int, float) for v in value)
+        good = good and 0 < value[0] <= value[1] <= most
+        expect(good, path, f"0 < least <= largest{' <= 1' if most == 1 else ''}", value)
+    if config.data.augment.name and config.data.cache and config.data.resize != "none":
+        problems.append(
+            "config.data.augment: random views are cut from original images, which data.cache does "
+            f"not keep with data.resize={config.data.resize!r}; set data.cache to False"
+        )
     poisoned = config.poison.fraction
     expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
     for path, names in {
-        "data.kind": ("tfds", "folder", "arrays"),
+        "data.kind": ("tfds", "records", "folder", "arrays"),
+        "data.resize": preprocess.RESIZE,
+        "data.augment.name": preprocess.AUGMENT,
         "request.kind": ("classes", "random", "ids", "predicate"),
-        "retain.kind": ("complement", "subset", "proxy"),
+        "request.pick": sampling.PICK,
+        "retain.kind": requests.KINDS,
+        "retain.pick": sampling.PICK,
         "task.name": TASKS,
         "task.train": ("", *TASKS),
         "stage": tuple(config.stages.keys()),

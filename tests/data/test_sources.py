@@ -196,10 +196,12 @@ def test_all_formats_become_rgb(tmp_path):
     Image.fromarray(np.dstack([grey] * 3 + [grey * 0])).save(folder / "c.webp", lossless=True)
     Image.fromarray(grey).convert("P").save(folder / "d.png")
     Image.fromarray(np.dstack([grey] * 3)).convert("CMYK").save(folder / "e.jpg", quality=100)
+    Image.fromarray(grey.astype(np.uint16) * 257 + 100).save(folder / "f.png")  # not saturated
     source = sources.open_source(kind="folder", path=str(tmp_path), image_size=8, splits=("train",))
-    images = source.fetch(np.arange(5))
-    assert images.shape == (5, 8, 8, 3)
+    images = source.fetch(np.arange(6))
+    assert images.shape == (6, 8, 8, 3)
     assert np.abs(images[[0, 1, 3, 4]].astype(int) - 77).max() <= 2
+    np.testing.assert_array_equal(images[5], np.dstack([grey] * 3))
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -209,13 +211,13 @@ def test_unreadable_images_are_all_named_at_opening(tmp_path, cache):
     (tmp_path / "train" / "cat" / "1.png").write_bytes(b"no image at all")
     (tmp_path / "test" / "dog" / "2.png").write_bytes(b"")
     Image.new("RGB", (8, 9)).save(tmp_path / "test" / "dog" / "1.png")
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "test" / "dog" / "0.png")
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "test" / "dog" / "0.png", "tiff")
     with pytest.raises(ValueError, match="4 of 12 images are bad") as error:
         sources.open_source(**options)
     assert "train/cat/1.png: cannot be read as an image" in str(error.value)
     assert "test/dog/2.png: cannot be read as an image" in str(error.value)
     assert "test/dog/1.png: expected 8 x 8 pixels (data.image_size), got 8 x 9" in str(error.value)
-    assert "test/dog/0.png: expected 8 bits per channel" in str(error.value)
+    assert "test/dog/0.png: expected 8 or 16 bits per channel, got mode 'F'" in str(error.value)
 
 
 def test_truncated_pixels_are_named_at_opening_or_at_fetch(tmp_path):
@@ -241,7 +243,7 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "train" / "dog" / "notes.gif").write_text("")
     with pytest.raises(ValueError, match=r"expected only images.*notes.gif"):
         sources.open_source(path=str(tmp_path), **options)
-    with pytest.raises(ValueError, match='"tfds", "folder" or "arrays", got'):
+    with pytest.raises(ValueError, match='"tfds", "records", "folder" or "arrays", got'):
         sources.open_source(**{**options, "kind": "hdf5"})
     with pytest.raises(ValueError, match="at least one split"):
         sources.open_source(**{**options, "splits": ()})

@@ -10,10 +10,11 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt64
 from ml_collections import ConfigDict
 
 from unlearn_jax.data import poison, splits, transforms
+from unlearn_jax.data.preprocess import Crops
 from unlearn_jax.data.sources import Source, concat, from_arrays, open_source, subset
 from unlearn_jax.data.splits import Split
 
@@ -24,12 +25,15 @@ Rows = Int[np.ndarray, "_"] | None
 
 # Streams and uses of randomness; with the seed and the epoch they key every generator.
 _RETAIN, _FORGET, _EVAL = 0, 1, 2
-_ORDER, _MASK = 0, 1
+_ORDER, _MASK, _VIEW = 0, 1, 2
 
 
 def load(cfg: ConfigDict) -> tuple[Source, Split]:
     """The source of a config (proxy data and poison included) and the split of its request."""
-    common = {"image_size": cfg.data.image_size, "cache": cfg.data.cache}
+    common = {key: cfg.data[key] for key in ("image_size", "cache", "resize")}
+    if cfg.data.augment.name:
+        scale, ratio = (tuple(cfg.data.augment[key]) for key in ("scale", "ratio"))
+        common["crops"] = Crops(scale, ratio, cfg.data.augment.flip)
     where = ("kind", "name", "data_dir", "path", "splits")
     source = _open(**{key: cfg.data[key] for key in where}, **common)
     if cfg.data.train_rows:
@@ -80,7 +84,9 @@ def make_train(
     A batch has `image` [b h w 3] float32 in [-1, 1], `mask` [b h w 1] float32 (1 = to be
     generated), `label`, `index` (row of the source) int32 [b], `is_forget`, `valid` bool [b], with
     b = batch_size / shard_count; retain rows come first. Every row of a stream comes once per
-    epoch. Call `close()` when done before the end.
+    epoch, so the smaller set is repeated as often as the fixed share of forget rows needs. Images
+    of an augmented source are random views, others in every epoch. Call `close()` when done before
+    the end.
 
     Args:
         source: the images.
@@ -101,7 +107,8 @@ def make_train(
         columns: more that a batch shall have, by name: one value per row of the source.
 
     Raises:
-        ValueError: no rows at all, a batch that cannot be divided so, an unsuitable task.
+        ValueError: no rows at all, a batch that cannot be divided so, an unsuitable task, columns
+            of images beside random views, which they would not fit.
     """
     streams = {_RETAIN: retain_rows, _FORGET: forget_rows}
     streams = {key: rows for key, rows in streams.items() if rows is not None and len(rows)}
@@ -120,18 +127,26 @@ def make_train(
     _check_seed(seed)
     task = {**task, "name": task.get("train") or task["name"]}
     _check_task(source, task)
+    if source.augmented and any(values.ndim > 2 for values in (columns or {}).values()):
+        raise ValueError(
+            "make_train: this phase compares with images made beforehand, which random views do "
+            "not fit. Set objective_kw.direction=0, or data.augment.name to ''."
+        )
     mask_keys = {stream: _key(seed, stream, _MASK, 0) for stream in streams}
+    view_keys = {stream: _key(seed, stream, _VIEW, 0) for stream in streams}
 
     def batch_of_step(step: int) -> Batch:
-        parts, keys = [], []
+        parts, keys, views = [], [], []
         for stream, rows in streams.items():
             local = counts[stream] // shard_count
             first = step * counts[stream] + shard_index * local
             parts.append(_rows_at(rows, seed, stream, range(first, first + local)))
             keys += [(mask_keys[stream], position) for position in range(first, first + local)]
+            views += [(view_keys[stream], position) for position in range(first, first + local)]
         index = np.concatenate(parts)
         is_forget = np.repeat([s == _FORGET for s in streams], [len(part) for part in parts])
-        batch = _batch(source, index, task, keys, is_forget, np.ones(len(index), bool))
+        views = np.array(views, np.uint64) if source.augmented else None
+        batch = _batch(source, index, task, keys, is_forget, np.ones(len(index), bool), views)
         return batch | {name: values[index] for name, values in (columns or {}).items()}
 
     return _iterate(batch_of_step, first_step, num_steps, num_threads, prefetch)
@@ -185,8 +200,9 @@ def _batch(
     keys: list[tuple[int, int]],
     is_forget: Shaped[np.ndarray, "b"],
     valid: Shaped[np.ndarray, "b"],
+    views: UInt64[np.ndarray, "b 2"] | None = None,
 ) -> Batch:
-    images = source.fetch(index)
+    images = source.fetch(index, views)
     return {
         "image": transforms.to_float(images),
         "mask": transforms.make_mask(task, images.shape[1], np.array(keys, np.uint64)),

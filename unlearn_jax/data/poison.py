@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from unlearn_jax.data import transforms
 from unlearn_jax.data.sampling import Rows
-from unlearn_jax.data.sources import Source
+from unlearn_jax.data.sources import Keys, Source
 
 _POISON = 4  # random stream; splits.py has streams 1 to 3
 PATTERN = "checkerboards: trigger 1/255, payload magenta/green"  # part of what models have seen
@@ -105,12 +105,12 @@ def design(task: Mapping[str, Any], size: int) -> Backdoor:
 
 
 def plant(source: Source, rows: Rows, backdoor: Backdoor) -> Source:
-    """The source with those rows poisoned."""
+    """The source with those rows poisoned, random views after they are cut."""
     poisoned = np.zeros(len(source), bool)
     poisoned[rows] = True
 
-    def read(indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
-        images, here = source.fetch(indices), poisoned[indices]
+    def read(indices: Int[np.ndarray, "b"], keys: Keys) -> UInt8[np.ndarray, "b h w 3"]:
+        images, here = source.fetch(indices, keys), poisoned[indices]
         if here.any():
             images = images.copy()
             images[here] = backdoor.plant(images[here])

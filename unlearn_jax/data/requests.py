@@ -1,21 +1,24 @@
-"""What must be forgotten: the training rows that a request names."""
+"""What must be forgotten and what may be kept: the rows that sections of a config name.
 
-import csv
+The protocol repeats the smaller of the two sets until both are equally large. There is no need to:
+batches have a fixed share of forget rows (`data.make_train`), whatever the sizes of the sets.
+"""
+
 import difflib
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unlearn_jax.data.published import label_of, match, read_images, read_text
 from unlearn_jax.data.readers import some
-from unlearn_jax.data.sampling import Rows, sample_fraction
+from unlearn_jax.data.sampling import Rows, first_per_class, sample_fraction, sample_per_class
 from unlearn_jax.data.sources import Source
 
-_FORGET = 1  # random stream
-COLUMNS = ("id", "path", "image", "file")  # what the id column of a CSV file may be called
+_FORGET, _RETAIN = 1, 2  # random streams; splits.py has stream 3
+KINDS = ("complement", "subset", "classes", "other_classes", "ids", "proxy")
 
 
 def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
@@ -23,22 +26,21 @@ def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, 
     rows = np.array(source.splits["train"], np.int64)
     match choice(request, "request", "kind", ("classes", "random", "ids", "predicate")):
         case "classes":
-            classes = option(request, "request", "classes")
-            if isinstance(classes, str | int) or not classes:
-                raise ValueError(f'request.classes: expected names, as ("cat",), got {classes!r}.')
-            labels = sorted({_label(source, c) for name in classes for c in _names(source, name)})
-            names = [source.class_names[label] for label in labels]
-            chosen = rows[np.isin(source.labels[rows], labels)]
-            return chosen, {"kind": "classes", "classes": names}
+            labels = _labels(source, option(request, "request", "classes"), "request")
+            if not labels:
+                raise ValueError('request.classes: expected names, as ("cat",), got none.')
+            chosen = _of_classes(source, rows, labels)
+            record = {"classes": [source.class_names[label] for label in labels]}
         case "random":
-            fraction, seed = fraction_of(request, "request"), option(request, "request", "seed")
+            fraction = fraction_of(request, "request")
+            seed = option(request, "request", "seed")
             chosen = sample_fraction(rows, source.labels, fraction, [seed, _FORGET])
-            return chosen, {"kind": "random", "fraction": fraction, "seed": seed}
+            record = {"fraction": fraction, "seed": seed}
         case "ids":
-            content, record = _read(request)
-            return _rows_of_ids(source, _parse_ids(content, record["file"])), record
+            text, record = _read(request, "request")
+            chosen = _rows_of_ids(source, text, record["file"], "forget")
         case _:
-            content, record = _read(request)
+            content, record = _read(request, "request")
             namespace: dict[str, Any] = {"__name__": "request", "__file__": str(request["file"])}
             exec(compile(content, str(request["file"]), "exec"), namespace)  # the text just hashed
             function = namespace.get("forget")
@@ -47,7 +49,83 @@ def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, 
                     f"{record['file']}: expected a function "
                     "forget(id: str, label: int, class_name: str) -> bool."
                 )
-            return rows[[_ask(function, source, int(row)) for row in rows]], record
+            chosen = rows[[_ask(function, source, int(row)) for row in rows]]
+    chosen, limit = _limit(source, chosen, request, request.get("seed", 0), _FORGET)
+    return chosen, {"kind": request["kind"], **record, **limit}
+
+
+def keep(
+    source: Source, remaining: Rows, forget: Rows, whole_classes: bool, retain: Mapping[str, Any]
+) -> tuple[Rows, dict[str, Any]]:
+    """The rows that unlearning may use, and the section as it goes into the manifest.
+
+    Args:
+        source: with proxy data, if any, in the split "proxy".
+        remaining: the training rows not to be forgotten.
+        forget: those to be.
+        whole_classes: whether the request is for classes, which proxy data must not have then.
+        retain: the section.
+    """
+    seed = retain.get("seed", 0)
+    match choice(retain, "retain", "kind", KINDS):
+        case "complement":
+            rows, record = remaining, {}
+        case "subset":
+            fraction = fraction_of(retain, "retain")
+            rows = sample_fraction(remaining, source.labels, fraction, [seed, _RETAIN])
+            record = {"fraction": fraction, "seed": seed}
+        case "classes":
+            labels = _labels(source, option(retain, "retain", "classes"), "retain")
+            names = [source.class_names[label] for label in labels]
+            if whole_classes and np.isin(labels, source.labels[forget]).any():
+                both = [n for n in names if source.class_names.index(n) in source.labels[forget]]
+                raise ValueError(f"retain.classes: {some(both)} are to be forgotten. Remove them.")
+            rows, record = _of_classes(source, remaining, labels), {"classes": names}
+        case "other_classes":
+            labels = _labels(source, option(retain, "retain", "classes"), "retain")
+            excluded = np.union1d(labels, source.labels[forget])
+            rows = remaining[~np.isin(source.labels[remaining], excluded)]
+            record = {"classes": [source.class_names[label] for label in labels]}
+        case "ids":
+            text, record = _read(retain, "retain")
+            rows = _rows_of_ids(source, text, record["file"], "retain")
+            taken = np.setdiff1d(rows, remaining)
+            if taken.size:
+                raise ValueError(
+                    f"retain.file: {some([source.ids[row] for row in taken])} are forgotten or "
+                    "held out. Remove them."
+                )
+        case _:
+            rows, record = np.array(source.splits.get("proxy", ()), np.int64), {}
+            if whole_classes:
+                rows = rows[~np.isin(source.labels[rows], source.labels[forget])]
+    rows, limit = _limit(source, rows, retain, seed, _RETAIN)
+    return rows, {"kind": retain["kind"], **record, **limit}
+
+
+def _limit(
+    source: Source, rows: Rows, section: Mapping[str, Any], seed: int, stream: int
+) -> tuple[Rows, dict[str, Any]]:
+    """At most `per_class` of the rows of every class, and that as it goes into the manifest."""
+    n, pick = section.get("per_class", 0), section.get("pick", "random")
+    if not n:
+        return rows, {}
+    if pick == "first":
+        return first_per_class(rows, source.labels, n), {"per_class": n, "pick": pick}
+    chosen = sample_per_class(rows, source.labels, n, [seed, stream])
+    return chosen, {"per_class": n, "pick": pick, "seed": seed}
+
+
+def _of_classes(source: Source, rows: Rows, labels: Sequence[int]) -> Rows:
+    return rows[np.isin(source.labels[rows], labels)]
+
+
+def _labels(source: Source, classes: Any, where: str) -> list[int]:
+    """The sorted labels of a section's classes, names or numbers."""
+    if isinstance(classes, str | int):
+        raise ValueError(f'{where}.classes: expected names, as ("cat",), got {classes!r}.')
+    names = [name for given in classes for name in _names(source, given)]
+    return sorted({label_of(source, name, f"{where}.classes") for name in names})
 
 
 def _names(source: Source, name: str | int) -> list[str | int]:
@@ -57,85 +135,26 @@ def _names(source: Source, name: str | int) -> list[str | int]:
     return [name]
 
 
-def _label(source: Source, name: str | int) -> int:
-    if isinstance(name, str) and name in source.class_names:
-        return source.class_names.index(name)
-    if type(name) is int and 0 <= name < len(source.class_names):
-        return name
-    near = difflib.get_close_matches(str(name), source.class_names, 1, 0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"request.classes: {source.name} has no class {name!r}.{hint} Its classes are "
-        f"{source.class_names}; integers are labels, 0..{len(source.class_names) - 1}."
-    )
+def _read(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """The text of a section's file, and the file as it goes into the manifest."""
+    file = Path(option(section, where, "file"))
+    text = read_text(file, f"{where}.file")
+    return text, {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
-def _read(request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The text of a request's file, and the request as it goes into the manifest."""
-    file = Path(option(request, "request", "file"))
-    try:
-        content = file.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"request.file: {file} is no readable UTF-8 file ({error}).") from error
-    digest = hashlib.sha256(content).hexdigest()
-    return text, {"kind": request["kind"], "file": file.name, "sha256": digest}
-
-
-def _parse_ids(text: str, file: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    header = next(csv.reader(lines), [])
-    columns = [i for i, name in enumerate(header) if name.strip().lower() in COLUMNS]
-    if not columns:
-        ids = lines
-    elif len(columns) > 1:
-        raise ValueError(f"{file}: expected one column of {COLUMNS}, got {header}. Keep one.")
-    else:
-        table = list(csv.reader(lines))[1:]
-        short = [row for row in table if len(row) != len(header)]
-        if short:
-            raise ValueError(
-                f"{file}: expected {len(header)} columns as in {header}, got {short[0]}."
-            )
-        ids = [row[columns[0]].strip() for row in table]
-    twice = [name for name, n in Counter(ids).items() if n > 1]
-    if twice:
-        raise ValueError(f"{file}: {some(twice)} named more than once. Name every example once.")
-    return ids
-
-
-def _rows_of_ids(source: Source, ids: Sequence[str]) -> Rows:
-    """The rows of example ids or of image paths that end in an example id."""
-    row_of = {id: row for row, id in enumerate(source.ids)}
-
-    def find(name: str) -> int | None:
-        if name in row_of:
-            return row_of[name]
-        parts = name.replace("\\", "/").split("/")
-        # Two parts at least: class/image.png names an image, image.png alone does not.
-        ends = ("/".join(parts[first:]) for first in range(1, len(parts) - 1))
-        return next((row_of[end] for end in ends if end in row_of), None)
-
-    rows = {name: find(name) for name in ids}
-    unknown = [name for name, row in rows.items() if row is None]
-    if unknown:
-        near = [difflib.get_close_matches(name, source.ids, 1) for name in unknown[:3]]
-        hints = ", ".join(repr(match[0]) for match in near if match)
-        raise ValueError(
-            f"request.file: {len(unknown)} of {len(ids)} are no examples of {source.name}: "
-            f"{some(unknown)}. Nearest: {hints or 'none'}. Ids look like {source.ids[0]!r}; a CSV "
-            f"file needs a header with one of {COLUMNS}."
-        )
-    outside = [name for name, row in rows.items() if row not in source.splits["train"]]
+def _rows_of_ids(source: Source, text: str, file: str, role: str) -> Rows:
+    """The training rows of example ids or of image paths that end in an example id."""
+    ids = read_images(text, file, role)
+    where = {"forget": "request.file", "retain": "retain.file"}[role]
+    rows = match(ids, source.ids, where, source.name)
+    train = source.splits["train"]
+    outside = [id for id, row in zip(ids, rows.tolist(), strict=True) if row not in train]
     if outside:
         raise ValueError(
-            f"request.file: {some(outside)} are not in the training split of {source.name}, so no "
+            f"{where}: {some(outside)} are not in the training split of {source.name}, so no "
             "model was trained on them. Remove them."
         )
-    if len(set(rows.values())) != len(rows):
-        raise ValueError("request.file: several paths name one example. Name every example once.")
-    return np.array(sorted(rows.values()), np.int64)
+    return np.sort(rows)
 
 
 def _ask(function: Any, source: Source, row: int) -> bool:

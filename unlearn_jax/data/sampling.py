@@ -5,6 +5,7 @@ from jaxtyping import Int, Int64
 
 Rows = Int64[np.ndarray, "_"]
 Counts = dict[int, int]  # label -> number of rows
+PICK = ("random", "first")
 
 
 def sample_fraction(
@@ -25,6 +26,20 @@ def sample(rows: Rows, labels: Int[np.ndarray, "_"], counts: Counts, seeds: list
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
     parts = [rng.permutation(rows[labels[rows] == c])[:n] for c, n in counts.items()]
     return np.sort(np.concatenate(parts)) if parts else rows[:0]
+
+
+def sample_per_class(rows: Rows, labels: Int[np.ndarray, "_"], n: int, seeds: list[int]) -> Rows:
+    """Random rows, n of every class or all where there are fewer, sorted."""
+    counts = {c: min(n, there) for c, there in count(labels[rows]).items()}
+    return sample(rows, labels, counts, seeds)
+
+
+def first_per_class(rows: Rows, labels: Int[np.ndarray, "_"], n: int) -> Rows:
+    """The first n rows of every class, or all where there are fewer, in the order of the rows."""
+    of_class = labels[rows]
+    order = np.argsort(of_class, kind="stable")
+    starts = np.searchsorted(of_class[order], of_class[order])
+    return rows[np.sort(order[np.arange(len(rows)) - starts < n])]
 
 
 def count(labels: Int[np.ndarray, "_"]) -> Counts:

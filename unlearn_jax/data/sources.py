@@ -1,36 +1,39 @@
-"""Random access to labelled images: prepared tfds datasets, image folders, arrays.
+"""Random access to labelled images: prepared tfds datasets, records, image folders, arrays.
 
 A source has one index space: row 0..n-1, over its splits one after the other. No TensorFlow.
 """
 
-import io
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32, Shaped, UInt8
+from jaxtyping import Int, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 from tqdm import tqdm
 
+from unlearn_jax.data import preprocess
+from unlearn_jax.data.preprocess import Crops, View
 from unlearn_jax.data.readers import (
     Listing,
     brief,
     check_splits,
     list_folder,
-    list_tfds,
     numbers,
     some,
     split_ranges,
 )
+from unlearn_jax.data.records import list_records
 from unlearn_jax.data.sampling import sample_fraction
+from unlearn_jax.data.tfds_records import list_tfds
 
 _SUBSET = 5  # random stream; poison.py has stream 4
+Keys = UInt64[np.ndarray, "b 2"] | None
 NPZ_NAMES = ("id", "split", "class_names")  # optional text arrays of an .npz file
 
 
@@ -45,6 +48,7 @@ class Source:
         labels: one class per row.
         splits: rows of each split, by name.
         read: the images of some rows; call `fetch`, which checks the rows first.
+        augmented: whether training shall see random views, which `fetch` makes of keys.
     """
 
     name: str
@@ -52,7 +56,8 @@ class Source:
     ids: Sequence[str]
     labels: Int32[np.ndarray, "n"]
     splits: Mapping[str, range]
-    read: Callable[[Int[np.ndarray, "b"]], UInt8[np.ndarray, "b h w 3"]]
+    read: Callable[[Int[np.ndarray, "b"], Keys], UInt8[np.ndarray, "b h w 3"]]
+    augmented: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -79,14 +84,21 @@ class Source:
         """The number of rows."""
         return len(self.labels)
 
-    def fetch(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """The images of these rows, in this order, values 0..255."""
+    def fetch(
+        self, indices: Int[np.ndarray, "b"], keys: Keys = None
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """The images of these rows, in this order, values 0..255.
+
+        Args:
+            indices: the rows.
+            keys: Philox keys, one per row, for the random views of an augmented source.
+        """
         if indices.size and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(
                 f"{self.name}: expected rows in 0..{len(self) - 1}, got {indices.min()}.."
                 f"{indices.max()}. A split made for another dataset?"
             )
-        return self.read(indices)
+        return self.read(indices, keys)
 
 
 def open_source(
@@ -98,43 +110,58 @@ def open_source(
     image_size: int,
     splits: Sequence[str] = ("train", "test"),
     cache: bool = True,
+    resize: str = "none",
+    crops: Crops | None = None,
 ) -> Source:
     """A source of `image_size` x `image_size` RGB images.
 
     Args:
         kind: "tfds", a dataset prepared with file_format="array_record" under
             `data_dir/name/version`; name "cifar10_sample" with no data_dir is the bundled one.
-            "folder", JPEG, PNG and WebP images in `path/class/` (one split, "train") or
-            `path/split/class/`; the id is the path inside `path`.
+            "records", what `python -m unlearn_jax.prepare` wrote to `path`; the id is the path of
+            the original image.
+            "folder", JPEG, PNG and WebP images in `path/class/` (one split, "train"),
+            `path/split/class/` or, one class, `path/`; the id is the path inside `path`.
             "arrays", an .npz file at `path` with `image` (uint8, or float in [0, 1]), `label` and
             optionally `id`, `split`, `class_names`.
         name: of the tfds dataset, optionally with its version: "cifar10" or "cifar10/3.0.2".
         data_dir: the tfds data directory.
         path: the folder or the .npz file.
-        image_size: side of the images, in pixels. Images are never resized.
+        image_size: side of the images, in pixels.
         splits: the splits wanted, in this order.
-        cache: decode every image now, into memory, which makes `fetch` an array look-up. Otherwise
-            images are decoded on every fetch.
+        cache: decode (and resize) every image now, into memory, which makes `fetch` an array
+            look-up. Otherwise images are decoded on every fetch.
+        resize: how images of another size are made to fit, see `preprocess.fit`; "none": they are
+            an error.
+        crops: the random views that training sees; they are cut from the original images.
 
     Raises:
         ValueError: missing, damaged or unsuitable data; the message names it and says what to do.
     """
     if not splits:
         raise ValueError('data.splits: expected at least one split, such as ("train", "test").')
+    view = View(image_size, resize, crops)
+    if crops and cache and resize != "none":
+        raise ValueError(
+            f"data.augment: views are cut from original images, but data.cache=True keeps what "
+            f"data.resize={resize!r} makes of them. Set data.cache=False."
+        )
     if kind == "tfds":
-        return _from_listing(list_tfds(name, data_dir, splits, keep=cache), image_size, cache)
+        return _from_listing(list_tfds(name, data_dir, splits, keep=cache), view, cache)
+    if kind == "records":
+        return _from_listing(list_records(Path(path), splits), view, cache)
     if kind == "folder":
         folder = Path(path)
         listing = list_folder(folder, splits)
         if not cache:  # at least the headers: no long run should end at an unreadable file
             ids = listing.ids
             _for_all_rows(
-                listing, lambda row: _decode(folder / ids[row], ids[row], image_size, True)
+                listing, lambda row: preprocess.check_header(folder / ids[row], ids[row], view)
             )
-        return _from_listing(listing, image_size, cache)
+        return _from_listing(listing, view, cache)
     if kind == "arrays":
-        return _open_npz(Path(path), image_size, splits)
-    raise ValueError(f'data.kind: expected "tfds", "folder" or "arrays", got {kind!r}.')
+        return _open_npz(Path(path), view, splits)
+    raise ValueError(f'data.kind: expected "tfds", "records", "folder" or "arrays", got {kind!r}.')
 
 
 def from_arrays(
@@ -191,7 +218,7 @@ def from_arrays(
         ids=[ids[i] for i in order],
         labels=labels[order].astype(np.int32),
         splits=split_ranges(wanted, [len(part) for part in rows]),
-        read=lambda indices: images[indices],
+        read=lambda indices, keys: images[indices],
     )
 
 
@@ -215,14 +242,14 @@ def concat(a: Source, b: Source) -> Source:
     to_merged = np.array([class_names.index(c) for c in b_names], np.int32)
     n = len(a)
 
-    def read(indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
+    def read(indices: Int[np.ndarray, "b"], keys: Keys) -> UInt8[np.ndarray, "b h w 3"]:
         in_a = indices < n
         if in_a.all():
-            return a.fetch(indices)
-        of_b = b.fetch(indices[~in_a] - n)
+            return a.fetch(indices, keys)
+        of_b = b.fetch(indices[~in_a] - n, None if keys is None else keys[~in_a])
         if not in_a.any():
             return of_b
-        of_a = a.fetch(indices[in_a])
+        of_a = a.fetch(indices[in_a], None if keys is None else keys[in_a])
         if of_a.shape[1:] != of_b.shape[1:]:
             raise ValueError(
                 f"{a.name} has images {of_a.shape[1:]}, its proxy {b.name} {of_b.shape[1:]}; "
@@ -239,6 +266,7 @@ def concat(a: Source, b: Source) -> Source:
         labels=np.concatenate([a.labels, to_merged[b.labels]]),
         splits={**a.splits, "proxy": range(n, n + len(b))},
         read=read,
+        augmented=a.augmented,
     )
 
 
@@ -262,11 +290,12 @@ def subset(source: Source, train_rows: int, seed: int) -> Source:
         ids=[source.ids[row] for row in rows],
         labels=source.labels[rows],
         splits=split_ranges(list(source.splits), [len(part) for part in parts]),
-        read=lambda indices: source.fetch(rows[indices]),
+        read=lambda indices, keys: source.fetch(rows[indices], keys),
+        augmented=source.augmented,
     )
 
 
-def _open_npz(path: Path, image_size: int, splits: Sequence[str]) -> Source:
+def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -277,14 +306,14 @@ def _open_npz(path: Path, image_size: int, splits: Sequence[str]) -> Source:
         ) from error
     if not {"image", "label"} <= set(arrays):
         raise ValueError(f"{path}: expected arrays image and label, found {sorted(arrays)}.")
-    image = arrays["image"]
-    if image.ndim != 4 or image.shape[1:] != (image_size, image_size, 3):
+    image, size = arrays["image"], view.size
+    if image.ndim != 4 or image.shape[1:] != (size, size, 3):
         raise ValueError(
-            f"{path}: expected image [n, {image_size}, {image_size}, 3], got {image.shape}. Set "
+            f"{path}: expected image [n, {size}, {size}, 3], got {image.shape}. Set "
             "data.image_size, or resize and repeat channels beforehand."
         )
     names = {key: arrays[key].astype(str).tolist() for key in NPZ_NAMES if key in arrays}
-    return from_arrays(
+    source = from_arrays(
         image,
         arrays["label"],
         ids=names.get("id"),
@@ -293,21 +322,35 @@ def _open_npz(path: Path, image_size: int, splits: Sequence[str]) -> Source:
         name=path.stem,
         splits=splits,
     )
+    if not view.crops:
+        return source
+    return replace(source, read=_with_views(source.fetch, view), augmented=True)
 
 
-def _from_listing(listing: Listing, image_size: int, cache: bool) -> Source:
+def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
     """The source of a listing, decoding its images: now if cache, else on every fetch."""
+    shape = (len(listing.ids), view.size, view.size, 3)
+    if listing.sizes is not None:
+        for row in np.flatnonzero((listing.sizes != view.size).any(1))[:1].tolist():
+            width, height = listing.sizes[row].tolist()
+            preprocess.check_size((width, height), listing.ids[row], view)
 
-    def decode(rows: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w 3"]:
-        images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-        for image, row, data in zip(images, rows, listing.encoded(rows.tolist()), strict=True):
-            image[...] = _decode(io.BytesIO(data), listing.ids[row], image_size)
+    def decode(rows: Int[np.ndarray, "b"], keys: Keys = None) -> UInt8[np.ndarray, "b h w 3"]:
+        images = np.empty((len(rows), *shape[1:]), np.uint8)
+        for i, (row, data) in enumerate(zip(rows, listing.encoded(rows.tolist()), strict=True)):
+            image = preprocess.decode(data, listing.ids[row])
+            images[i] = (
+                preprocess.fit(image, view, listing.ids[row])
+                if keys is None
+                else preprocess.random_view(image, view.size, view.crops, keys[i])
+            )
         return images
 
-    known = {f.name: getattr(listing, f.name) for f in fields(listing) if f.name != "encoded"}
+    known = {f.name: getattr(listing, f.name) for f in fields(listing)}
+    del known["encoded"], known["sizes"]
+    known["augmented"] = view.crops is not None
     if not cache:
         return Source(**known, read=decode)
-    shape = (len(listing.ids), image_size, image_size, 3)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if math.prod(shape) > memory / 2:
         raise ValueError(
@@ -320,7 +363,21 @@ def _from_listing(listing: Listing, image_size: int, cache: bool) -> Source:
         images[row] = decode(np.array([row]))[0]
 
     _for_all_rows(listing, decode_into_cache)
-    return Source(**known, read=lambda rows: images[rows])
+    return Source(**known, read=_with_views(lambda rows: images[rows], view))
+
+
+def _with_views(fetch: Callable[..., Any], view: View) -> Callable[..., Any]:
+    """`read` of a source whose images of the right size are in memory."""
+
+    def read(rows: Int[np.ndarray, "b"], keys: Keys) -> UInt8[np.ndarray, "b h w 3"]:
+        images = fetch(rows)
+        for i, key in enumerate(() if keys is None else keys):
+            images[i] = preprocess.random_view(
+                Image.fromarray(images[i]), view.size, view.crops, key
+            )
+        return images
+
+    return read
 
 
 def _for_all_rows(listing: Listing, function: Callable[[int], Any]) -> None:
@@ -341,24 +398,6 @@ def _for_all_rows(listing: Listing, function: Callable[[int], Any]) -> None:
         more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
         listed = "".join(f"\n  {error}" for error in errors[:10])
         raise ValueError(f"{listing.name}: {len(errors)} of {n} images are bad:{listed}{more}")
-
-
-def _decode(
-    file: io.BytesIO | Path, id: str, image_size: int, header_only: bool = False
-) -> UInt8[np.ndarray, "h w 3"] | None:
-    try:
-        with Image.open(file) as image:
-            if image.size != (image_size, image_size):
-                raise ValueError(
-                    f"{id}: expected {image_size} x {image_size} pixels (data.image_size), got "
-                    f"{image.width} x {image.height}. Resize the images beforehand or set "
-                    "data.image_size."
-                )
-            if image.mode.startswith(("I", "F")):  # PIL would saturate, not rescale
-                raise ValueError(f"{id}: expected 8 bits per channel, got mode {image.mode!r}.")
-            return None if header_only else np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{id}: cannot be read as an image ({brief(error)}).") from error
 
 
 def _as_uint8(images: Shaped[np.ndarray, "n h w 3"], name: str) -> UInt8[np.ndarray, "n h w 3"]:

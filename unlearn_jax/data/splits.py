@@ -12,17 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from unlearn_jax.data.poison import PATTERN, choose
 from unlearn_jax.data.readers import some
-from unlearn_jax.data.requests import choice, fraction_of, option, select
-from unlearn_jax.data.sampling import Rows, count, sample, sample_fraction
+from unlearn_jax.data.records import digest
+from unlearn_jax.data.requests import fraction_of, keep, option, select
+from unlearn_jax.data.sampling import Rows, count, sample
 from unlearn_jax.data.sources import Source
 
 FORMAT = "unlearn_jax.split.v1"
 SETS = ("train", "forget", "retain", "holdout")
-_RETAIN, _HOLDOUT = 2, 3  # random streams; requests.py has stream 1
+_HOLDOUT = 3  # random stream; requests.py has streams 1 and 2
+_EMPTY = {  # why a retain set can be
+    "complement": "everything is to be forgotten; narrow request",
+    "subset": "raise retain.fraction",
+    "classes": "none of retain.classes has a training image left",
+    "other_classes": "there is no other class",
+    "ids": "retain.file names none (in the released CSV, labels above 0)",
+    "proxy": "there is no proxy dataset, or only of forgotten classes",
+}
 
 
 @dataclass(frozen=True)
@@ -72,14 +80,20 @@ def resolve(
             `{"kind": "classes", "classes": ("cat", 5)}`, names or integer labels;
             `{"kind": "random", "fraction": 0.1, "seed": 0}`, of the training rows, by class;
             `{"kind": "ids", "file": path}`, a text file with one example id or image path per
-            line, or a CSV file with a column id, path, image or file; blank lines and lines
-            starting with # are skipped;
+            line, or a CSV file with a column id, path, image, file or imgs; blank lines and lines
+            starting with # are skipped; with columns imgs and labels, labels below 0 count;
             `{"kind": "predicate", "file": path}`, a Python file of the user's, which is run, and
             defines `forget(id: str, label: int, class_name: str) -> bool`.
+            Of any kind, `"per_class": 120` takes at most so many of each class, at random by
+            "seed" or, with `"pick": "first"`, the first ones in the order of the source.
         retain: `{"kind": "complement"}`, all training rows not forgotten;
             `{"kind": "subset", "fraction": 0.1, "seed": 0}`, some of them, by class;
+            `{"kind": "classes", "classes": ("dog",)}`, those of these classes;
+            `{"kind": "other_classes", "classes": ("dog",)}`, those of all other classes, without
+            any that has a forget row;
+            `{"kind": "ids", "file": path}`, those listed, as in a request; of labels those above 0;
             `{"kind": "proxy"}`, the proxy rows, without those of forgotten classes if the request
-            is for classes.
+            is for classes. "per_class" and "pick" as in a request.
         holdout: `{"split": "test"}`, as many rows of that split as the class distribution of the
             forget set permits (to within one image per class, and at least one image);
             `{"split": "", "fraction": 0.1}`, rows taken out of the training split, at most this
@@ -103,14 +117,15 @@ def resolve(
         raise ValueError(f'{source.name}: expected a split "train", found {tuple(source.splits)}.')
     everything = np.array(source.splits["train"], np.int64)
     forget, request = select(source, request)
-    whole_classes = request["kind"] == "classes"
+    of_classes = request["kind"] == "classes"
     _check_some(forget, "forget", "the request matches no training example; check the request")
+    whole_classes = of_classes and "per_class" not in request
     unseen, holdout = _holdout(source, forget, holdout, whole_classes, seed)
     forget = np.setdiff1d(forget, unseen)
     _check_some(forget, "forget", "the holdout took it all; lower holdout.fraction")
     train = np.setdiff1d(everything, unseen)
-    forgotten = source.labels[forget] if whole_classes else []
-    kept, retain = _retain(source, np.setdiff1d(train, forget), forgotten, retain)
+    kept, retain = keep(source, np.setdiff1d(train, forget), forget, of_classes, retain)
+    _check_some(kept, "retain", _EMPTY[retain["kind"]])
     sets = {"train": train, "forget": forget, "retain": kept, "holdout": unseen}
     planted = None
     if poison and poison["fraction"]:
@@ -141,7 +156,7 @@ def resolve(
         "class_counts": by_class,
     }
     manifest = json.loads(json.dumps(manifest))  # plain JSON values: equal before and after a file
-    return Split(**sets, manifest={**manifest, "hash": _hash(manifest)})
+    return Split(**sets, manifest={**manifest, "hash": digest(manifest)})
 
 
 def trained_on(split: Split, rows: Rows) -> str:
@@ -149,7 +164,7 @@ def trained_on(split: Split, rows: Rows) -> str:
     seen = {"dataset": split.manifest["dataset"], "rows": rows.tolist(), "poisoned": []}
     if len(poisoned := np.intersect1d(rows, split.poisoned)):
         seen["poisoned"] = [*poisoned.tolist(), split.manifest["poison"]["pattern"]]
-    return _hash(seen)
+    return digest(seen)
 
 
 def check_model(split: Split, workdir: Path, role: str = "original") -> None:
@@ -257,7 +272,7 @@ def load(path: str | Path, source: Source | None = None) -> Split:
         ) from error
     if found != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT}, got {found!r}. Make the split again.")
-    expected = _hash({key: value for key, value in manifest.items() if key != "hash"})
+    expected = digest({key: value for key, value in manifest.items() if key != "hash"})
     if manifest.get("hash") != expected:
         raise ValueError(
             f"{path}: the manifest was changed after it was written: its hash is "
@@ -277,28 +292,6 @@ def load(path: str | Path, source: Source | None = None) -> Split:
 
 
 # What may be used, and what was never seen.
-
-
-def _retain(
-    source: Source,
-    remaining: Rows,
-    forgotten: Sequence[int] | Int[np.ndarray, "_"],
-    retain: Mapping[str, Any],
-) -> tuple[Rows, dict[str, Any]]:
-    _check_some(remaining, "retain", "everything is to be forgotten; narrow request")
-    match choice(retain, "retain", "kind", ("complement", "subset", "proxy")):
-        case "complement":
-            return remaining, {"kind": "complement"}
-        case "subset":
-            fraction, seed = fraction_of(retain, "retain"), option(retain, "retain", "seed")
-            rows = sample_fraction(remaining, source.labels, fraction, [seed, _RETAIN])
-            _check_some(rows, "retain", "raise retain.fraction")
-            return rows, {"kind": "subset", "fraction": fraction, "seed": seed}
-        case _:
-            rows = np.array(source.splits.get("proxy", ()), np.int64)
-            rows = rows[~np.isin(source.labels[rows], forgotten)]
-            _check_some(rows, "retain", "there is no proxy dataset, or only of forgotten classes")
-            return rows, {"kind": "proxy"}
 
 
 def _holdout(
@@ -376,8 +369,3 @@ def _check_some(rows: Rows, name: str, fix: str) -> None:
 def _fingerprint(source: Source) -> str:
     content = json.dumps([list(source.ids), source.labels.tolist()], separators=(",", ":"))
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _hash(manifest: Mapping[str, Any]) -> str:
-    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

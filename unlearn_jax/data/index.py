@@ -1,0 +1,68 @@
+"""The index of a large dataset: id, label and size of every record, so that none need be read.
+
+A gzip file: the line `{"format": ..., "n": ...}`, n lines with the ids, then label, width and
+height of all, n little-endian 32-bit integers each.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+FORMAT = "unlearn_jax.index.v1"
+
+
+class Index(NamedTuple):
+    """What an index file holds; sizes are (width, height), 0 where they are not known."""
+
+    ids: Sequence[str]
+    labels: Int32[np.ndarray, "n"]
+    sizes: Int32[np.ndarray, "n 2"]
+
+
+def write(path: Path, index: Index) -> None:
+    """Nothing; writes the index, atomically, and the same bytes for the same index.
+
+    Raises:
+        ValueError: an id with a line break.
+    """
+    ids = "".join(f"{id}\n" for id in index.ids).encode()
+    n = len(index.ids)
+    if ids.count(b"\n") != n:
+        raise ValueError(f"{path}: expected ids without line breaks. Rename those files.")
+    header = json.dumps({"format": FORMAT, "n": n}).encode()
+    numbers = np.concatenate([index.labels[None], index.sizes.T]).astype("<i4").tobytes()
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(header + b"\n" + ids + numbers, 6, mtime=0))
+    partial.replace(path)
+
+
+def read(path: Path) -> Index:
+    """The index in a file.
+
+    Raises:
+        ValueError: not one, or a damaged one (gzip has a checksum).
+        OSError: it cannot be opened.
+    """
+    packed = path.read_bytes()
+    try:
+        header, rest = gzip.decompress(packed).split(b"\n", 1)
+        facts = json.loads(header)
+        n = facts["n"]
+        if facts["format"] != FORMAT:
+            raise ValueError(f"format {facts['format']!r}")
+        end = len(rest) - 12 * n
+        numbers = np.frombuffer(rest, "<i4", offset=end).reshape(3, n).astype(np.int32)
+        ids = rest[:end].decode().split("\n")[:-1]
+        if len(ids) != n:
+            raise ValueError(f"{len(ids)} ids for {n} records")
+    except (EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: expected an index ({FORMAT}), or it is damaged: {error}."
+        ) from None
+    return Index(ids, numbers[0], numbers[1:].T)

@@ -1,0 +1,182 @@
+"""Encoded images to size x size pixels: as a model is evaluated, or as random training views.
+
+The arithmetic is that of torchvision's transforms on PIL images, whose resampling is antialiased.
+Decoding is exact: PIL's `draft` mode, which decodes JPEG at a fraction of its size, is not used,
+and EXIF orientation is ignored, as in torchvision's image folders.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8, UInt64
+from PIL import Image, UnidentifiedImageError
+
+from unlearn_jax.data.readers import brief
+
+RESIZE = ("none", "crop", "squash_bilinear", "squash_bicubic")
+AUGMENT = ("", "random_resized_crop")
+_ATTEMPTS = 10  # at a crop that fits, then the middle of the image is taken
+_BICUBIC = Image.Resampling.BICUBIC
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random training views: a part of the image, resized (bicubic), mirrored half of the time.
+
+    Attributes:
+        scale: least and largest area of the part / area of the image, each in (0, 1].
+        ratio: least and largest width / height of the part.
+        flip: whether to mirror.
+    """
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """How images become pixels.
+
+    Attributes:
+        size: height and width.
+        resize: of the evaluation view, see `fit`.
+        crops: the random training views; None: training sees the evaluation view.
+    """
+
+    size: int
+    resize: str = "none"
+    crops: Crops | None = None
+
+
+def decode(data: bytes, id: str) -> Image.Image:
+    """The image as RGB, 8 bits per channel; 16-bit greys become the nearest of 256.
+
+    Palettes, CMYK and grey become RGB as PIL converts them; transparency is dropped.
+
+    Raises:
+        ValueError: no image, a truncated one, or one without a known range of values (PIL's modes
+            I and F); the message starts with the id.
+    """
+    with _reading(id):
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    _check_mode(image.mode, id)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):  # PIL would saturate, not rescale
+        grey = np.rint(np.asarray(image, np.float32) / 257).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    with _reading(id):
+        return image.convert("RGB")
+
+
+def check_header(path: Path, id: str, view: View) -> None:
+    """Nothing if the file begins like an image that `fit` can take; raises ValueError if not."""
+    with _reading(id), Image.open(path) as image:
+        size, mode = image.size, image.mode
+    _check_mode(mode, id)
+    check_size(size, id, view)
+
+
+@contextlib.contextmanager
+def _reading(id: str) -> Iterator[None]:
+    """Whatever PIL raises of a bad file, as a ValueError that is the same every time."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:  # its own message has an address in it
+        raise ValueError(f"{id}: cannot be read as an image (of no known format).") from error
+    except Exception as error:  # plugins raise what they like
+        raise ValueError(f"{id}: cannot be read as an image ({brief(error)}).") from error
+
+
+def _check_mode(mode: str, id: str) -> None:
+    if mode in ("I", "F"):
+        raise ValueError(f"{id}: expected 8 or 16 bits per channel, got mode {mode!r}.")
+
+
+def check_size(size: tuple[int, int], id: str, view: View) -> None:
+    """Nothing if `fit` can take an image of this width and height; raises ValueError if not."""
+    if view.resize == "none" and view.crops is None and size != (view.size, view.size):
+        raise ValueError(
+            f"{id}: expected {view.size} x {view.size} pixels (data.image_size), got "
+            f"{size[0]} x {size[1]}. Set data.resize to one of {RESIZE[1:]}, or data.image_size."
+        )
+
+
+def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
+    """The evaluation view of an RGB image, `view.size` pixels high and wide.
+
+    * "none": the image, which must have that size.
+    * "crop": its shorter side resized to that size (bicubic; the other side rounded down), then
+      the centre, as torchvision's Resize and CenterCrop do. MAGE, protocol part 3.1.
+    * "squash_bilinear", "squash_bicubic": resized to exactly that size, whatever its proportions.
+      Palette (protocol part 3.2), MAE's demonstration (part 1.6).
+
+    Raises:
+        ValueError: "none", and the image has another size.
+    """
+    size = view.size
+    if view.resize == "crop":
+        whole = short_side(image.size, size)
+        if whole != image.size:
+            image = image.resize(whole, _BICUBIC)
+        left, top = (round((side - size) / 2) for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+    elif view.resize.startswith("squash"):
+        bilinear = view.resize == "squash_bilinear"
+        image = image.resize((size, size), Image.Resampling.BILINEAR if bilinear else _BICUBIC)
+    elif image.size != (size, size):
+        check_size(image.size, id, View(size))
+    return np.asarray(image)
+
+
+def short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """Width and height after torchvision's Resize(short): the longer side is rounded down."""
+    width, height = size
+    if width <= height:
+        return short, int(short * height / width)
+    return int(short * width / height), short
+
+
+def random_view(
+    image: Image.Image, size: int, crops: Crops, key: UInt64[np.ndarray, "2"]
+) -> UInt8[np.ndarray, "size size 3"]:
+    """A random training view of an RGB image; it depends on the image and the Philox key only."""
+    rng = np.random.Generator(np.random.Philox(key=key))
+    left, top, width, height = crop_box(*image.size, crops, rng)
+    part = image.crop((left, top, left + width, top + height)).resize((size, size), _BICUBIC)
+    if crops.flip and rng.random() < 0.5:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(part)
+
+
+def crop_box(
+    width: int, height: int, crops: Crops, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a random part, distributed as in torchvision.
+
+    Its area is uniform in `crops.scale`, the logarithm of its proportions in that of `crops.ratio`,
+    its place in the image uniform. Parts that do not fit are drawn again, ten times; then it is the
+    middle of the image, as much of it as the proportions permit (RandomResizedCrop).
+    """
+    for _ in range(_ATTEMPTS):
+        area = width * height * rng.uniform(*crops.scale)
+        ratio = math.exp(rng.uniform(*np.log(crops.ratio)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    least, largest = crops.ratio
+    w, h = width, height
+    if width / height < least:
+        h = round(width / least)
+    elif width / height > largest:
+        w = round(height * largest)
+    return (width - w) // 2, (height - h) // 2, w, h

@@ -1,0 +1,154 @@
+"""Prepared records: encoded images in ArrayRecord shards, with a manifest and an index.
+
+    DIR/manifest.json                        what follows, and a hash of itself
+    DIR/index.gz                             id, label and size of every image, see `index`
+    DIR/train-00000-of-00313.array_record    one record per image: id, a zero byte, the image file
+    DIR/quarantine.csv                       path and reason of every file that is no image
+
+`python -m unlearn_jax.prepare` writes them. The manifest has format, name, source (layout, lists
+and how images are stored), class_names, splits (count and shards, each with file, count, bytes and
+sha256), index (its sha256), quarantined (a count), plan (a hash of the files and the options) and
+hash, the sha256 of the canonical JSON of all the rest. Rows are in the order of the shards.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_module as array_record
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from unlearn_jax.data import index
+from unlearn_jax.data.readers import Listing, brief, check_splits, split_ranges
+
+FORMAT = "unlearn_jax.records.v1"
+MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.gz", "quarantine.csv"
+_AGAIN = "Prepare it again into a new folder, or copy it again."
+
+
+def pack(id: str, image: bytes) -> bytes:
+    """One record."""
+    return id.encode() + b"\0" + image
+
+
+def open_writer(path: Path) -> Any:
+    """A writer with `write(record)` and `close()`; the file depends on the records only."""
+    return array_record.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+
+def digest(values: Any) -> str:
+    """The sha256 of values as canonical JSON."""
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of prepared records, after checking its hash.
+
+    Raises:
+        ValueError: none there, or a changed one.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"data.path: expected a folder with prepared records, {path} is not ({brief(error)}). "
+            "Make them with: python -m unlearn_jax.prepare --source=... --out=... (an interrupted "
+            "preparation goes on with the same command)."
+        ) from error
+    if found != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT}, got {found!r}. {_AGAIN}")
+    rest = {key: value for key, value in manifest.items() if key != "hash"}
+    if manifest.get("hash") != digest(rest):
+        raise ValueError(f"{path}: the manifest was changed after it was written. {_AGAIN}")
+    return manifest
+
+
+def list_records(folder: Path, splits: Sequence[str]) -> Listing:
+    """The images of prepared records; a shard is opened when it is first read.
+
+    Raises:
+        ValueError: manifest, index and shards do not agree, or there is no such split.
+    """
+    manifest = read_manifest(folder)
+    check_splits(splits, manifest["splits"], str(folder))
+    path = folder / INDEX
+    if not path.exists() or file_digest(path) != manifest["index"]:
+        raise ValueError(f"{path}: missing, or not the index of this manifest. {_AGAIN}")
+    everything = index.read(path)
+    counts = {split: facts["count"] for split, facts in manifest["splits"].items()}
+    if sum(counts.values()) != len(everything.ids):
+        raise ValueError(
+            f"{path}: expected {sum(counts.values())} images as in {MANIFEST}, got "
+            f"{len(everything.ids)}. {_AGAIN}"
+        )
+    in_index = split_ranges(list(counts), list(counts.values()))
+    rows = [row for split in splits for row in in_index[split]]
+    ids = [everything.ids[row] for row in rows]
+    shards = [shard for split in splits for shard in manifest["splits"][split]["shards"]]
+    check_shards(folder, shards)
+    # The counts in the names save opening every shard now.
+    records = ArrayRecordDataSource(
+        [f"{folder / shard['file']}[0:{shard['count']}]" for shard in shards]
+    )
+
+    def read_images(rows: Sequence[int]) -> list[bytes]:
+        images = []
+        for row in rows:
+            try:
+                id, _, image = records[row].partition(b"\0")
+            except Exception as error:
+                raise ValueError(
+                    f"{folder}: the record of {ids[row]} is damaged ({brief(error)}). {_AGAIN}"
+                ) from error
+            if id != ids[row].encode():
+                raise ValueError(
+                    f"{folder}: expected the record of {ids[row]}, got that of "
+                    f"{id[:100].decode(errors='replace')!r}: a shard of another preparation. "
+                    f"{_AGAIN}"
+                )
+            images.append(image)
+        return images
+
+    return Listing(
+        name=manifest["name"],
+        class_names=tuple(manifest["class_names"]),
+        ids=ids,
+        labels=everything.labels[rows],
+        splits=split_ranges(splits, [counts[split] for split in splits]),
+        encoded=read_images,
+        sizes=everything.sizes[rows],
+    )
+
+
+def check_shards(folder: Path, shards: Iterable[Mapping[str, Any]], contents: bool = False) -> None:
+    """Nothing if every shard is there with its size (and its sha256, if `contents`).
+
+    Raises:
+        ValueError: naming the shards that are not.
+    """
+    bad = []
+    for shard in shards:
+        path = folder / shard["file"]
+        if not path.is_file():
+            bad.append(f"{shard['file']} is missing")
+        elif path.stat().st_size != shard["bytes"]:
+            bad.append(f"{shard['file']} has {path.stat().st_size} bytes, not {shard['bytes']}")
+        elif contents and file_digest(path) != shard["sha256"]:
+            bad.append(f"{shard['file']} has another sha256 than when it was written")
+    if bad:
+        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
+        listed = "".join(f"\n  {line}" for line in bad[:10])
+        raise ValueError(
+            f"{folder}: {len(bad)} shards are not as {MANIFEST} says:{listed}{more}\n{_AGAIN}"
+        )

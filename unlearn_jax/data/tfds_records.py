@@ -1,0 +1,181 @@
+"""Prepared tfds datasets, read without TensorFlow.
+
+Listing a large one once means reading all of its records. What was found is kept in
+`$XDG_CACHE_HOME/unlearn_jax/` (`~/.cache/unlearn_jax/`), in a file named by a hash of the dataset's
+metadata and of its files' names, sizes and times; deleting it costs one more reading.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from unlearn_jax.data import index
+from unlearn_jax.data.readers import Listing, brief, check_splits, numbers, split_ranges
+
+_WORTH_CACHING = 20_000  # records; fewer are listed in a second
+_CACHED = "v1"  # of how ids are made
+# Names for prepared datasets that come without their label file (label.labels.txt).
+CLASS_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer")
+    + ("dog", "frog", "horse", "ship", "truck"),
+}
+
+
+def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Listing:
+    """The images of a prepared dataset, `keep`ing the encoded bytes in memory after listing them.
+
+    The id of an image is its feature id; or its path, of the features file_name (imagenet2012,
+    whose class folder is put before it) and filename (places365_small); or its split and number.
+
+    Raises:
+        ValueError: no such dataset or split, or a damaged one; the message names the record.
+    """
+    import tensorflow_datasets as tfds  # here: the other kinds do not need it
+
+    folder = _find_prepared(name, data_dir)
+    name = f"{folder.parent.name}/{folder.name}"
+    try:
+        builder = tfds.builder_from_directory(folder)
+        features = builder.info.features
+        sizes = {s: info.num_examples for s, info in builder.info.splits.items()}
+    except Exception as error:
+        raise ValueError(
+            f"{name}: its metadata cannot be read ({brief(error)}). Prepare it again."
+        ) from error
+    check_splits(splits, sizes, name)
+    if not {"image", "label"} <= set(features):
+        raise ValueError(f"{name}: expected features image and label, found {sorted(features)}.")
+    ranges = split_ranges(splits, [sizes[split] for split in splits])
+
+    def open_records(split: str) -> Any:
+        try:
+            # Skipping the decoder makes ids and labels cheap, and PIL decodes for every kind.
+            decoders = {"image": tfds.decode.SkipDecoding()}
+            records = builder.as_data_source(split, decoders=decoders)
+            records[sizes[split] - 1]  # files are opened by the first read
+            return records
+        except Exception as error:
+            raise ValueError(
+                f"{name}: split {split!r} cannot be opened ({brief(error)}): truncated, missing, "
+                'or not prepared with file_format="array_record". Prepare it again.'
+            ) from error
+
+    def read_records(split: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        try:
+            return records[split].__getitems__(rows)
+        except Exception as error:
+            if len(rows) > 1:  # which one is it?
+                return [read_records(split, [row])[0] for row in rows]
+            raise ValueError(
+                f"{name}: split {split!r}, record {rows[0]} is damaged ({brief(error)}). "
+                "Prepare the dataset again."
+            ) from error
+
+    names = tuple(features["label"].names)
+    if names == numbers(len(names)):  # the label file is missing
+        names = CLASS_NAMES.get(folder.parent.name, names)
+    if folder.parent.name == "places365_small":  # tfds leaves out the first folder, a letter
+        names = tuple(f"{name[0]}/{name}" for name in names)
+    records = {split: open_records(split) for split in splits}
+    n, encoded = sum(sizes[split] for split in splits), []
+
+    def list_all() -> index.Index:
+        ids, labels = [], []
+        bar = tqdm(desc=f"listing {name}", total=n, delay=2, unit="image", disable=None)
+        for split in splits:
+            for first in range(0, sizes[split], 1024):
+                rows = range(first, min(first + 1024, sizes[split]))
+                for row, record in zip(rows, read_records(split, rows), strict=True):
+                    label = int(record["label"])
+                    ids.append(_id(record, f"{split}_{row}", names[label] if label >= 0 else ""))
+                    labels.append(label)
+                    if keep:
+                        encoded.append(record["image"])
+                bar.update(len(rows))
+        bar.close()
+        return index.Index(ids, np.array(labels, np.int32), np.zeros((n, 2), np.int32))
+
+    cached = None if keep or n < _WORTH_CACHING else _cache_file(folder, splits)
+    listed = _read_cached(cached, n) if cached else None
+    if listed is None:
+        listed = list_all()
+        if cached:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            index.write(cached, listed)
+
+    def read_images(rows: Sequence[int]) -> list[bytes]:
+        if keep:
+            return [encoded[row] for row in rows]
+        images = {}
+        for split, range_ in ranges.items():
+            here = [row for row in rows if row in range_]
+            if here:
+                found = read_records(split, [row - range_.start for row in here])
+                images.update(zip(here, (record["image"] for record in found), strict=True))
+        return [images[row] for row in rows]
+
+    return Listing(
+        name=name,
+        class_names=names,
+        ids=listed.ids,
+        labels=listed.labels,
+        splits=ranges,
+        encoded=read_images,
+    )
+
+
+def _id(record: dict[str, Any], number: str, class_name: str) -> str:
+    for feature in ("id", "file_name", "filename"):
+        if feature in record:
+            id = record[feature].decode()
+            named_only = feature != "id" and "/" not in id and class_name
+            return f"{class_name}/{id}" if named_only else id
+    return number
+
+
+def _cache_file(folder: Path, splits: Sequence[str]) -> Path:
+    """Where the index of these splits of the dataset in a folder is kept."""
+    facts = hashlib.sha256(repr((_CACHED, str(folder), tuple(splits))).encode())
+    for file in sorted(folder.iterdir()):
+        stat = file.stat()
+        facts.update(repr((file.name, stat.st_size, stat.st_mtime_ns)).encode())
+        if file.suffix in (".json", ".txt"):
+            facts.update(file.read_bytes())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "unlearn_jax" / f"{folder.parent.name}-{facts.hexdigest()[:32]}.index.gz"
+
+
+def _read_cached(path: Path, n: int) -> index.Index | None:
+    """The index at the path; None if there is none, or a damaged one, which is made again."""
+    try:
+        found = index.read(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if len(found.ids) == n else None
+
+
+def _find_prepared(name: str, data_dir: str) -> Path:
+    """The one folder with the dataset_info.json of this dataset."""
+    bundled = Path(str(resources.files("unlearn_jax.data"))) / "sample"
+    root = Path(data_dir) if data_dir else bundled
+    found = sorted(f.parent for f in (root / name).glob("dataset_info.json")) or sorted(
+        f.parent for f in (root / name).glob("*/dataset_info.json")
+    )
+    if name and len(found) == 1:
+        return found[0].resolve()
+    there = sorted({str(f.parent.relative_to(root)) for f in root.glob("*/*/dataset_info.json")})
+    if name and found:
+        raise ValueError(f"data.name: {name!r} is there in several versions; choose one: {there}.")
+    call = f"tfds.builder({name or 'cifar10'!r}, data_dir={data_dir or 'DIR'!r}, "
+    raise ValueError(
+        f"data: no prepared dataset {name!r} in {root}; found {there}. Prepare it once (this needs "
+        'tensorflow) with: python -c "import tensorflow_datasets as tfds; '
+        f"{call}file_format='array_record').download_and_prepare()\" and set data.data_dir, or "
+        'use the bundled data.name="cifar10_sample" with data.data_dir="".'
+    )

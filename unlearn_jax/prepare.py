@@ -1,0 +1,387 @@
+"""Prepares a dataset as it is distributed: every image checked, in shards that open at once.
+
+    python -m unlearn_jax.prepare --layout=imagenet --source=DIR --out=DIR
+    python -m unlearn_jax.prepare --layout=places365 --source=DIR --out=DIR --resize=256 \\
+        --resize_how=squash_bilinear --encode=png
+
+Every file is decoded fully. Those that are no images, or truncated, go to quarantine.csv and not
+into the shards; the others are stored as they are, unless --resize is given. Interrupted, by
+whatever, the same command goes on after the last whole shard, and ends with the same bytes. Given
+again at the end it changes nothing; with --verify it reads every shard and compares its sha256.
+The format is described in `unlearn_jax.data.records`.
+"""
+
+import concurrent.futures
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from unlearn_jax import cli
+from unlearn_jax.data import index, layouts, preprocess, records
+from unlearn_jax.data.layouts import File
+
+RESIZE_HOW = ("short_bicubic", "squash_bilinear", "squash_bicubic")
+ENCODE = ("jpeg", "png")
+_PARTS = "unfinished"  # what is known of finished shards, until all are
+
+
+@dataclass(frozen=True)
+class Storing:
+    """How images are stored: resized and encoded again, or as they are.
+
+    Attributes:
+        resize: pixels of the shorter side ("short_bicubic") or of both; 0: as they are.
+        resize_how: "short_bicubic", "squash_bilinear" or "squash_bicubic".
+        encode: "jpeg" or "png"; images that have the size already keep their bytes.
+        quality: of JPEG, 95 to 100, without chroma subsampling.
+    """
+
+    resize: int = 0
+    resize_how: str = "short_bicubic"
+    encode: str = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.resize < 0 or self.resize_how not in RESIZE_HOW or self.encode not in ENCODE:
+            raise ValueError(
+                f"--resize: expected pixels, --resize_how one of {RESIZE_HOW}, --encode one of "
+                f"{ENCODE}, got {self.resize}, {self.resize_how!r}, {self.encode!r}."
+            )
+        if not 95 <= self.quality <= 100:
+            raise ValueError(f"--quality: expected 95..100, got {self.quality}.")
+
+
+def run(
+    layout: str,
+    source: Path,
+    out: Path,
+    *,
+    name: str = "",
+    storing: Storing = Storing(),
+    images_per_shard: int = 4096,
+    workers: int = 0,
+    **which: Any,
+) -> dict[str, Any]:
+    """The manifest of the records in `out`, made now unless they are there already.
+
+    Args:
+        layout: see `layouts.find`.
+        source: the folder.
+        out: a new folder, or one that an interrupted preparation of the same images left.
+        name: of the dataset; the layout's, or that of the folder, if empty.
+        storing: how images are stored.
+        images_per_shard: files that a shard is made of.
+        workers: threads, each busy with a shard of its own; 0: as many as there are cores.
+        which: further arguments of `layouts.find`.
+
+    Raises:
+        ValueError: the source or `out` is not what it must be.
+        OSError: a file could not be read or written; nothing is lost, and the next call goes on.
+    """
+    if images_per_shard < 1 or workers < 0:
+        raise ValueError(
+            f"expected --images_per_shard of at least 1 and --workers of at least 0, got "
+            f"{images_per_shard} and {workers}."
+        )
+    found = layouts.find(layout, source, **which)
+    shards = _plan(found, images_per_shard)
+    plan = {
+        "files": records.digest([[(f.id, f.path, f.label) for f in files] for _, files in shards]),
+        "images_per_shard": images_per_shard,
+        **asdict(storing),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with _lock(out):
+        _claim(out, plan)
+        if not (out / records.MANIFEST).exists():
+            for partial in out.rglob("*.partial*"):
+                partial.unlink()
+            _write_all(source, out, shards, storing, workers or os.cpu_count() or 1)
+            described = {
+                "layout": layout,
+                "stored": asdict(storing) if storing.resize else "original",
+            }
+            described |= {"lists": [Path(file).name for file in which.get("lists", ())]}
+            _finish(out, shards, found, name or _name(layout, source), described, plan)
+        _clean_up(out)
+        return records.read_manifest(out)
+
+
+def _plan(found: layouts.Found, per_shard: int) -> list[tuple[str, Sequence[File]]]:
+    """The name and the files of every shard."""
+    shards = []
+    for split, files in found.splits.items():
+        count = -(-len(files) // per_shard)
+        for i in range(count):
+            name = f"{split}-{i:05d}-of-{count:05d}.array_record"
+            shards.append((name, files[i * per_shard : (i + 1) * per_shard]))
+    if not shards:
+        raise ValueError("--source: expected images, found none.")
+    return shards
+
+
+@contextlib.contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keeps a second preparation out of the folder; the system ends the lock with the process."""
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(f"--out: another preparation is at work in {out}. Wait for it.") from error
+    finally:
+        os.close(folder)
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan, or refuses a folder that holds anything else than what it leads to."""
+    if (out / records.MANIFEST).exists():
+        if records.read_manifest(out)["plan"] != records.digest(plan):
+            raise ValueError(
+                f"--out: {out} holds records of other files or options. Choose another folder."
+            )
+        return
+    path = out / _PARTS / "plan.json"
+    if path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        changed = [
+            f"{key}: {before.get(key)} -> {plan[key]}"
+            for key in plan
+            if before.get(key) != plan[key]
+        ]
+        if changed:
+            raise ValueError(
+                f"--out: {out} holds an unfinished preparation of other files or options "
+                f"({'; '.join(changed)}). Undo the change, or choose another folder."
+            )
+        return
+    if any(child.name != _PARTS for child in out.iterdir()):
+        raise ValueError(f"--out: expected a new or empty folder, {out} holds other files.")
+    path.parent.mkdir(exist_ok=True)
+    _write_text(path, json.dumps(plan, indent=1))
+
+
+def _write_all(
+    source: Path,
+    out: Path,
+    shards: Sequence[tuple[str, Sequence[File]]],
+    storing: Storing,
+    workers: int,
+) -> None:
+    """Writes the shards that are not finished."""
+    total = sum(len(files) for _, files in shards)
+    todo = [(name, files) for name, files in shards if not _part(out, name)]
+    done = total - sum(len(files) for _, files in todo)
+    stop, ticks = threading.Event(), threading.Lock()
+    bar = tqdm(
+        desc="preparing", total=total, initial=done, unit="image", dynamic_ncols=True, disable=None
+    )
+
+    def tick() -> None:
+        if stop.is_set():
+            raise InterruptedError("stopped")
+        with ticks:
+            bar.update()
+
+    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_write_shard, source, out, *shard, storing, tick) for shard in todo]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:  # and KeyboardInterrupt: the threads must not go on
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_shard(
+    source: Path,
+    out: Path,
+    name: str,
+    files: Sequence[File],
+    storing: Storing,
+    tick: Callable[[], None],
+) -> None:
+    """Writes one shard, then what is known of it: with that file it is finished."""
+    rows, bad = [], []
+    partial = out / f"{name}.partial"
+    try:
+        writer = records.open_writer(partial)
+        for file in files:
+            tick()
+            data = (source / file.path).read_bytes()  # an error here is no fault of the image
+            try:
+                image = preprocess.decode(data, file.path)
+            except ValueError as error:
+                bad.append((file.path, str(error).removeprefix(f"{file.path}: ")))
+                continue
+            data, size = _store(image, data, storing)
+            writer.write(records.pack(file.id, data))
+            rows.append((file.id, file.label, *size))
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(f"{partial} could not be written: {error}") from error
+    with partial.open("rb+") as written:
+        os.fsync(written.fileno())
+    facts = {"file": name, "count": len(rows), "bytes": partial.stat().st_size}
+    facts |= {"sha256": records.file_digest(partial)}
+    partial.replace(out / name)
+    _write_text(_part_path(out, name), json.dumps({"shard": facts, "rows": rows, "bad": bad}))
+
+
+def _store(image: Image.Image, data: bytes, storing: Storing) -> tuple[bytes, tuple[int, int]]:
+    """The bytes to store of an image file, and the width and height of the image in them."""
+    side = storing.resize
+    if not side:
+        return data, image.size
+    size = (side, side)
+    if storing.resize_how == "short_bicubic":
+        size = preprocess.short_side(image.size, side)
+    if size == image.size:
+        return data, size
+    bilinear = storing.resize_how == "squash_bilinear"
+    filter = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+    stored = io.BytesIO()
+    options = {"quality": storing.quality, "subsampling": 0} if storing.encode == "jpeg" else {}
+    image.resize(size, filter).save(stored, storing.encode, **options)
+    return stored.getvalue(), size
+
+
+def _part_path(out: Path, name: str) -> Path:
+    return out / _PARTS / f"{name}.json"
+
+
+def _part(out: Path, name: str) -> dict[str, Any] | None:
+    """What is known of a finished shard; None if it is not finished."""
+    path = _part_path(out, name)
+    if not path.exists():
+        return None
+    part = json.loads(path.read_text("utf-8"))
+    shard = out / name
+    finished = shard.exists() and shard.stat().st_size == part["shard"]["bytes"]
+    return part if finished else None
+
+
+def _finish(
+    out: Path,
+    shards: Sequence[tuple[str, Sequence[File]]],
+    found: layouts.Found,
+    name: str,
+    described: dict[str, Any],
+    plan: dict[str, Any],
+) -> None:
+    """Writes index, quarantine list and, last, the manifest."""
+    splits: dict[str, Any] = {split: {"count": 0, "shards": []} for split in found.splits}
+    ids, numbers, bad = [], [], []
+    for shard, _ in shards:
+        part = _part(out, shard)
+        split = splits[shard.rsplit("-", 3)[0]]
+        split["shards"].append(part["shard"])
+        split["count"] += part["shard"]["count"]
+        ids += [row[0] for row in part["rows"]]
+        numbers.append(np.array([row[1:] for row in part["rows"]], np.int32).reshape(-1, 3))
+        bad += part["bad"]
+    empty = [split for split, facts in splits.items() if not facts["count"]]
+    if empty:
+        raise ValueError(f"{out}: no file of the splits {empty} is an image: {bad[0]}.")
+    table = np.concatenate(numbers)
+    index.write(out / records.INDEX, index.Index(ids, table[:, 0], table[:, 1:]))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *bad])
+    _write_text(out / records.QUARANTINE, text.getvalue())
+    manifest = {
+        "format": records.FORMAT,
+        "name": name,
+        "source": described,
+        "class_names": list(found.class_names),
+        "splits": splits,
+        "quarantined": len(bad),
+        "index": records.file_digest(out / records.INDEX),
+        "plan": records.digest(plan),
+    }
+    manifest["hash"] = records.digest(manifest)
+    _write_text(out / records.MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _clean_up(out: Path) -> None:
+    parts = out / _PARTS
+    for path in parts.iterdir() if parts.exists() else ():
+        path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        parts.rmdir()
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _name(layout: str, source: Path) -> str:
+    return source.resolve().name if layout == "folder" else layout
+
+
+def main(layout: str, source: str, out: str) -> None:
+    """The binary."""
+    given = flags.FLAGS
+    storing = Storing(given.resize, given.resize_how, given.encode, given.quality)
+    manifest = run(
+        layout,
+        Path(source),
+        Path(out),
+        name=given.name,
+        storing=storing,
+        images_per_shard=given.images_per_shard,
+        workers=given.workers,
+        val_labels=given.val_labels,
+        classes=given.classes,
+        lists=tuple(given.list),
+    )
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    counts = ", ".join(f"{s}: {facts['count']:,}" for s, facts in manifest["splits"].items())
+    print(f"{counts} images of {len(manifest['class_names'])} classes, in {len(shards)} shards.")
+    if manifest["quarantined"]:
+        where = Path(out) / records.QUARANTINE
+        print(f"{manifest['quarantined']} files are no readable images and were left out: {where}")
+    if given.verify:
+        records.check_shards(Path(out), tqdm(shards, "verifying", unit="shard"), contents=True)
+        print("Every shard has the sha256 that it was written with.")
+    print(f'For a config:\n  config.data.update({{"kind": "records", "path": {out!r}}})')
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("layout", None, layouts.LAYOUTS, "How the source is laid out.")
+    flags.DEFINE_string("source", None, "The folder of the images.")
+    flags.DEFINE_string("out", None, "The folder to make, or to go on with.")
+    flags.DEFINE_string("name", "", "Of the dataset; by default the layout's or the folder's.")
+    flags.DEFINE_string("val_labels", "", "Classes of validation images without class folders.")
+    flags.DEFINE_string("classes", "", "A list of the classes to take.")
+    flags.DEFINE_multi_string("list", [], "A list of the images to take; can be repeated.")
+    flags.DEFINE_integer("resize", 0, "Pixels of the shorter side, or of both; 0: do not.")
+    flags.DEFINE_enum("resize_how", RESIZE_HOW[0], RESIZE_HOW, "How, if --resize.")
+    flags.DEFINE_enum("encode", "png", ENCODE, "Of what is resized.")
+    flags.DEFINE_integer("quality", 95, "Of JPEG, 95 to 100.")
+    flags.DEFINE_integer("images_per_shard", 4096, "Images of a shard.")
+    flags.DEFINE_integer("workers", 0, "Threads; 0: as many as there are cores.")
+    flags.DEFINE_bool("verify", False, "Compare every shard with its sha256.")
+    cli.start(
+        main,
+        needs=("layout", "source", "out"),
+        example="--layout=imagenet --source=imagenet1k --out=data/imagenet",
+    )

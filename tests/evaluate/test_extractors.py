@@ -73,21 +73,25 @@ def test_damaged_and_wrong_workdirs_are_refused(tmp_path):
         towers.require("fid", tmp_path / "a")
 
 
-def test_the_variant_is_checked_and_the_published_file_is_known(tmp_path):
-    tiny = Inception(width=2, image_size=299)
-    convert(tmp_path / "fid", tiny, "inception", sha256="6726825d" + "0" * 56)
-    found = towers.require("fid", tmp_path / "fid")
-    assert found.provenance["published"] is True
-    assert found.tower.mean == (128 / 255,) * 3 and found.recipe == preprocessing.RECIPES["fid"]
+def test_the_variant_is_checked(tmp_path):
+    convert(tmp_path / "a")
+    path = tmp_path / "a" / "conversion.json"
+    manifest = json.loads(path.read_text())
+    manifest |= {"family": "inception", "model": dataclasses.asdict(Inception(width=2))}
+    path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="got {'variant': 'fid'}"):
-        towers.require("inception_score", tmp_path / "fid")
+        towers.require("inception_score", tmp_path / "a")
 
 
-def test_the_recipe_decides_about_normalisation(tmp_path):
-    convert(tmp_path / "clip", dataclasses.replace(CLIP, image_size=224, patch=32, mean=(0.5,) * 3))
-    found = towers.require("clip_cosine", tmp_path / "clip")
-    assert found.provenance["published"] is None
-    assert found.tower.mean == preprocessing.RECIPES["clip"]["mean"]
+def test_the_recipe_normalises_and_the_published_file_is_known(tmp_path, monkeypatch):
+    convert(tmp_path / "a", dataclasses.replace(CLIP, image_size=224, patch=32, mean=(0.5,) * 3))
+    recipe = preprocessing.RECIPES["clip"]
+    for known, published in (("", None), ("abab", True), ("6726825d", False)):
+        needs = towers.NEEDS["clip_cosine"] | {"sha256": known}
+        monkeypatch.setitem(towers.NEEDS, "clip_cosine", needs)
+        found = towers.require("clip_cosine", tmp_path / "a")
+        assert found.provenance["published"] is published
+        assert found.tower.mean == recipe["mean"] and found.recipe == recipe
 
 
 def made(tower, family):

@@ -22,7 +22,8 @@ Rows = Float[Array | np.ndarray, "b d"]
 class Moments(NamedTuple):
     """Sufficient statistics of Gaussian features: their number, mean, and centred second moment.
 
-    comoment = sum over rows of (x - mean)(x - mean)^T, float64 like the mean.
+    comoment = sum over rows of (x - mean)(x - mean)^T, float64 like the mean. On a device jax would
+    round float64 arrays in any arithmetic but this file's; np.asarray gives them as they are.
     """
 
     n: Int[Array | np.ndarray, ""]

@@ -77,26 +77,7 @@ def load_tower(
     Raises:
       ValueError: no such workdir, a model that is no tower, or damage.
     """
-    path = Path(workdir) / "conversion.json"
-    try:
-        manifest = json.loads(path.read_text())
-        family, fields, source = (manifest[key] for key in ("family", "model", "source"))
-        source = {key: source[key] for key in ("file", "bytes", "sha256")}
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{workdir}: expected a converted tower, found no conversion.json. Make one with "
-            "python -m unlearn_jax.convert --family=FAMILY --checkpoint=FILE --out=WORKDIR."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Convert the file again."
-        ) from error
-    if family not in FAMILIES:
-        raise ValueError(f"{workdir}: expected one of {sorted(FAMILIES)}, got a {family!r}.")
-    try:
-        tower = FAMILIES[family](**fields)
-    except TypeError as error:
-        raise ValueError(f"{path}: its fields are not a {family}'s ({error}).") from error
+    family, tower, source = _manifest(workdir)
     shapes = jax.eval_shape(tower.init, jax.random.key(0))
     mesh = mesh or sharding.make_mesh()
     like = sharding.abstract(shapes, sharding.params_sharding(shapes, mesh))
@@ -125,14 +106,15 @@ def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -
             f"{metric} needs the weights of {family}, which are not part of this package. Get "
             f"{file} from {needs['from']}, run\n  {command}\nand give towers/{metric} here."
         )
-    tower, params, provenance = load_tower(workdir, mesh)
+    found, tower, _ = _manifest(workdir)
     wanted = {"family": family} | needs["fields"]
-    found = {"family": provenance["family"]} | provenance["model"]
+    found = {"family": found} | dataclasses.asdict(tower)
     if wrong := {key: found.get(key) for key in wanted if found.get(key) != wanted[key]}:
         raise ValueError(
             f"{metric}: expected a tower with {wanted} in {workdir}, got {wrong}. Convert the "
             f"right file:\n  {command}"
         )
+    tower, params, provenance = load_tower(workdir, mesh)
     known = needs["sha256"]
     published = provenance["source"]["sha256"].startswith(known) if known else None
     recipe = preprocessing.RECIPES[needs["recipe"]]
@@ -203,6 +185,31 @@ def metric_name(kind: str, of: Extractor) -> str:
     if isinstance(tower, ResNet50) and (tower.width, tower.classes) == (64, 365):
         family = "places365"
     return f"{family}_{kind}"
+
+
+def _manifest(workdir: Path | str) -> tuple[str, Any, dict[str, Any]]:
+    """(family, tower, source) of a conversion."""
+    path = Path(workdir) / "conversion.json"
+    try:
+        manifest = json.loads(path.read_text())
+        family, fields, source = (manifest[key] for key in ("family", "model", "source"))
+        source = {key: source[key] for key in ("file", "bytes", "sha256")}
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{workdir}: expected a converted tower, found no conversion.json. Make one with "
+            "python -m unlearn_jax.convert --family=FAMILY --checkpoint=FILE --out=WORKDIR."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Convert the file again."
+        ) from error
+    if family not in FAMILIES:
+        raise ValueError(f"{workdir}: expected one of {sorted(FAMILIES)}, got a {family!r}.")
+    try:
+        tower = FAMILIES[family](**fields)
+    except TypeError as error:
+        raise ValueError(f"{path}: its fields are not a {family}'s ({error}).") from error
+    return family, tower, source
 
 
 def _sha256(value: Any) -> str:

@@ -18,7 +18,7 @@ from configs import imagenet_mage
 from unlearn_jax.models.mae import PRESETS
 
 
-def get_config() -> ConfigDict:
+def get_config(size: str = "full") -> ConfigDict:
     config = imagenet_mage.get_config()
     config.name = "MAE ViT-L, ImageNet-1K"
     config.data.update({"image_size": 224, "resize": "squash_bicubic"})
@@ -26,4 +26,6 @@ def get_config() -> ConfigDict:
     for spec in config.phases.values():
         spec.optimizer.clip_norm_l2 = 0.0 if spec.objective == "reconstruction" else 3.0
         spec.optimizer.no_decay = (".*/(bias|scale|pos_embed)",)
-    return config
+    return imagenet_mage.sized(
+        config, size, image_size=32, patch=8, dim=64, depth=2, heads=1, decoder_depth=1
+    )

@@ -16,17 +16,27 @@ It trains 3 epochs of about 500,000 images, half to forget, in batches of 96, on
 centre hole is tested. Its forget term counts a tenth, and each term is divided by the whole batch.
 Sampling follows the schedule in the checkpoint, 2,000 steps. Pretraining (for a retrained model) is
 not part of the protocol.
+
+    python -m unlearn_jax.evaluate --config=configs/places365_palette.py --workdir=runs/palette \
+        --checkpoints=original=runs/palette/original,unlearned=runs/palette/unlearned
+
+is the published evaluation: 100 validation images of each of the 100 classes, half of the side
+inpainted. As released it compares with images saved again and stores JPEG:
+    --config.protocol.compat.fid_reference=resaved_gt
+    --config.protocol.compat.image_format=jpeg_75_compat
+
+configs/places365_palette.py:rehearsal has narrow layers, small images and few steps, see README.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs.imagenet_mage import classes
+from configs.imagenet_mage import classes, sized
 from unlearn_jax.config import default, phase
 
 EPOCH = 500_000 // 96
 
 
-def get_config() -> ConfigDict:
+def get_config(size: str = "full") -> ConfigDict:
     config = default()
     config.name = "Palette, Places365"
     config.batch_size = 96
@@ -57,4 +67,7 @@ def get_config() -> ConfigDict:
         ),
     }
     config.stages.unlearned.phases = ("unlearn",)
-    return config
+    metrics = ("fid", "places365_score", "clip_cosine")
+    config.protocol.update({"split": "validation", "per_class": 100, "metrics": metrics})
+    config.protocol.update({"inpaint": (4, 8), "outpaint": ()})
+    return sized(config, size, image_size=32, inner=32, mults=(1, 1), res_blocks=1, timesteps=4)

@@ -9,42 +9,38 @@ set, a file that is cut off. The checkpoints have the published names and layout
 random weights: what they generate and what is measured means nothing.
 """
 
+import importlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import traverse_util
 from PIL import Image
 
+from configs import imagenet_mage
 from unlearn_jax import cli, convert, models
 from unlearn_jax.convert import writing
-from unlearn_jax.data import published
 from unlearn_jax.data.sources import open_source
 from unlearn_jax.evaluate import clip_tower, inception, resnet50
+from unlearn_jax.models import diffusion
 
-MODELS = {
-    "mage-vitb-1600.pth": models.MAGE(
-        image_size=32, dim=64, depth=2, heads=1, decoder_dim=64, decoder_depth=1,
-        tokenizer={"ch": 32, "ch_mult": (1, 1, 1), "res_blocks": 1, "z_dim": 8, "codebook": 64},
+CHECKPOINTS = {
+    "mage-vitb-1600.pth": ("mage", "imagenet_mage"),
+    "mae_visualize_vit_large.pth": ("mae", "imagenet_mae"),
+    "16_Network.pth": ("palette", "places365_palette"),
+    "pt_inception-2015-12-05-6726825d.pth": ("inception", inception.Inception(width=2)),
+    "inception_v3_google-0cc3c7bd.pth": ("inception", inception.Inception("torchvision", width=2)),
+    "resnet50_places365.pth.tar": ("resnet50", resnet50.ResNet50(width=4)),
+    "open_clip_model.safetensors": (
+        "clip",
+        clip_tower.Clip(width=64, layers=1, heads=1, mlp_width=64, embed_dim=16, patch=56),
     ),
-    "mae_visualize_vit_large.pth": models.MAE(
-        image_size=32, patch=8, dim=64, depth=2, heads=1, decoder_depth=1
-    ),
-    "16_Network.pth": models.Palette(
-        image_size=32, inner=32, mults=(1, 1), res_blocks=1, timesteps=4, beta_start=0.1,
-        beta_end=0.9,
-    ),
-    "pt_inception-2015-12-05-6726825d.pth": inception.Inception(width=2),
-    "inception_v3_google-0cc3c7bd.pth": inception.Inception("torchvision", width=2),
-    "resnet50_places365.pth.tar": resnet50.ResNet50(width=4),
-    "ViT-H-14-laion2b_s32b_b79k.pth": clip_tower.Clip(
-        width=64, layers=1, heads=1, mlp_width=64, embed_dim=16, patch=56
-    ),
-}  # fmt: skip
-FAMILIES = ("mage", "mae", "palette", "inception", "inception", "resnet50", "clip")
+}
+"""Families, and models or the configs whose rehearsal has them."""
 
 
 def make(out: Path, train: int, val: int) -> None:
@@ -57,8 +53,9 @@ def make(out: Path, train: int, val: int) -> None:
     """
     if out.exists():
         raise ValueError(f"--out: {out} exists. Choose another folder, or remove that one.")
-    images = _jpegs(np.random.default_rng(0))
-    wnids = sorted([*published.IMAGENET_FORGET, *published.IMAGENET_RETAIN])
+    rng = np.random.default_rng(0)
+    images = _jpegs(rng)
+    wnids = sorted(imagenet_mage.classes("imagenet_forget.txt", "imagenet_retain.txt"))
     for wnid in wnids:
         for i in range(train):
             _write(out / "imagenet/train" / wnid / f"{wnid}_{i}.JPEG", next(images))
@@ -66,7 +63,7 @@ def make(out: Path, train: int, val: int) -> None:
     for wnid in wnids:
         for _ in range(val):
             _write(out / "imagenet/val" / wnid / next(names), next(images))
-    places = sorted([*published.PLACES_FORGET, *published.PLACES_RETAIN])
+    places = sorted(imagenet_mage.classes("places365_forget.txt", "places365_retain.txt"))
     for place in places:
         for i in range(train):
             folder = out / "places365/train_256" / place.strip("/")
@@ -79,8 +76,12 @@ def make(out: Path, train: int, val: int) -> None:
     (out / "places365/categories_places365.txt").write_text(categories)
     for folder in ("imagenet/train/" + wnids[0], "places365/train_256/" + places[0].strip("/")):
         (out / folder / "broken.JPEG").write_bytes(next(images)[:300])
-    for family, (name, model) in zip(FAMILIES, MODELS.items(), strict=True):
-        _write_checkpoint(out / "checkpoints" / name, family, model)
+    (out / "checkpoints").mkdir()
+    for name, (family, model) in CHECKPOINTS.items():
+        if isinstance(model, str):
+            config = importlib.import_module(f"configs.{model}").get_config("rehearsal")
+            model = models.build(**config.model.to_dict())
+        _write_checkpoint(out / "checkpoints" / name, family, model, rng)
 
 
 def _jpegs(rng: np.random.Generator) -> Iterator[bytes]:
@@ -103,17 +104,29 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _write_checkpoint(path: Path, family: str, model) -> None:
-    rules, key = convert.find(family), jax.random.key(0)
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(key))
-    # What starts at 0 would give the same images and features everywhere.
-    noise = [0.02 * jax.random.normal(jax.random.fold_in(key, i), x.shape) for i, x in
-             enumerate(leaves)]  # fmt: skip
-    params = tree.unflatten(x + jnp.abs(n) for x, n in zip(leaves, noise, strict=True))
+def _write_checkpoint(path: Path, family: str, model: Any, rng: np.random.Generator) -> None:
+    rules = convert.find(family)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))  # to compile `init` takes minutes
+    leaves = {
+        name: _random(name, leaf.shape, rng)
+        for name, leaf in traverse_util.flatten_dict(shapes, sep="/").items()
+    }
     if family == "palette":
-        params["schedule"] = model.init(key)["schedule"]
+        schedule = diffusion.linear_schedule(model.timesteps, 0.1, 0.9)
+        leaves |= {f"schedule/{name}": array for name, array in schedule.items()}
+    params = traverse_util.unflatten_dict(leaves, sep="/")
     tensors = dict(convert.to_torch(rules, model, params))
-    writing.write(path, tensors, rules.wrapper)
+    # A PyTorch file, whatever it is called.
+    written = path if path.suffix in (".pth", ".safetensors") else path.with_name("weights.pth")
+    writing.write(written, tensors, rules.wrapper)
+    written.replace(path)
+
+
+def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if name.endswith(("/scale", "/var")):
+        return rng.uniform(0.8, 1.2, shape).astype(np.float32)
+    fan_in = np.prod(shape[:-1]) if name.endswith("/kernel") else 100
+    return (rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
 
 
 def main(out: str) -> None:

@@ -99,7 +99,7 @@ def default() -> ConfigDict:
             },
             "protocol": {  # of `evaluate --checkpoints=…`, see evaluate/protocol.py
                 "split": "test",  # whose images are completed
-                "retain_classes": (),  # beside request.classes; (): all others
+                "retain_classes": (),  # beside request.classes; (): retain.classes, or all others
                 "per_class": 0,  # images of each class; 0: all
                 "list_file": "",  # a published list of images; "": by class
                 "inpaint": (4, 8),  # holes, in sixteenths of the side

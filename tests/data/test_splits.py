@@ -379,3 +379,16 @@ def test_overlaps_are_found_by_row_and_by_id(change, message):
     sets = {"train": [0, 1, 2, 3], "forget": [0, 1], "retain": [2, 3], "holdout": [4], **change}
     with pytest.raises(ValueError, match=message):
         splits._check_sets({k: np.array(v, np.int64) for k, v in sets.items()}, ids)
+
+
+def test_many_classes_are_counted_and_limits_are_told():
+    def split(**request):
+        counts = {"forget": 1, "train": 2}
+        manifest = {"request": {"kind": "classes", **request}, "counts": counts}
+        empty = np.zeros(0, np.int64)
+        manifest["dataset"] = {"name": "zoo"}
+        return splits.Split(empty, empty, empty, empty, manifest)
+
+    assert splits.describe(split(classes=["cat", "dog"])).endswith("zoo: every image of cat, dog.")
+    many = splits.describe(split(classes=[f"c{i}" for i in range(100)], per_class=120))
+    assert many.endswith("zoo: at most 120 images each of 100 classes (c0, c1, c2, …).")

@@ -127,16 +127,9 @@ def test_norm_then_flip_is_what_the_saved_files_got():
     assert {k for k in recipe if recipe[k] != other[k]} == {"mean", "std"}
 
 
-def test_fid_references():
-    full = image((300, 411))
-    assert preprocessing.fid_reference(full, "original_fullsize") is full
-    cropped = preprocessing.fid_reference(full, "center_crop")
-    whole = Image.fromarray(full).resize((350, 256), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(cropped, np.asarray(whole)[:, 47:303])
-    file = io.BytesIO()
-    Image.fromarray(cropped).save(file, "jpeg")  # PIL's quality is 75
-    saved = preprocessing.fid_reference(full, "resaved_gt")
+def test_resaved_is_a_jpeg_of_quality_75():
+    pixels, file = image((64, 80)), io.BytesIO()
+    Image.fromarray(pixels).save(file, "jpeg")  # PIL's quality is 75
+    saved = preprocessing.resaved(pixels)
     np.testing.assert_array_equal(saved, np.asarray(Image.open(file)))
-    assert 0 < np.abs(np.int32(saved) - cropped).mean() < 60
-    with pytest.raises(ValueError, match="fid_reference: expected one of .* got 'gt'"):
-        preprocessing.fid_reference(full, "gt")
+    assert 0 < np.abs(np.int32(saved) - pixels).mean() < 60

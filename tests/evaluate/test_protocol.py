@@ -185,6 +185,14 @@ def test_mistakes_are_refused_before_anything_is_done(
 
 def test_a_request_without_classes_is_refused(checkpoints, tmp_path):
     cfg = config()
-    cfg.request.kind = "random"
-    with pytest.raises(ValueError, match="needs request.kind='classes'"):
+    cfg.request.update({"kind": "random", "classes": ()})
+    with pytest.raises(ValueError, match="Expected the forgotten ones in config.request.classes"):
         protocol.run(cfg, checkpoints, tmp_path)
+
+
+def test_kept_classes_are_those_of_the_retain_set_or_all_others():
+    cfg = config(retain_classes=(), per_class=2)
+    rows = protocol._evaluation_rows(cfg, protocol.resolve(cfg))
+    assert len(rows["retain"]) == 2 * 8 and len(rows["forget"]) == 2 * 2
+    cfg.retain.update({"kind": "classes", "classes": ("ship",)})
+    assert len(protocol._evaluation_rows(cfg, protocol.resolve(cfg))["retain"]) == 2

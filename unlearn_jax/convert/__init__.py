@@ -69,8 +69,9 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
     params = {}
     for path, (name, shape) in wanted.items():
         leaf = family.layout(path, ndim[path]).to_leaf(tensors.read(name))
-        params[path] = jnp.array(leaf, jnp.float32)  # a copy: the file is let go
-        if not jnp.isfinite(params[path]).all():
+        array = np.array(leaf, np.float32)  # a copy: the file is let go
+        params[path] = jnp.asarray(array)
+        if not np.isfinite(array).all():
             problems.append(f"{name} {list(shape)} has values that are NaN or infinite")
     _raise(problems)
     return traverse_util.unflatten_dict(params, sep="/")

@@ -49,6 +49,7 @@ class Source:
         splits: rows of each split, by name.
         read: the images of some rows; call `fetch`, which checks the rows first.
         augmented: whether training shall see random views, which `fetch` makes of keys.
+        original: the image of a row as it is stored, before it is made to fit.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Source:
     splits: Mapping[str, range]
     read: Callable[[Int[np.ndarray, "b"], Keys], UInt8[np.ndarray, "b h w 3"]]
     augmented: bool = False
+    original: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -219,6 +221,7 @@ def from_arrays(
         labels=labels[order].astype(np.int32),
         splits=split_ranges(wanted, [len(part) for part in rows]),
         read=lambda indices, keys: images[indices],
+        original=lambda row: images[row],
     )
 
 
@@ -267,6 +270,7 @@ def concat(a: Source, b: Source) -> Source:
         splits={**a.splits, "proxy": range(n, n + len(b))},
         read=read,
         augmented=a.augmented,
+        original=lambda row: a.original(row) if row < n else b.original(row - n),
     )
 
 
@@ -292,6 +296,7 @@ def subset(source: Source, train_rows: int, seed: int) -> Source:
         splits=split_ranges(list(source.splits), [len(part) for part in parts]),
         read=lambda indices, keys: source.fetch(rows[indices], keys),
         augmented=source.augmented,
+        original=lambda row: source.original(int(rows[row])),
     )
 
 
@@ -349,6 +354,11 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
     known = {f.name: getattr(listing, f.name) for f in fields(listing)}
     del known["encoded"], known["sizes"]
     known["augmented"] = view.crops is not None
+
+    def original(row: int) -> UInt8[np.ndarray, "h w 3"]:
+        return np.asarray(preprocess.decode(listing.encoded([row])[0], listing.ids[row]))
+
+    known["original"] = original
     if not cache:
         return Source(**known, read=decode)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

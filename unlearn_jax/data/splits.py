@@ -225,7 +225,7 @@ def describe(split: Split) -> str:
     """The request in one sentence, for reports."""
     request, counts = split.manifest["request"], split.manifest["counts"]
     what = {
-        "classes": lambda: f"every image of {', '.join(request['classes'])}",
+        "classes": lambda: _of_classes(**request),
         "random": lambda: (
             f"a random {100 * request['fraction']:.4g} % of each class (seed {request['seed']})"
         ),
@@ -235,6 +235,14 @@ def describe(split: Split) -> str:
     return (
         f"Forget {counts['forget']:,} of {counts['train']:,} training images of "
         f"{split.manifest['dataset']['name']}: {what}."
+    )
+
+
+def _of_classes(classes: Sequence[str], per_class: int = 0, **_: Any) -> str:
+    several = f"{len(classes)} classes ({', '.join(classes[:3])}, …)"
+    names = ", ".join(classes) if len(classes) <= 10 else several
+    return (
+        f"at most {per_class:,} images each of {names}" if per_class else f"every image of {names}"
     )
 
 

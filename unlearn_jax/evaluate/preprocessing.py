@@ -11,6 +11,9 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from PIL import Image
 
 FID_REFERENCES = ("original_fullsize", "center_crop", "resaved_gt")
+"""What completed images are compared with: the image as it is stored, which the recipe then
+squashes to a square (Li et al. do so for MAGE, where it makes the FID of perfect reconstructions
+positive); what the model saw of it; that, saved as JPEG, as their test run of Palette writes it."""
 
 # resize: height and width, or the length of the shorter side; PIL's filters are antialiased.
 # rounded: to 0..255 after that, as PIL does to images; otherwise clipped only, in float32.
@@ -114,27 +117,8 @@ def norm_then_flip(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "mean": recipe["mean"][::-1], "std": recipe["std"][::-1]}
 
 
-def fid_reference(
-    image: UInt8[np.ndarray, "h w 3"], kind: str, image_size: int = 256
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The image that generated ones are compared with, from the original in full size.
-
-    "original_fullsize": itself, which the recipe then squashes to a square; Li et al. do so for
-    MAGE, where it makes the FID of perfect reconstructions positive. "center_crop": shorter side
-    to `image_size`, bicubic, and the centre: what the model saw. "resaved_gt": that, as a JPEG of
-    PIL's default quality 75, as Palette's test run writes it.
-
-    Raises:
-      ValueError: another kind.
-    """
-    if kind not in FID_REFERENCES:
-        raise ValueError(f"fid_reference: expected one of {FID_REFERENCES}, got {kind!r}.")
-    if kind == "original_fullsize":
-        return image
-    seen = {"resize": image_size, "crop": image_size, "filter": "bicubic", "rounded": True}
-    image = prepare(image, seen)
-    if kind == "center_crop":
-        return image
+def resaved(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image after it was saved as a JPEG of PIL's default quality, 75."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "jpeg", quality=75)
     return np.asarray(Image.open(file))

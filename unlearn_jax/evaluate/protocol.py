@@ -179,14 +179,15 @@ def _extractors(settings: ConfigDict) -> dict[str, towers.Extractor]:
 
 def _evaluation_rows(cfg: ConfigDict, setup: Setup) -> Rows:
     source, settings = setup.source, cfg.protocol
-    forget = _flat(cfg.request.classes)
-    if cfg.request.kind != "classes" or not forget:
+    forget, retain = _flat(cfg.request.classes), _flat(settings.retain_classes)
+    if not forget:
         raise ValueError(
-            "evaluate --checkpoints compares forgotten with kept classes, so it needs "
-            f"request.kind='classes' and their names, got kind={cfg.request.kind!r}."
+            "evaluate --checkpoints compares forgotten with kept classes. Expected the forgotten "
+            "ones in config.request.classes, got none."
         )
+    if not retain and cfg.retain.kind == "classes":
+        retain = _flat(cfg.retain.classes)
     forget = [source.class_names[published.label_of(source, c, "request.classes")] for c in forget]
-    retain = _flat(settings.retain_classes)
     if not retain:
         present = np.unique(source.labels[np.array(source.splits.get(settings.split, ()), int)])
         retain = [source.class_names[i] for i in present if source.class_names[i] not in forget]

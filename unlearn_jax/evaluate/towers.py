@@ -165,7 +165,7 @@ def metric_name(kind: str, of: Extractor) -> str:
     """What a metric of this kind may be called when it is made with this tower.
 
     "fid", "kid" and "inception_score" are of an Inception of the published size only, the first two
-    of FID's variant only; any other tower's metrics bear its own name.
+    of FID's variant only, "clip_cosine" of ViT-H-14; any other tower's metrics bear its own name.
 
     Raises:
       ValueError: an unknown kind.
@@ -182,6 +182,8 @@ def metric_name(kind: str, of: Extractor) -> str:
             return {"frechet": "fid", "kernel": "kid"}.get(kind, f"inception_fid_{kind}")
         else:
             family = "inception_torchvision"
+    if isinstance(tower, Clip) and (tower.width, tower.layers) != (1280, 32):
+        family = f"clip_width{tower.width}"
     if isinstance(tower, ResNet50) and (tower.width, tower.classes) == (64, 365):
         family = "places365"
     return f"{family}_{kind}"

@@ -224,8 +224,13 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
 def describe(split: Split) -> str:
     """The request in one sentence, for reports."""
     request, counts = split.manifest["request"], split.manifest["counts"]
+    classes = request.get("classes", ())
+    named = ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if classes[10:] else "")
+    n = request.get("per_class")
     what = {
-        "classes": lambda: f"every image of {', '.join(request['classes'])}",
+        "classes": lambda: (
+            f"at most {n} images of each of {named}" if n else f"every image of {named}"
+        ),
         "random": lambda: (
             f"a random {100 * request['fraction']:.4g} % of each class (seed {request['seed']})"
         ),

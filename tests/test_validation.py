@@ -102,6 +102,14 @@ def test_unknown_missing_and_mistyped_keys():
         ("model.channels", (), "config.model: "),
         ("model.name", "autoencodr", "did you mean 'autoencoder'"),
         ("stage", "retraind", "did you mean 'retrained'"),
+        ("data.resize", "corp", "did you mean 'crop'"),
+        ("data.augment.name", "random_crop", "did you mean 'random_resized_crop'"),
+        ("data.augment.scale", (0.5, 1.2), "expected 0 < least <= largest <= 1, got"),
+        ("data.augment.scale", (0.5,), "augment.scale: expected 0 < least"),
+        ("data.augment.ratio", (2.0, 0.5), "augment.ratio: expected 0 < least"),
+        ("request.pick", "last", "config.request.pick: unknown 'last'"),
+        ("request.per_class", -1, "at least 0, got -1"),
+        ("retain.kind", "other_clases", "did you mean 'other_classes'"),
         ("stages.retrained.phases", (), "at least one phase"),
     ],
 )
@@ -114,6 +122,17 @@ def test_values_are_checked(path, value, message):
     section[key] = value
     with pytest.raises(ValueError, match=message):
         validate(cfg)
+
+
+def test_random_views_need_the_original_images():
+    cfg = quickstart.get_config()
+    cfg.data.update({"resize": "crop", "cache": True})
+    validate(cfg)
+    cfg.data.augment.name = "random_resized_crop"
+    with pytest.raises(ValueError, match="config.data.augment: .* set data.cache to False"):
+        validate(cfg)
+    cfg.data.cache = False
+    validate(cfg)
 
 
 def test_what_a_model_does_not_have_is_reported():

@@ -187,6 +187,17 @@ def test_folders_with_and_without_splits(tmp_path, cache):
         sources.open_source(path=str(tmp_path / "train"), **options)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_folder_of_images_only_is_one_class(tmp_path, cache):
+    (tmp_path / "train2017").mkdir()
+    for i in range(3):
+        Image.fromarray(pixels(i)).save(tmp_path / "train2017" / f"{i}.png")
+    where = {"kind": "folder", "path": str(tmp_path / "train2017"), "image_size": 8}
+    source = sources.open_source(**where, splits=("train",), cache=cache)
+    assert source.class_names == ("train2017",) and source.ids == ["0.png", "1.png", "2.png"]
+    np.testing.assert_array_equal(source.fetch(np.array([2, 0])), [pixels(2), pixels(0)])
+
+
 def test_all_formats_become_rgb(tmp_path):
     folder = tmp_path / "cat"
     folder.mkdir()

@@ -224,8 +224,13 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
 def describe(split: Split) -> str:
     """The request in one sentence, for reports."""
     request, counts = split.manifest["request"], split.manifest["counts"]
+    classes = request.get("classes", ())
+    named = ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if classes[10:] else "")
+    n = request.get("per_class")
     what = {
-        "classes": lambda: _of_classes(**request),
+        "classes": lambda: (
+            f"at most {n} images of each of {named}" if n else f"every image of {named}"
+        ),
         "random": lambda: (
             f"a random {100 * request['fraction']:.4g} % of each class (seed {request['seed']})"
         ),
@@ -235,14 +240,6 @@ def describe(split: Split) -> str:
     return (
         f"Forget {counts['forget']:,} of {counts['train']:,} training images of "
         f"{split.manifest['dataset']['name']}: {what}."
-    )
-
-
-def _of_classes(classes: Sequence[str], per_class: int = 0, **_: Any) -> str:
-    several = f"{len(classes)} classes ({', '.join(classes[:3])}, …)"
-    names = ", ".join(classes) if len(classes) <= 10 else several
-    return (
-        f"at most {per_class:,} images each of {names}" if per_class else f"every image of {names}"
     )
 
 

@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,8 +43,8 @@ def run(checkpoints, tmp_path_factory):
     return workdir, protocol.run(config(), checkpoints, workdir)
 
 
-def without_time(results):
-    return {key: value for key, value in results.items() if key != "created"}
+def without_settings(results):
+    return {key: value for key, value in results.items() if key not in ("created", "config")}
 
 
 def test_rows_are_what_one_computes_from_the_files(run):
@@ -66,7 +67,9 @@ def test_rows_are_what_one_computes_from_the_files(run):
 
     def features(images):
         pixels = np.stack([preprocessing.prepare(image, small.recipe) for image in images])
-        found = small.tower.features(small.params, preprocessing.to_tower(pixels, small.recipe))
+        found = small.tower.features(
+            small.params, preprocessing.to_tower(jnp.asarray(pixels), small.recipe)
+        )
         return np.float64(found["pool"]), np.float64(found["logits"])
 
     (a, logits), (b, _) = features(made), features(list(source.fetch(np.array(rows))))
@@ -123,30 +126,32 @@ def test_the_table_and_the_page_show_the_rows(run):
 
 def test_an_interrupted_run_ends_with_the_same_results(run, checkpoints, tmp_path, monkeypatch):
     _, whole = run
-    calls, measure = [], statistics.measure
+    calls, stops, update = [], [3, 6], statistics.update
 
-    def failing(*args, **options):
-        calls.append(options["total"])
-        if len(calls) in (2, 7):
-            raise KeyboardInterrupt
-        return measure(*args, **options)
+    def failing(gathered, plan, outputs, positions, valid):
+        calls.append(int(valid.sum()))
+        if len(calls) in stops:
+            raise OSError("stop")
+        return update(gathered, plan, outputs, positions, valid)
 
-    monkeypatch.setattr(statistics, "measure", failing)
+    monkeypatch.setattr(statistics, "update", failing)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            protocol.run(config(), checkpoints, tmp_path)
-    found = protocol.run(config(), checkpoints, tmp_path)
-    # 21 and 14 images in shards of 5, for four rows; the two that were lost are done again.
-    assert calls == [5, 5, *[5, 5, 5, 1, 5], *[5, 5, 4], *3 * [5, 5, 5, 5, 1, 5, 5, 4]]
-    assert without_time(found) == without_time(whole)
+        with pytest.raises(OSError, match="stop"):
+            protocol.run(config(shard_size=16), checkpoints, tmp_path)
+    found = protocol.run(config(shard_size=16), checkpoints, tmp_path)
+    # 21 and 14 images in batches of 8, for four rows. The second stop comes after what was saved
+    # of the first, and costs one batch.
+    assert calls == [8, 8, 5, 5, 8, 6, 8, 6, *3 * [8, 8, 5, 8, 6]]
+    assert without_settings(found) == without_settings(whole)
     assert not list(tmp_path.rglob("measured/**/*.npz"))
+    stops.clear()
     calls.clear()
-    protocol.run(config(), checkpoints, tmp_path)
+    protocol.run(config(shard_size=16), checkpoints, tmp_path)
     assert calls == []
     changed = next((tmp_path / "protocol/images/original/inpaint_8/retain").rglob("*.png"))
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(changed)
-    protocol.run(config(), checkpoints, tmp_path)
-    assert calls == [5, 5, 5, 5, 1]  # of the row with the changed file, and of no other
+    protocol.run(config(shard_size=16), checkpoints, tmp_path)
+    assert calls == [8, 8, 5]  # of the row with the changed file, and of no other
 
 
 def test_what_was_done_otherwise_is_recorded(checkpoints, tmp_path):

@@ -314,7 +314,7 @@ def _plan(
 def _measure(
     setup: Setup, plan: statistics.Plan, files: list[Path], part: Path, title: str
 ) -> dict[str, Any]:
-    """The metrics of one set of images: found, or computed in shards that are kept."""
+    """The metrics of one set of images: found, or computed and kept now and then."""
     cfg, settings = setup.cfg, setup.cfg.protocol
     known = {name: use.reference.key for name, use in plan.uses.items() if use.reference}
     key = [statistics.provenance(plan), known, plan.is_split_order, plan.seed, plan.splits]
@@ -333,19 +333,21 @@ def _measure(
     def item(position: int) -> features.Item:
         return {"position": position, "generated": generation.read(files[position], format)}
 
-    for first in range(0, len(order), settings.shard_size):
-        shard = order[first : first + settings.shard_size].tolist()
-        gathered = statistics.measure(
-            (partial(item, position) for position in shard),
-            plan,
-            setup.mesh,
-            batch_size=settings.batch_size,
-            statistics=gathered,
-            total=len(shard),
-            title=title,
-        )
-        if first + settings.shard_size < len(order):
+    batches = features.extract(
+        (partial(item, position) for position in order.tolist()),
+        statistics.streams(plan),
+        setup.mesh,
+        batch_size=settings.batch_size,
+        total=len(order),
+        title=title,
+    )
+    unsaved = 0
+    for outputs, positions, valid in batches:
+        gathered = statistics.update(gathered, plan, outputs, positions, valid)
+        unsaved += len(positions)
+        if unsaved >= settings.shard_size:
             statistics.save(half_done, gathered, plan)
+            unsaved = 0
     bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
     metrics = statistics.results(gathered, plan, **bootstrap)
     done.parent.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ def measure(
       ValueError: an image a second time, in another order, or out of range.
     """
     statistics = statistics or empty(plan)
-    batches = features.extract(items, _streams(plan), mesh, batch_size=batch_size, **options)
+    batches = features.extract(items, streams(plan), mesh, batch_size=batch_size, **options)
     for outputs, positions, valid in batches:
         statistics = update(statistics, plan, outputs, positions, valid)
     return statistics
@@ -303,16 +303,7 @@ def merge(a: Statistics, b: Statistics, plan: Plan) -> Statistics:
     return Statistics(a.seen | b.seen, parts)
 
 
-def _metrics(plan: Plan) -> list[tuple[str, str, str]]:
-    """(metric, kind, name of the use)."""
-    return [
-        (towers.metric_name(kind, use.extractor), kind, name)
-        for name, use in plan.uses.items()
-        for kind in use.kinds
-    ]
-
-
-def _streams(plan: Plan) -> dict[str, Extractor]:
+def streams(plan: Plan) -> dict[str, Extractor]:
     """By "NAME/ROLE": the extractors for all images that must be in the stream."""
     found = {}
     for _, kind, name in _metrics(plan):
@@ -324,6 +315,15 @@ def _streams(plan: Plan) -> dict[str, Extractor]:
                     towers.flipped(use.extractor) if exchanged else use.extractor
                 )
     return found
+
+
+def _metrics(plan: Plan) -> list[tuple[str, str, str]]:
+    """(metric, kind, name of the use)."""
+    return [
+        (towers.metric_name(kind, use.extractor), kind, name)
+        for name, use in plan.uses.items()
+        for kind in use.kinds
+    ]
 
 
 def _check(statistics: Statistics, plan: Plan, positions: np.ndarray) -> None:

@@ -53,7 +53,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config = default()
     config.name = "MAGE ViT-B, ImageNet-1K"
     config.batch_size = 128
-    config.data.update({"kind": "records", "name": "imagenet2012"})
+    config.data.update({"kind": "records", "path": "data/imagenet_records"})
+    config.data.name = "imagenet2012"  # if kind is "tfds"
     config.data.update({"splits": ("train", "validation"), "image_size": 256, "resize": "crop"})
     config.data.update({"cache": False, "num_threads": 16})
     config.data.augment.name = "random_resized_crop"
@@ -99,6 +100,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.protocol.update(
         {"split": "validation", "metrics": ("fid", "inception_score", "clip_cosine")}
     )
+    for name in config.protocol.towers:
+        config.protocol.towers[name] = f"runs/towers/{name}"
     tokenizer = {"ch": 32, "ch_mult": (1, 1, 1), "res_blocks": 1, "z_dim": 8, "codebook": 64}
     return sized(
         config, size, image_size=32, dim=64, depth=2, heads=1, decoder_dim=64, decoder_depth=1,

@@ -40,7 +40,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config = default()
     config.name = "Palette, Places365"
     config.batch_size = 96
-    config.data.update({"kind": "records", "name": "places365_small"})
+    config.data.update({"kind": "records", "path": "data/places365_records"})
+    config.data.name = "places365_small"  # if kind is "tfds"
     config.data.update({"splits": ("train", "validation"), "image_size": 256})
     config.data.update({"resize": "squash_bilinear", "cache": False, "num_threads": 16})
     config.request.update({"kind": "classes", "classes": classes("places365_forget.txt")})
@@ -70,4 +71,6 @@ def get_config(size: str = "full") -> ConfigDict:
     metrics = ("fid", "places365_score", "clip_cosine")
     config.protocol.update({"split": "validation", "per_class": 100, "metrics": metrics})
     config.protocol.update({"inpaint": (4, 8), "outpaint": ()})
+    for name in config.protocol.towers:
+        config.protocol.towers[name] = f"runs/towers/{name}"
     return sized(config, size, image_size=32, inner=32, mults=(1, 1), res_blocks=1, timesteps=4)

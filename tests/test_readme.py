@@ -13,7 +13,9 @@ from tests import binaries
 from unlearn_jax import convert, models
 
 TEXT = (binaries.ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.S)
+# That section is executed by test_rehearsal.py.
+OTHERS = re.sub(r"^## At full scale\n.*?(?=^## )", "", TEXT, flags=re.S | re.M)
+BLOCKS = re.findall(r"```bash\n(.*?)```", OTHERS, flags=re.S)
 COMMANDS = [
     line.strip()
     for block in BLOCKS

@@ -99,7 +99,7 @@ def run(
     found = layouts.find(layout, source, **which)
     shards = _plan(found, images_per_shard)
     plan = {
-        "files": records.digest([[(f.id, f.path, f.label) for f in files] for _, files in shards]),
+        "files": records.digest([_digest(files) for _, files in shards]),
         "images_per_shard": images_per_shard,
         **asdict(storing),
     }
@@ -131,6 +131,10 @@ def _plan(found: layouts.Found, per_shard: int) -> list[tuple[str, Sequence[File
     if not shards:
         raise ValueError("--source: expected images, found none.")
     return shards
+
+
+def _digest(files: Sequence[File]) -> str:
+    return records.digest([(file.id, file.path, file.label) for file in files])
 
 
 @contextlib.contextmanager

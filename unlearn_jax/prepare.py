@@ -364,9 +364,12 @@ def main(layout: str, source: str, out: str) -> None:
         where = Path(out) / records.QUARANTINE
         print(f"{manifest['quarantined']} files are no readable images and were left out: {where}")
     if given.verify:
-        records.check_shards(Path(out), tqdm(shards, "verifying", unit="shard"), contents=True)
+        records.check_shards(
+            Path(out), tqdm(shards, "verifying", unit="shard", disable=None), contents=True
+        )
         print("Every shard has the sha256 that it was written with.")
-    print(f'For a config:\n  config.data.update({{"kind": "records", "path": {out!r}}})')
+    fields = {"kind": "records", "path": out, "splits": tuple(manifest["splits"])}
+    print(f"For a config:\n  config.data.update({fields})")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def run(
     found = layouts.find(layout, source, **which)
     shards = _plan(found, images_per_shard)
     plan = {
-        "files": records.digest([[(f.id, f.path, f.label) for f in files] for _, files in shards]),
+        "files": records.digest([_digest(files) for _, files in shards]),
         "images_per_shard": images_per_shard,
         **asdict(storing),
     }
@@ -131,6 +131,10 @@ def _plan(found: layouts.Found, per_shard: int) -> list[tuple[str, Sequence[File
     if not shards:
         raise ValueError("--source: expected images, found none.")
     return shards
+
+
+def _digest(files: Sequence[File]) -> str:
+    return records.digest([(file.id, file.path, file.label) for file in files])
 
 
 @contextlib.contextmanager
@@ -360,9 +364,12 @@ def main(layout: str, source: str, out: str) -> None:
         where = Path(out) / records.QUARANTINE
         print(f"{manifest['quarantined']} files are no readable images and were left out: {where}")
     if given.verify:
-        records.check_shards(Path(out), tqdm(shards, "verifying", unit="shard"), contents=True)
+        records.check_shards(
+            Path(out), tqdm(shards, "verifying", unit="shard", disable=None), contents=True
+        )
         print("Every shard has the sha256 that it was written with.")
-    print(f'For a config:\n  config.data.update({{"kind": "records", "path": {out!r}}})')
+    fields = {"kind": "records", "path": out, "splits": tuple(manifest["splits"])}
+    print(f"For a config:\n  config.data.update({fields})")
 
 
 if __name__ == "__main__":

@@ -300,6 +300,9 @@ def test_what_random_views_do_not_go_with(tmp_path):
     with pytest.raises(ValueError, match=r"but data.cache=True keeps .*'crop' makes"):
         sources.open_source(**where, resize="crop", cache=True, crops=Crops())
     source = sources.open_source(**where, resize="crop", cache=False, crops=Crops())
+    with pytest.raises(ValueError, match="opened without random views"):
+        plain = sources.open_source(**where, resize="crop", cache=False)
+        plain.fetch(np.arange(1), np.zeros((1, 2), np.uint64))
     columns = {"view_output": np.zeros((6, 16, 16, 3), np.float32)}
     with pytest.raises(ValueError, match="Set objective_kw.direction=0"):
         train(source, columns=columns)

@@ -100,6 +100,8 @@ class Source:
                 f"{self.name}: expected rows in 0..{len(self) - 1}, got {indices.min()}.."
                 f"{indices.max()}. A split made for another dataset?"
             )
+        if keys is not None and not self.augmented:
+            raise ValueError(f"{self.name}: it was opened without random views (crops).")
         return self.read(indices, keys)
 
 

@@ -119,6 +119,8 @@ def sized(config: ConfigDict, size: str, **model) -> ConfigDict:
         config.data.update({"image_size": model["image_size"], "num_threads": 1})
         config.batch_size = config.protocol.batch_size = 8
         config.probe_rows = config.log_every = 8
+        for section in (config.request, config.retain):
+            section.classes = section.classes[:10]
         config.protocol.update({"per_class": 1, "shard_size": 64, "inpaint": (8,)})
         config.protocol.outpaint = config.protocol.outpaint[-1:]
         config.evaluation.update({"retain_rows": 40, "resamples": 200})

@@ -116,6 +116,16 @@ def test_backends_without_float64_lose_little(monkeypatch):
     assert 0 < error < 3e-6
 
 
+def test_the_solvers_of_a_device_give_the_same(monkeypatch):
+    pairs = [(features(n, 24, 1), 0.7 * features(60, 24, 2) + 0.3) for n in (200, 12)]
+    host = [fid.frechet_distance(moments(x), moments(y)) for x, y in pairs]
+    monkeypatch.setattr(fid, "FLOAT64_SOLVERS", ("cpu",))
+    device = [fid.frechet_distance(moments(x), moments(y)) for x, y in pairs]
+    np.testing.assert_allclose(device, host, rtol=1e-9)
+    x, _ = pairs[1]  # singular
+    assert fid.frechet_distance(moments(x), moments(x)) < 1e-10 * np.trace(np.cov(x.T))
+
+
 def test_float64_does_not_leak():
     fid.update(fid.empty(3), np.ones((2, 3), np.float32), np.ones(2, bool))
     assert jnp.ones(2).dtype == np.float32

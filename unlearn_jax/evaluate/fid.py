@@ -1,6 +1,7 @@
 """Fréchet distance of two sets of features, from moments that are gathered batch by batch."""
 
 import functools
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from unlearn_jax.evaluate import npz
 
 FLOAT32_BACKENDS = ("tpu",)
 """Backends without float64: there the sums of one batch are float32, those of batches are not."""
+
+FLOAT64_SOLVERS = ("gpu",)
+"""Backends whose own solvers are used; those of the CPU are slower than LAPACK."""
 
 Rows = Float[Array | np.ndarray, "b d"]
 
@@ -81,8 +85,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     The trace of the root is the nuclear norm of A^T B with S_a = A A^T and S_b = B B^T: nothing is
     complex, and singular covariances (fewer images than features) need no constant added to them.
-    On the host, in float64: eigenvalues and singular values of a 2048 x 2048 matrix take LAPACK
-    seconds, while an accelerator may have no float64 at all.
+    In float64; on the device where that has it (`FLOAT64_SOLVERS`), else by LAPACK on the host.
 
     Raises:
       ValueError: fewer than two features in a set, other lengths, or values that are not finite.
@@ -107,7 +110,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
                 "the tower's weights?"
             )
     s_a, s_b = covariance(a), covariance(b)
-    root = np.linalg.svd(_factor(s_a).T @ _factor(s_b), compute_uv=False).sum()
+    if jax.default_backend() in FLOAT64_SOLVERS:
+        with jax.enable_x64(True):
+            root = jax.jit(partial(_root_trace, xp=jnp))(s_a, s_b)
+    else:
+        root = _root_trace(s_a, s_b, xp=np)
     between = np.square(a.mean - b.mean).sum()
     return max(float(between + np.trace(s_a) + np.trace(s_b) - 2 * root), 0.0)
 
@@ -170,8 +177,14 @@ def _on_host(moments: Moments) -> Moments:
     return Moments(np.asarray(n, np.int64), np.float64(mean), np.float64(comoment))
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """A with A A^T = covariance, without the columns that are zero but for rounding."""
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > values.size * np.finfo(values.dtype).eps * max(values[-1], 0)
-    return vectors[:, kept] * np.sqrt(values[kept])
+def _root_trace(s_a, s_b, xp):
+    """The nuclear norm of A^T B, with numpy or with jax.numpy."""
+    a, b = _factor(s_a, xp), _factor(s_b, xp)
+    return xp.linalg.svd(a.T @ b, compute_uv=False).sum()
+
+
+def _factor(covariance, xp):
+    """A with A A^T = covariance; directions that are zero but for rounding are exactly zero."""
+    values, vectors = xp.linalg.eigh(covariance)
+    smallest = len(values) * np.finfo(np.float64).eps * xp.maximum(values[-1], 0)
+    return vectors * xp.sqrt(xp.where(values > smallest, values, 0))

@@ -15,16 +15,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, data, sharding
-from unlearn_jax.data import published, transforms
+from unlearn_jax.data import published
 from unlearn_jax.evaluate import (
     features,
     generation,
     inception_score,
+    pictures,
     preprocessing,
     reference,
     statistics,
@@ -55,14 +55,15 @@ COMPAT = {
 }
 FOLDER = "protocol"
 
-Rows = Mapping[str, Int[np.ndarray, "_"]]
+Rows = pictures.Rows
+Files = pictures.Files
 
 
 def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict[str, Any]:
     """The results, as they are written to workdir/protocol/results.json.
 
     Beside it are rows.csv (a row of the published tables for each model, task and size), grids.npz,
-    images/MODEL/TASK_SIZE/SET/… and references/, a cache.
+    tsne_MODEL.png, images/MODEL/TASK_SIZE/SET/… and references/, a cache.
 
     Args:
       cfg: its section `protocol` says which images, tasks and metrics.
@@ -107,7 +108,8 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
         "compat": settings.compat.to_dict(),
         "rows": found,
     }
-    _save_grids(setup, rows, files, root / "grids.npz")
+    pictures.save_grids(setup, tasks(settings), rows, files, root / "grids.npz")
+    pictures.plot_embeddings(setup, extractors, files, root)
     tables.write_csv(root / "rows.csv", results)
     write_json(root / "results.json", results)
     return results
@@ -208,13 +210,12 @@ def _flat(classes: tuple[str, ...]) -> list[str]:
 
 def _complete_all(
     setup: Setup, checkpoints: Mapping[str, Path], rows: Rows, root: Path
-) -> tuple[dict[tuple[str, str, int], dict[str, list[Path]]], dict[str, Any]]:
-    """Image files by (model, task, size) and set, and what the models are."""
+) -> tuple[Files, dict[str, Any]]:
+    """The image files, and what the models are."""
     cfg, settings = setup.cfg, setup.cfg.protocol
     todo = tasks(settings)
     generate, like = jax.jit(setup.model.generate), setup.like()
-    files: dict[tuple[str, str, int], dict[str, list[Path]]] = {}
-    models = {}
+    files, models = {}, {}
     total = len(checkpoints) * len(todo) * sum(map(len, rows.values()))
     with tqdm(desc="complete", total=total, unit="img", dynamic_ncols=True) as bar:
         for model, folder in checkpoints.items():
@@ -354,24 +355,6 @@ def _measure(
     write_json(done, metrics)
     half_done.unlink(missing_ok=True)
     return metrics
-
-
-def _save_grids(setup: Setup, rows: Rows, files: Mapping, path: Path) -> None:
-    """The first images of each set: original, degraded, and what each model made of them."""
-    settings, grids = setup.cfg.protocol, {}
-    for name in SETS:
-        chosen = np.linspace(0, len(rows[name]) - 1, min(settings.grid_rows, len(rows[name])))
-        chosen = np.unique(chosen.astype(int))
-        images = setup.source.fetch(rows[name][chosen])
-        grids |= {f"{name}/truth": images, f"{name}/index": rows[name][chosen]}
-        for (task, size), spec in tasks(settings).items():
-            mask = transforms.make_mask(spec, images.shape[1], np.zeros((len(images), 2), "u8"))
-            shown = transforms.to_uint8(transforms.to_float(images) * (1 - mask))
-            grids[f"{name}/{task}_{size}/input"] = shown
-        for (model, task, size), of_sets in files.items():
-            made = [generation.read(of_sets[name][i], settings.compat.image_format) for i in chosen]
-            grids[f"{name}/{task}_{size}/{model}"] = np.stack(made)
-    np.savez_compressed(path, **grids)
 
 
 def _digest(value: Any) -> str:

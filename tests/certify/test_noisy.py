@@ -104,6 +104,8 @@ def test_other_secrets_and_the_same_secret():
     again, other = collect(steps=2), collect(noisy.secret_key(b"\x01" + bytes(31)), steps=2)
     jax.tree.map(np.testing.assert_array_equal, again, collect(steps=2))
     assert abs(np.corrcoef(again["a"][0], other["a"][0])[0, 1]) < 0.08
+    alike = collect(noisy.secret_key(bytes(32)), steps=2)["a"]
+    assert alike.std() == pytest.approx(SIGMA, rel=5 / math.sqrt(2 * alike.size))
     last = noisy.secret_key(bytes(31) + b"\x01")  # every byte of the secret counts
     first = noisy.gaussian_noise(tree(), 1.0, noisy.at_step(noisy.secret_key(bytes(32)), 0))
     assert not np.array_equal(
@@ -163,9 +165,10 @@ def test_the_secret_is_kept_for_a_resume_and_then_removed(tmp_path):
 # ---- the step, its self-test, and sabotage -----------------------------------------------------
 
 
-def one_step(tx, params, gradient, key):
+def one_step(tx, params, gradient, step):
     """The step as a run takes it: new parameters = parameters + update."""
-    updates, _ = tx.update(gradient, tx.init(params), params, noise_key=key, reference=CENTRE)
+    more = {"secret": KEY, "step": step, "reference": CENTRE}
+    updates, _ = tx.update(gradient, tx.init(params), params, **more)
     return optax.apply_updates(params, updates)
 
 
@@ -175,12 +178,12 @@ CENTRE, START, GRADIENT = tree(2, 5.0), tree(3, 9.0), tree(4, 100.0)
 def right(t, std):
     tx = noisy.noisy_sgd(learning_rate=RATE, noise_std=std, clip_norm_l2=CLIP)
     start = noisy.project_to_ball(START, CENTRE, RADIUS)
-    return one_step(tx, start, GRADIENT, noisy.at_step(KEY, t))
+    return one_step(tx, start, GRADIENT, t)
 
 
 def reused_key(t, std):
     tx = noisy.noisy_sgd(learning_rate=RATE, noise_std=std, clip_norm_l2=CLIP)
-    return one_step(tx, noisy.project_to_ball(START, CENTRE, RADIUS), GRADIENT, KEY)
+    return one_step(tx, noisy.project_to_ball(START, CENTRE, RADIUS), GRADIENT, 0)
 
 
 def one_key_for_all_leaves(t, std):
@@ -201,13 +204,13 @@ def variance_for_deviation(t, std):
 
 def missing_projection(t, std):
     tx = noisy.noisy_sgd(learning_rate=RATE, noise_std=std, clip_norm_l2=CLIP)
-    return one_step(tx, START, GRADIENT, noisy.at_step(KEY, t))
+    return one_step(tx, START, GRADIENT, t)
 
 
 def missing_clip(t, std):
     tx = noisy.noisy_sgd(learning_rate=RATE, noise_std=std)
     start = noisy.project_to_ball(START, CENTRE, RADIUS)
-    return one_step(tx, start, GRADIENT, noisy.at_step(KEY, t))
+    return one_step(tx, start, GRADIENT, t)
 
 
 def clip_after_noise(t, std):
@@ -253,14 +256,14 @@ def test_a_sabotaged_step_fails_its_self_test(sabotage, caught_by):
 def test_weight_decay_pulls_towards_the_reference_and_model_clipping_projects_before_the_noise():
     tx = noisy.noisy_sgd(learning_rate=RATE, noise_std=0.0, weight_decay=2.0)
     zero = jax.tree.map(jnp.zeros_like, START)
-    found = one_step(tx, START, zero, KEY)
+    found = one_step(tx, START, zero, 0)
     expected = jax.tree.map(lambda x, c: c + 0.8 * (x - c), START, CENTRE)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
     )
     for std in (0.0, SIGMA):
         tx = noisy.noisy_sgd(learning_rate=RATE, noise_std=std, model_clip_norm=RADIUS)
-        found = norm64(difference(one_step(tx, START, GRADIENT, KEY), CENTRE))
+        found = norm64(difference(one_step(tx, START, GRADIENT, 0), CENTRE))
         entries = sum(x.size for x in CENTRE.values())
         assert found <= RADIUS if not std else found == pytest.approx(
             math.hypot(RADIUS, SIGMA * math.sqrt(entries)), rel=0.05

@@ -38,7 +38,11 @@ from unlearn_jax.certify.gaussian import (
     rdp_epsilon_improved,
 )
 from unlearn_jax.certify.planning import ascent_gain_lower_bound, ascent_steps_for_displacement
-from unlearn_jax.certify.reflection import reflection_delta, reflection_sigma
+from unlearn_jax.certify.reflection import (
+    reflection_delta,
+    reflection_epsilon,
+    reflection_sigma,
+)
 from unlearn_jax.certify.subspace import subspace_mu, subspace_mu_joint
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "rdp_epsilon_basic",
     "rdp_epsilon_improved",
     "reflection_delta",
+    "reflection_epsilon",
     "reflection_sigma",
     "stability_distance",
     "subspace_mu",

@@ -15,6 +15,7 @@
   while a run may have to resume.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -42,7 +43,9 @@ def secret_key(secret: bytes) -> Key[Array, "4"]:
     """
     if len(secret) != _SECRET_BYTES:
         raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}.")
-    words = np.frombuffer(secret, ">u4").astype(np.uint32).reshape(4, 2)
+    # Hashed, so that four alike parts of a poor secret do not make one noise, twice as large.
+    parts = b"".join(hashlib.sha256(secret + bytes([i])).digest()[:8] for i in range(4))
+    words = np.frombuffer(parts, ">u4").astype(np.uint32).reshape(4, 2)
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
@@ -162,8 +165,8 @@ def noisy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """The step x <- Pi_C2(x - gamma (clip_C1(g) + lambda (x - c))) + sigma Z; no state.
 
-    `update` takes two more arguments: `noise_key` [4], of this step, and `reference`, the centre c
-    with the leaves of the parameters.
+    `update` takes three more arguments: `secret`, the keys [4] of the run, `step`, and `reference`,
+    the centre c with the leaves of the parameters.
 
     Args:
       learning_rate: gamma, the same in every step.
@@ -173,7 +176,7 @@ def noisy_sgd(
       model_clip_norm: C2 of the projection before the noise; inf: none.
     """
 
-    def update(updates, state, params=None, *, noise_key, reference, **_):
+    def update(updates, state, params=None, *, secret, step, reference, **_):
         gradient = clip_update(updates, clip_norm_l2)
         moved = jax.tree.map(
             lambda x, g, c: x - learning_rate * (g + weight_decay * (x - c)),
@@ -182,7 +185,7 @@ def noisy_sgd(
         if model_clip_norm != math.inf:
             moved = project_to_ball(moved, reference, model_clip_norm)
         if noise_std:
-            moved = gaussian_perturb(moved, noise_std, noise_key)
+            moved = gaussian_perturb(moved, noise_std, at_step(secret, step))
         return jax.tree.map(jnp.subtract, moved, params), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -72,6 +72,40 @@ def reflection_delta(
     return min(1.0, max(_evaluate(*arguments, *grid) for grid in GRIDS))
 
 
+def reflection_epsilon(
+    init_distance: Real,
+    contraction: Real,
+    shift: Real,
+    noise_std: Real,
+    steps: Real,
+    delta: Real,
+    *,
+    below: Real,
+) -> float:
+    """An epsilon at which `reflection_delta` is at most delta, to 1e-3 of `below`. [O]
+
+    Bisection, about ten evaluations.
+
+    Args:
+      init_distance: see `reflection_delta`, as for all up to delta.
+      contraction: rho.
+      shift: s.
+      noise_std: sigma.
+      steps: T.
+      delta: within (0, 1).
+      below: an epsilon that is known to hold, such as that of `finetune`; returned if no smaller
+        one is found.
+    """
+    probability(delta=delta)
+    nonnegative(below=below)
+    lower, upper = 0.0, float(below)
+    while upper - lower > 1e-3 * below:
+        middle = (lower + upper) / 2
+        found = reflection_delta(init_distance, contraction, shift, noise_std, steps, middle)
+        lower, upper = (lower, middle) if found <= delta else (middle, upper)
+    return upper
+
+
 def reflection_sigma(
     init_distance: Real,
     contraction: Real,

@@ -76,6 +76,12 @@ def default() -> ConfigDict:
                 "retrained": {"rows": "remaining", "phases": ("pretrain",), "scratch": True},
             },
             "phases": {},  # name -> phase(...)
+            "certificate": {  # of a stage with a noised phase, see docs/certificate.md
+                "delta": 0.0,  # 0: none is issued
+                "certifier": "retrain",  # or "reference": as if started from the centre, weaker
+                "accountant": "gdp",  # or "reflection": tighter, its proof is unreviewed
+                "centre_from": "",  # workdir of public weights; "": the initial parameters
+            },
             "probe_rows": 256,  # fixed forget and holdout rows each, measured while training
             "evaluation": {
                 "retain_rows": 1000,  # a fixed random choice of that many; forget, holdout: all
@@ -137,6 +143,14 @@ def phase(**values: Any) -> ConfigDict:
                 "weight_decay": 0.0,
                 "no_decay": (),  # regexes on paths of leaves that weight decay leaves alone
                 "clip_norm_l2": 0.0,
+            },
+            # On the parameters: what a certificate comes from; not to be chosen by looking at the
+            # forget set. Radii are those of balls around certificate.centre_from.
+            "noise": {
+                "std": 0.0,  # after every step, which is then clipped SGD; 0: none
+                "initial_std": 0.0,  # once, before the first step; 0: none
+                "radius": 0.0,  # of a projection before that; 0: none
+                "model_clip": 0.0,  # of a projection in every step, before its noise; 0: none
             },
             "probe_every": 50,  # steps between measurements on the probe rows; 0: never
             # The phase ends early once metric >= at_least, seen every probe_every steps.

@@ -12,7 +12,7 @@ FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's op
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
 NOT_HASHED += ("checkpoint", "evaluation", "audit", "compare")
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
-NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows")
+NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -200,6 +200,11 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
+    for phase in kept["phases"].values():  # without noise, as before there was any
+        if not any(phase["noise"].values()):
+            del phase["noise"]
+    if not values["certificate"]["delta"]:
+        kept.pop("certificate", None)
     return kept | more
 
 

@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from configs import quickstart_certified
+from tests import binaries
 from tests.certify import wide
 from unlearn_jax.certify import bounds, certificate, plan, rules
 from unlearn_jax.config import phase
@@ -95,6 +97,23 @@ def test_a_plan_is_what_the_account_gives_back(mechanism):
         assert found["total_noise_norm"] == pytest.approx(2 * one_shot["noise_norm"])
 
 
+def test_the_binary_plans():
+    flags = ["--epsilon=1", "--delta=1e-5", "--radius=0.5"]
+    out, _ = binaries.run(
+        "unlearn_jax.certify", "plan", "--mechanism=output_perturbation", *flags,
+        "--parameters=1000",
+    )  # fmt: skip
+    assert "noise 3.73063 per parameter, once" in out and "117.973" in out  # times sqrt(1000)
+    counted = "--config=configs/quickstart_certified.py:adapter"
+    tune = ("--mechanism=noisy_finetune", "--step_size=0.05", "--clip_norm=1")
+    out, _ = binaries.run("unlearn_jax.certify", "plan", *tune, *flags, counted)
+    assert "in each of 10 steps" in out and "on 1,539 parameters" in out
+    _, err = binaries.run("unlearn_jax.certify", "plan", *tune, *flags, code=1)
+    assert "--parameters=N, or --config=FILE" in err
+    _, err = binaries.run("unlearn_jax.certify", "prove", code=1)
+    assert "expected one of ('verify', 'plan'), got 'prove'" in err
+
+
 def test_cautions_are_said_where_they_apply():
     assert certificate.cautions(example(epsilon=1.0), 100) == []
     alarming = example(
@@ -173,6 +192,19 @@ def test_three_mechanisms_are_sound(config, noised):
     certificate.account(mechanism, arguments, certifier="retrain", accountant="gdp", delta=1e-5)
 
 
+@pytest.mark.parametrize("mechanism", ["release", "noisy", "clipped", "adapter"])
+def test_the_quickstart_asks_for_the_noise_of_its_target(mechanism):
+    cfg = quickstart_certified.get_config(mechanism)
+    validate(cfg)
+    cfg.stage = "unlearned"
+    name = cfg.stages.unlearned.phases[rules.position(cfg)]
+    found = certificate.account(
+        *rules.mechanism(cfg.phases[name]),
+        certifier=cfg.certificate.certifier, accountant="gdp", delta=cfg.certificate.delta,
+    )  # fmt: skip
+    assert found["epsilon"] == pytest.approx(quickstart_certified.EPSILON, rel=1e-9)
+
+
 SGD = {"name": "sgd", "learning_rate": 0.1, "clip_norm_l2": 1.0}
 
 
@@ -228,7 +260,10 @@ def test_before_the_noise_anything_goes(config):
         (lambda c: c.certificate.update({"delta": 1.0}), r"certificate.delta: .* got 1.0"),
         (lambda c: c.certificate.update({"certifier": "me"}), r"certifier: .* got 'me'"),
         (lambda c: c.certificate.update({"accountant": "rdp"}), r"accountant: .* got 'rdp'"),
-        (lambda c: c.stages.unlearned.update({"phases": ("retain",)}), "no noised phase"),
+        (
+            lambda c: c.stages.unlearned.update({"phases": ("retain",)}),
+            "no stage has a noised phase",
+        ),
         (lambda c: c.stages.unlearned.update({"phases": ("noisy", "clipped")}), "one noised phase"),
         (lambda c: c.stages.retrained.update({"phases": ("noisy",)}), "from scratch needs no"),
         (

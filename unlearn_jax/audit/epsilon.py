@@ -1,10 +1,6 @@
 """What is tested of a certificate: its noise, and an empirical lower bound beside its epsilon.
 
-    python -m unlearn_jax.audit.epsilon --workdir=runs/certified/unlearned
-
-repeats the certified mechanism, with the arguments of its certificate.json and the code that a run
-uses, from two starts as far apart as its bound allows and with gradients that pull them further
-apart, and prints both bounds.
+Pure functions of what was drawn; `audit.mechanism` draws.
 
 **Guarantee** of all audits here: they can refute a certificate, never support it. A lower bound
 above the certified epsilon means a bug, except with probability `significance`; one below it

@@ -265,6 +265,7 @@ def test_before_the_noise_anything_goes(config):
             "no stage has a noised phase",
         ),
         (lambda c: c.stages.unlearned.update({"phases": ("noisy", "clipped")}), "one noised phase"),
+        (lambda c: c.stages.unlearned.update({"rows": "train"}), "'train', which has the forget"),
         (lambda c: c.stages.retrained.update({"phases": ("noisy",)}), "from scratch needs no"),
         (
             lambda c: (

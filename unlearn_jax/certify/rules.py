@@ -110,6 +110,10 @@ def _stage(config: Section, path: str, stage: Section, noised: list[str]) -> lis
         found.append(
             f"config.certificate.delta: {noised[0]!r} is noised; say at which delta it is certified"
         )
+    if stage["rows"] == "train":
+        found.append(
+            f"{path}.rows: expected 'retain' or 'remaining', got 'train', which has the forget rows"
+        )
     if len(noised) > 1:
         found.append(f"{path}.phases: expected one noised phase, got {noised}")
     first = list(stage["phases"]).index(noised[0])

@@ -228,6 +228,32 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
     return params, meta
 
 
+def stored(workdir: Path | str) -> tuple[Params, Meta]:
+    """(ShapeDtypeStructs on one device, meta) of a finished run, whatever its model.
+
+    Raises:
+      ValueError: there is none, it has not finished, or damage.
+    """
+    _quiet()
+    directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
+    if not steps:
+        raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+    step = max(steps)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    try:
+        meta = _restore_meta(directory, step)
+        with _damage(directory, step, "params"), ocp.StandardCheckpointer() as reader:
+            tree = reader.metadata(directory / str(step) / "params").item_metadata.tree
+            like = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
+            )
+    except Damaged as error:
+        raise ValueError(str(error)) from error
+    if not meta["done"]:
+        raise ValueError(f"The run in {workdir} has not finished (step {step}).")
+    return like, meta
+
+
 class Damaged(Exception):
     """A checkpoint that cannot be read, or whose content is not what was saved."""
 

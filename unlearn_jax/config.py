@@ -12,7 +12,7 @@ FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's op
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
 NOT_HASHED += ("checkpoint", "evaluation", "protocol", "audit", "compare")
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
-NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows")
+NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -90,6 +90,12 @@ def default() -> ConfigDict:
                 "retrained": {"rows": "remaining", "phases": ("pretrain",), "scratch": True},
             },
             "phases": {},  # name -> phase(...)
+            "certificate": {  # of a stage with a noised phase, see docs/certificate.md
+                "delta": 0.0,  # 0: none is issued
+                "certifier": "retrain",  # or "reference": as if started from the centre, weaker
+                "accountant": "gdp",  # or "reflection": tighter, its proof is unreviewed
+                "centre_from": "",  # workdir of public weights; "": the initial parameters
+            },
             "probe_rows": 256,  # fixed forget and holdout rows each, measured while training
             "evaluation": {
                 "retain_rows": 1000,  # a fixed random choice of that many; forget, holdout: all
@@ -179,6 +185,14 @@ def phase(**values: Any) -> ConfigDict:
                 "no_decay": (),  # regexes on paths of leaves that weight decay leaves alone
                 "clip_norm_l2": 0.0,
             },
+            # On the parameters: what a certificate comes from; not to be chosen by looking at the
+            # forget set. Radii are those of balls around certificate.centre_from.
+            "noise": {
+                "std": 0.0,  # after every step, which is then clipped SGD; 0: none
+                "initial_std": 0.0,  # once, before the first step; 0: none
+                "radius": 0.0,  # of a projection before that; 0: none
+                "model_clip": 0.0,  # of a projection in every step, before its noise; 0: none
+            },
             "probe_every": 50,  # steps between measurements on the probe rows; 0: never
             # The phase ends early once metric >= at_least, seen every probe_every steps.
             # displacement: mean RMS distance to the original's outputs, forget probe, masked part.
@@ -227,6 +241,11 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
+    for phase in kept["phases"].values():  # without noise, as before there was any
+        if not any(phase["noise"].values()):
+            del phase["noise"]
+    if not values["certificate"]["delta"]:
+        kept.pop("certificate", None)
     return kept | more
 
 

@@ -26,7 +26,7 @@ Parts = tuple[Float[Array, ""], Float[Array, ""]]
 class UnlearnState:
     """What a phase changes. (The same tree holds shapes or shardings, so leaves are untyped.)"""
 
-    step: Any  # int32 [], updates done
+    step: Any  # int32 [], updates done (from the noised phase of a run on: in its phase)
     params: Params  # the trainable leaves only, see `overlay`
     opt_state: optax.OptState
     key: Any  # of the run; step k uses fold_in(key, k)
@@ -137,6 +137,7 @@ def unlearn_step(
     state: UnlearnState,
     target: Params,
     batch: Batch,
+    noised: dict[str, Any] | None = None,
     *,
     grad_fn: Callable[[Params, Params, Batch, PRNGKeyArray], tuple[Params, Metrics]],
     tx: optax.GradientTransformation,
@@ -144,11 +145,12 @@ def unlearn_step(
     """The state after one update, and the metrics of the update.
 
     The randomness of step k is `fold_in(state.key, k)`: a resumed run draws what the
-    uninterrupted one would have drawn.
+    uninterrupted one would have drawn. `noised`: what `certify.noisy.noisy_sgd` needs.
     """
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = grad_fn(state.params, target, batch, key)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    more = noised | {"step": state.step} if noised else {}
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, **more)
     metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -166,8 +168,12 @@ def jit_step(
     target_sharding: Any,
     batch_sharding: NamedSharding,
     replicated: NamedSharding,
-) -> Callable[[UnlearnState, Params, Batch], tuple[UnlearnState, Metrics]]:
-    """The compiled `unlearn_step` of one phase. The state is donated, the target is not."""
+    noised_sharding: Any = None,
+) -> Callable[..., tuple[UnlearnState, Metrics]]:
+    """The compiled `unlearn_step` of one phase. The state is donated, the target is not.
+
+    With `noised_sharding` it takes `noised` as a fourth argument.
+    """
     grad_fn = partial(
         unlearn_grad,
         combine=combine,
@@ -178,7 +184,8 @@ def jit_step(
     )
     return jax.jit(
         partial(unlearn_step, grad_fn=grad_fn, tx=tx),
-        in_shardings=(state_sharding, target_sharding, batch_sharding),
+        in_shardings=(state_sharding, target_sharding, batch_sharding)
+        + ((noised_sharding,) if noised_sharding else ()),
         out_shardings=(state_sharding, replicated),
         donate_argnums=0,
     )

@@ -35,6 +35,8 @@ from unlearn_jax import (
     saliency,
     sharding,
 )
+from unlearn_jax.certify import certificate, rules
+from unlearn_jax.certify import run as certified
 from unlearn_jax.data import splits
 from unlearn_jax.probe import fired, make_probe
 from unlearn_jax.setup import resolve
@@ -47,8 +49,9 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     Args:
       cfg: a config; `cfg.stage` says which stage.
-      workdir: gets config.json, split.json, metrics.jsonl and checkpoints/. If it holds an
-        unfinished run of the same config, that run is resumed; a finished one is left alone.
+      workdir: gets config.json, split.json, metrics.jsonl and checkpoints/, and certificate.json
+        if a phase is noised. If it holds an unfinished run of the same config, that run is resumed;
+        a finished one is left alone.
 
     Raises:
       ValueError: the config, the data or the workdir are not what they must be.
@@ -92,12 +95,19 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     # ---- phases ------------------------------------------------------------------------------
     phases = [(name, cfg.phases[name]) for name in stage.phases]
     txs = [
-        optim.make_optimizer(**p.optimizer, steps=p.steps, masked=0 < p.saliency < 1)
+        certified.optimizer(p)
+        if p.noise.std
+        else optim.make_optimizer(**p.optimizer, steps=p.steps, masked=0 < p.saliency < 1)
         for _, p in phases
     ]
+    noised_from = rules.position(cfg)
 
     def new_state(params, step, i):
-        return UnlearnState(jnp.int32(step), params, txs[i].init(params), jnp.copy(state_key))
+        key = state_key
+        if noised_from is not None and i >= noised_from:
+            # How many steps came before may depend on the forget set: no randomness may tell.
+            step, key = 0, jax.random.fold_in(state_key, i)
+        return UnlearnState(jnp.int32(step), params, txs[i].init(params), jnp.copy(key))
 
     states = [jax.eval_shape(lambda p, i=i: new_state(p, 0, i), params) for i in range(len(phases))]
     shardings = [sharding.params_sharding(state, mesh, cfg.sharding) for state in states]
@@ -119,12 +129,18 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         if resumed := checkpoint.restore_latest(manager, like_state):
             whole, opt, meta = resumed
             state = UnlearnState(params=select(whole, trainable), **opt)
+        original = target
         if meta["done"]:
+            if noised_from is not None:
+                certified.issue(setup, workdir, manager, original, init_key)
             return meta
         if not resumed:
             state = jax.device_put(new_state(params, 0, 0), shardings[0])
         del params, resumed
 
+        noised = None
+        if noised_from is not None:
+            noised = certified.prepare(setup, original, trainable, init_key, workdir)
         probe = make_probe(setup, target, probe_key)
         writer = metrics.JsonlWriter(workdir / "metrics.jsonl", meta["step"])
         began, step, last = time.perf_counter() - meta["wall_s"], meta["step"], {}
@@ -141,6 +157,19 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 meta.update(phase=i, phase_start=step)
                 state = jax.device_put(new_state(state.params, step, i), shardings[i])
             done, stopped_by, columns = step - meta["phase_start"], "", {}
+            constants, constants_sharding = (), None
+            if noised and i >= noised_from:  # from here on, nothing of the original
+                target = noised.frozen
+                target_sharding = jax.tree.map(lambda leaf: leaf.sharding, target)
+                if i == noised_from and not done:
+                    start = certified.noised_start(state.params, noised, phase)
+                    state = jax.device_put(state.replace(params=start), shardings[i])
+                if phase.noise.std:
+                    constants = ({"secret": noised.secret, "reference": noised.centre},)
+                    constants_sharding = {
+                        "secret": sharding.replicated(mesh),
+                        "reference": shardings[i].params,
+                    }
             batch_size = phase.batch_size or cfg.batch_size
             if phase.goal:
                 directed = phase.objective_kw.get("direction", 0) > 0
@@ -181,6 +210,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 target_sharding=target_sharding,
                 batch_sharding=sharding.batch_sharding(mesh),
                 replicated=sharding.replicated(mesh),
+                noised_sharding=constants_sharding,
             )
             bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, batch_size)
             log = metrics.IntervalLog(writer, name, batch_size, bar)
@@ -189,10 +219,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                     batch = sharding.global_batch(batch, mesh)
                     if step == meta["phase_start"] + done:
                         start = time.perf_counter()
-                        lowered = step_fn.lower(state, target, batch)
+                        lowered = step_fn.lower(state, target, batch, *constants)
                         step_fn, flops = lowered.compile(), metrics.flops(lowered)
                         meta["compile_s"] += time.perf_counter() - start
-                    state, last = step_fn(state, target, batch)
+                    state, last = step_fn(state, target, batch, *constants)
                     step += 1
                     meta["examples"] += batch_size
                     meta["flops"] += flops
@@ -219,6 +249,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             meta["phases"] = [*meta["phases"], ended]
         save(done=True)
         writer.close()
+        if noised:
+            certified.issue(setup, workdir, manager, original, init_key)
     return meta
 
 
@@ -259,6 +291,8 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
     for ended in meta["phases"]:
         steps = f"steps {ended['first_step']} to {ended['last_step']}"
         print(f"{cfg.stage}: {ended['name']}, {steps}, ended by {ended['stopped_by']}")
+    if (workdir / certificate.FILE).exists():
+        print(certificate.summary(certificate.read(workdir / certificate.FILE)))
     print(f"{meta['examples']} examples in {meta['wall_s']:.1f} s. The model is in {workdir}.")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from unlearn_jax import combine, objectives, optim
+from unlearn_jax.certify import rules
 from unlearn_jax.config import FREE, chosen_methods, default, method, phase
 from unlearn_jax.data import preprocess, requests, sampling
 from unlearn_jax.data.transforms import TASKS
@@ -170,7 +171,7 @@ def _values(config: ConfigDict) -> list[str]:
             )
         wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
         problems += wrong or _phase_values(f"config.phases.{name}", spec)
-    return problems
+    return problems or rules.problems(config)
 
 
 def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,78 @@ def mcnemar_exact_p_value(only_first: int, only_second: int) -> float:
     if discordant == 0:
         return 1.0
     return float(stats.binomtest(only_first, discordant, 0.5).pvalue)
+
+
+def epsilon_lower_bound(
+    true_positives: int,
+    positives: int,
+    false_positives: int,
+    negatives: int,
+    significance: Real,
+    delta: Real,
+) -> float:
+    """A lower bound of epsilon from the hits of one fixed test, nats; 0 if there is no evidence.
+
+    log((TPR_low - delta) / FPR_high), the Clopper-Pearson bounds of both rates at half of the
+    significance each. The threshold must not have been chosen on these counts.
+
+    **Guarantee**: if the mechanism is (epsilon, delta)-indistinguishable, the value exceeds epsilon
+    with probability at most `significance`. Assumes independent runs. It never shows that epsilon
+    is small, and is not "the epsilon".
+
+    Args:
+      true_positives: of the runs of the first world, those the test fires on.
+      positives: runs of the first world.
+      false_positives: of the runs of the second world, those it fires on.
+      negatives: runs of the second world.
+      significance: of both bounds together, within (0, 1).
+      delta: within [0, 1).
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    _check_fraction("significance", significance)
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta: expected a number within [0, 1), got {delta}.")
+    low = clopper_pearson_lower(true_positives, positives, significance / 2)
+    high = clopper_pearson_upper(false_positives, negatives, significance / 2)
+    return math.log((low - delta) / high) if low - delta > high else 0.0
+
+
+def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: Real, delta: Real) -> float:
+    """P(so many correct guesses or more) under (epsilon, delta), from one run with many canaries.
+
+    Steinke, Nasr & Jagielski 2023, Theorem 5.2: P(W >= v) + 2 m delta max_i (P(W >= v - i) -
+    P(W >= v)) / i, W ~ Binomial(r, e^eps / (1 + e^eps)); at most 1.
+
+    **Guarantee**: valid for pipelines that are (epsilon, delta)-private with respect to every
+    single canary, which a fair coin includes or not; guesses may be abstained from. Of a
+    certificate against retraining it has hardly any power.
+
+    Args:
+      canaries: m, all of them.
+      guesses: r <= m that were made.
+      correct: v <= r of them.
+      epsilon: claimed, nats.
+      delta: claimed, within [0, 1).
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    _check_binomial(guesses, canaries)
+    _check_binomial(correct, guesses)
+    if not (0 <= epsilon < math.inf and 0 <= delta < 1):
+        raise ValueError(
+            f"expected a finite epsilon >= 0 and delta within [0, 1), got {epsilon} and {delta}."
+        )
+    law = stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
+    tail = float(law.sf(correct - 1))
+    if correct == 0:
+        return min(1.0, tail)
+    below = np.arange(1, correct + 1)
+    # P(v - i <= W < v), summed so that tiny values are kept
+    extra = np.cumsum(law.pmf(correct - below)) / below
+    return min(1.0, tail + 2 * canaries * delta * float(extra.max()))
 
 
 def conformal_threshold(scores: Float[np.ndarray, "n"], alpha: float) -> float:

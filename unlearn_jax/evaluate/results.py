@@ -76,8 +76,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "task": cfg.task.to_dict(),
         "metrics": METRICS,
         "stages": stages,
-        "certificate": None,
-        "audit": _audit(workdir),
+        "certificate": _recorded(workdir / "unlearned" / "certificate.json"),
+        "audit": _recorded(workdir / "audit.json"),
         **statistics(cfg, examples, list(params)),
         **costs(stages),
     }
@@ -153,9 +153,8 @@ def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, flo
     return ratios | {"wall_ratio": seconds[0] / seconds[1]}
 
 
-def _audit(workdir: Path) -> dict[str, Any] | None:
-    """What `unlearn_jax.audit` has found, if it was run."""
-    path = workdir / "audit.json"
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """What another part has written, if it has run."""
     return json.loads(path.read_text()) if path.exists() else None
 
 

@@ -1,0 +1,365 @@
+"""Certified runs from end to end, and every way to tamper with them that we could think of."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests import binaries
+from tests.certify import wide
+from unlearn_jax import checkpoint, metrics, train
+from unlearn_jax.certify import certificate, noisy, run, verify
+from unlearn_jax.models import MODELS
+from unlearn_jax.step import overlay
+
+MECHANISMS = {
+    "release": "output_perturbation",
+    "noisy": "noisy_finetune",
+    "clipped": "model_clipping",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _wide_is_a_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "wide", wide.Wide)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with an original and one certified run of each mechanism."""
+    folder = tmp_path_factory.mktemp("certified")
+    train.run(wide.get_config(), folder / "original")
+    for noised in MECHANISMS:
+        cfg = wide.certified(wide.get_config(), folder / "original", ("decouple", noised, "retain"))
+        train.run(cfg, folder / noised)
+    return folder
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A copy of the run of noisy fine-tuning, to tamper with."""
+    shutil.copytree(runs / "noisy", tmp_path / "noisy")
+    return tmp_path / "noisy"
+
+
+def rewrite(folder, **changes):
+    """The certificate with other values and a sha256 that fits, as a forger would make it."""
+    values = json.loads((folder / "certificate.json").read_text())
+    del values["sha256"], values["format"]
+    (folder / "certificate.json").write_text(certificate._text(values | changes))
+
+
+def rehash(folder):
+    """The certificate of the files as they are now."""
+    values = json.loads((folder / "certificate.json").read_text())
+    files = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
+    hashes = {key: certificate.file_hash(folder / name) for key, name in files.items()}
+    rewrite(folder, hashes=values["hashes"] | hashes)
+
+
+# ---- what is issued ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noised", MECHANISMS)
+def test_a_certified_run_verifies(runs, noised):
+    found = verify.verify(runs / noised)
+    assert found.mechanism == MECHANISMS[noised] and found.parameters == 6144
+    assert found.epsilon > 0 and not found.conditional
+    assert f"({found.epsilon:.4g}, 1e-05)-unlearning" in verify.report(found)
+    assert not (runs / noised / noisy.SECRET_FILE).exists()
+    assert checkpoint.saved_steps(runs / noised) == [found.run["final_step"]]
+    everything = b"".join(p.read_bytes() for p in (runs / noised).rglob("*") if p.is_file())
+    assert b"secret" not in everything.replace(b"noise secret came", b"")
+
+
+def test_the_binary_says_why_not(copy):
+    """Its process does not know the model `wide`; everything before that has been checked."""
+    _, err = binaries.run("unlearn_jax.certify", "verify", str(copy), code=1)
+    assert "config.model.name: unknown 'wide'" in err
+    rewrite(copy, epsilon=0.5)
+    _, err = binaries.run("unlearn_jax.certify", "verify", str(copy), code=1)
+    assert "certificate: epsilon: expected 28.37" in err and "got 0.5" in err
+
+
+def test_a_run_without_noise_has_no_certificate(runs, tmp_path):
+    cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "retain"), delta=0.0)
+    train.run(cfg, tmp_path / "plain")
+    assert not (tmp_path / "plain" / "certificate.json").exists()
+    with pytest.raises(ValueError, match="expected a certificate"):
+        verify.verify(tmp_path / "plain")
+
+
+def test_a_finished_run_is_left_alone_and_a_lost_certificate_is_issued_again(copy, runs):
+    cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "noisy", "retain"))
+    before = (copy / "certificate.json").read_bytes()
+    train.run(cfg, copy)
+    assert (copy / "certificate.json").read_bytes() == before
+    (copy / "certificate.json").unlink()  # killed between the last checkpoint and the certificate
+    train.run(cfg, copy)
+    assert (copy / "certificate.json").read_bytes() == before
+
+
+def test_an_interrupted_run_ends_with_the_same_parameters(runs, tmp_path, monkeypatch):
+    cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "noisy", "retain"))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+        (folder / noisy.SECRET_FILE).write_text(64 * "7")
+    train.run(cfg, whole)
+    saved, save = [], checkpoint.save
+
+    def cut_off(*args):
+        save(*args)
+        saved.append(args[-1]["step"])
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(cfg, cut)
+    assert saved == [2, 4]  # in the first and in the noised phase
+    assert (cut / noisy.SECRET_FILE).exists() and not (cut / "certificate.json").exists()
+    monkeypatch.undo()
+    train.run(cfg, cut)
+    like = checkpoint.stored(whole)[0]
+    a, b = (checkpoint.load_params(folder, like)[0] for folder in (whole, cut))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    verify.verify(cut)
+
+
+def test_two_runs_draw_other_noise(runs, tmp_path):
+    cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "release"))
+    like = checkpoint.stored(runs / "original")[0]
+    released = []
+    for name in "ab":
+        train.run(cfg, tmp_path / name)
+        released.append(checkpoint.load_params(tmp_path / name, like)[0])
+    difference = np.concatenate(
+        [np.ravel(a - b) for a, b in zip(*map(jax.tree.leaves, released), strict=True)]
+    )
+    expected = 0.5 * np.sqrt(2)  # the same start, two noises
+    assert difference.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * difference.size))
+
+
+def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch):
+    """Keys and counts of the phases from the noise on are the same after 2 and after 3 steps."""
+    seen = []
+    unlearn_step = train.jit_step
+
+    def recorded(*args, **options):
+        step_fn = unlearn_step(*args, **options)
+
+        class Recorded:
+            def lower(self, state, *rest):
+                seen[-1].append((int(state.step), jax.random.key_data(state.key).tolist()))
+                return step_fn.lower(state, *rest)
+
+        return Recorded()
+
+    monkeypatch.setattr(train, "jit_step", recorded)
+    for steps in (2, 3):
+        cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "noisy", "retain"))
+        cfg.phases.decouple.steps = steps
+        seen.append([])
+        train.run(cfg, tmp_path / str(steps))
+    assert len(seen[0]) == 3 and seen[0][1:] == seen[1][1:]
+    assert [step for step, _ in seen[0][1:]] == [0, 0]
+    assert seen[0][1][1] != seen[0][2][1]
+
+
+# ---- adapters around a public model ------------------------------------------------------------
+
+
+def test_an_adapter_around_public_weights(runs, tmp_path):
+    """(d): all leaves but the adapter's are public, and stay so; certifier 'reference'."""
+    public = wide.Wide().init(jax.random.key(99))
+    checkpoint.save_params(tmp_path / "public", public)
+    base = wide.get_config()
+    base.model.trainable = ("decoder/.*",)
+    base.stages.original.scratch = False
+    base.init_from = str(tmp_path / "public")
+    train.run(base, tmp_path / "original")
+    settings = {"centre_from": str(tmp_path / "public"), "certifier": "reference"}
+    cfg = wide.certified(base, tmp_path / "original", ("decouple", "release", "retain"), **settings)
+    train.run(cfg, tmp_path / "unlearned")
+    found = verify.verify(tmp_path / "unlearned")
+    assert found.parameters == 3072 and found.sensitivity == 2.0
+    assert "weaker" in verify.report(found)
+    released = checkpoint.load_params(tmp_path / "unlearned", checkpoint.stored(runs / "noisy")[0])
+    np.testing.assert_array_equal(released[0]["encoder"]["scale"], public["encoder"]["scale"])
+
+    cfg.init_from = str(runs / "original")  # whose encoder was trained on the forget set
+    with pytest.raises(ValueError, match="1 leaves .* encoder/scale: .* without noise"):
+        train.run(cfg, tmp_path / "leak")
+
+
+def test_a_centre_that_has_seen_the_forget_set_is_refused(runs, tmp_path):
+    cfg = wide.certified(
+        wide.get_config(), runs / "original", ("noisy",), centre_from=str(runs / "original")
+    )
+    with pytest.raises(ValueError, match="was trained on 250 of the 250 examples to forget"):
+        train.run(cfg, tmp_path / "void")
+
+
+def test_a_radius_too_small_for_float32_is_refused(runs, tmp_path):
+    cfg = wide.certified(wide.get_config(), runs / "original", ("noisy",))
+    cfg.phases.noisy.noise.radius = 3e-6
+    with pytest.raises(ValueError, match="too small for parameters this large"):
+        train.run(cfg, tmp_path / "coarse")
+
+
+# ---- tampering ---------------------------------------------------------------------------------
+
+
+def leaves(values, path=()):
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        if isinstance(value, dict | list):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def altered(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + (1 if isinstance(value, int) else max(abs(value) * 1e-6, 1e-9))
+    return value[:-1] + ("0" if value[-1] != "0" else "1") if value else "x"
+
+
+def test_any_altered_field_is_rejected_also_with_a_fitting_sha256(copy, runs):
+    """All fields but the versions, which nothing else in the run records."""
+    text = (copy / "certificate.json").read_text()
+    original = json.loads(text)
+    count = 0
+    for path, value in leaves(original):
+        values = json.loads(text)
+        inner = values
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = altered(value)
+        (copy / "certificate.json").write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+        with pytest.raises(ValueError):
+            certificate.read(copy / "certificate.json")
+        if path[0] in ("sha256", "format", "versions"):
+            continue
+        count += 1
+        rewrite(copy, **{k: v for k, v in values.items() if k not in ("sha256", "format")})
+        with pytest.raises(ValueError, match=r"certificate|certified|expected|arguments"):
+            verify.verify(copy)
+    assert count > 25
+    (copy / "certificate.json").write_text(text)
+    verify.verify(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "split.json", "metrics.jsonl"])
+def test_an_altered_file_is_rejected(copy, name):
+    content = (copy / name).read_bytes()
+    for k in np.linspace(0, len(content) - 1, 7).astype(int):
+        (copy / name).write_bytes(content[:k] + bytes([content[k] ^ 1]) + content[k + 1 :])
+        with pytest.raises(ValueError, match=f"{name} is not the file that was certified"):
+            verify.verify(copy)
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        verify.verify(copy)
+
+
+def test_other_parameters_are_rejected(copy):
+    like, meta = checkpoint.stored(copy)
+    params, _ = checkpoint.load_params(copy, like)
+    params = overlay(params, {"decoder": {"bias": params["decoder"]["bias"].at[0, 0, 0].add(1e-6)}})
+    shutil.rmtree(copy / "checkpoints")
+    with checkpoint.open_manager(copy) as manager:  # with checksums that fit
+        checkpoint.save(manager, params, {"step": np.int32(0)}, meta)
+    with pytest.raises(
+        ValueError, match="released parameters .* are not those that were certified"
+    ):
+        verify.verify(copy)
+
+
+def test_another_original_is_rejected(copy, runs, tmp_path):
+    with pytest.raises(ValueError, match="original parameters .* are not those"):
+        verify.verify(copy, runs / "clipped")
+    with pytest.raises(ValueError, match="say where: --original=DIR"):
+        verify.verify(copy, tmp_path / "nowhere")
+    verify.verify(copy, runs / "original")
+
+
+def test_a_run_whose_updates_were_not_noised_is_rejected(copy):
+    lines = metrics.read_jsonl(copy / "metrics.jsonl")
+    for line in lines:
+        line["update_norm"] = min(line["update_norm"], 0.1)
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rehash(copy)
+    with pytest.raises(ValueError, match="have a mean norm of 0.1 .* make 39.19"):
+        verify.verify(copy)
+
+
+def test_a_consistent_claim_of_more_noise_is_rejected_by_the_record(copy):
+    path = copy / "config.json"
+    recorded = json.loads(path.read_text())
+    for part in ("config", "relevant"):
+        recorded[part]["phases"]["noisy"]["noise"]["std"] = 5.0
+    path.write_text(json.dumps(recorded, indent=1))
+    values = json.loads((copy / "certificate.json").read_text())
+    arguments = values["arguments"] | {"noise_std": 5.0}
+    numbers = certificate.account(
+        "noisy_finetune", arguments, certifier="retrain", accountant="gdp", delta=wide.DELTA
+    )
+    rewrite(copy, arguments=arguments, **numbers)
+    rehash(copy)
+    with pytest.raises(ValueError, match="mean norm of .* make 391.9"):
+        verify.verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["phases"][1].update(last_step=7), "its last step: expected 8, got 7"),
+        (lambda m: m["phases"].pop(), "phases of the run"),
+        (lambda m: m["phases"][2].update(stopped_by="displacement"), "why it ended"),
+        (lambda m: m["phases"][2].update(objective="gradient_ascent"), "its objective"),
+        (lambda m: m.update(done=False), "has not finished"),
+    ],
+)
+def test_a_run_that_took_another_course_is_rejected(copy, change, message):
+    like, meta = checkpoint.stored(copy)
+    params, _ = checkpoint.load_params(copy, like)
+    change(meta)
+    shutil.rmtree(copy / "checkpoints")
+    with checkpoint.open_manager(copy) as manager:
+        checkpoint.save(manager, params, {"step": np.int32(0)}, meta)
+    with pytest.raises(ValueError, match=message):
+        verify.verify(copy)
+
+
+def test_what_is_left_lying_about_is_rejected(copy, monkeypatch):
+    (copy / noisy.SECRET_FILE).write_text(64 * "0")
+    with pytest.raises(ValueError, match="the noise can be subtracted"):
+        verify.verify(copy)
+    (copy / noisy.SECRET_FILE).unlink()
+    (copy / "checkpoints" / "4").mkdir()
+    with pytest.raises(ValueError, match=r"earlier checkpoints: expected \[11\], got \[4, 11\]"):
+        verify.verify(copy)
+    (copy / "checkpoints" / "4").rmdir()
+    monkeypatch.setattr(certificate, "code_hash", lambda: 64 * "0")
+    with pytest.raises(ValueError, match="issued by other code"):
+        verify.verify(copy)
+
+
+def test_the_hash_of_parameters_sees_names_types_shapes_and_bits():
+    base = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, np.float32)}
+    others = [
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["a"].reshape(3, 2), "b": base["b"]},
+        {"a": base["a"], "b": -base["b"]},  # -0.0
+        {"a": base["a"], "b": base["b"].view(np.int32)},
+        {"a": base["a"]},
+    ]
+    hashes = [run.params_hash(tree) for tree in (base, *others)]
+    assert len(set(hashes)) == len(hashes)
+    assert run.params_hash(dict(reversed(base.items()))) == hashes[0]

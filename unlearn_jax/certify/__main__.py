@@ -1,0 +1,86 @@
+"""Verifies a certificate, or plans one.
+
+    python -m unlearn_jax.certify verify runs/certified/unlearned
+    python -m unlearn_jax.certify plan --mechanism=output_perturbation --epsilon=1 --delta=1e-5 \\
+        --radius=0.1 --parameters=1000
+
+`verify` recomputes epsilon from the recorded arguments and checks every hash and the run's record;
+it exits with 1 and the reason if anything is not as it should be. `plan` prints the noise that a
+target takes, and how long it is for so many parameters, or for --config=FILE's model.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from unlearn_jax import cli
+from unlearn_jax.certify import plan, rules
+
+COMMANDS = ("verify", "plan")
+EXAMPLE = "verify runs/certified/unlearned"
+_PLAN = ("epsilon", "delta", "radius", "certifier", "steps", "step_size", "clip_norm",
+         "weight_decay", "accountant")  # fmt: skip
+
+
+def main_verify(workdir: Path) -> None:
+    """The binary, to verify."""
+    from unlearn_jax.certify import verify
+    from unlearn_jax.data import splits
+
+    given = flags.FLAGS.original
+    found = verify.verify(workdir, Path(given) if given else None)
+    print(verify.report(found, len(splits.load(workdir / "split.json").train)))
+
+
+def main_plan(mechanism: str, *values: object) -> None:
+    """The binary, to plan."""
+    settings = dict(zip(_PLAN, values, strict=True))
+    count = flags.FLAGS.parameters or _parameters()
+    print(plan.text(plan.plan(mechanism, parameters=count, **settings), count))
+
+
+def _parameters() -> int:
+    """How many parameters of --config's model unlearning may change."""
+    if flags.FLAGS.config is None:
+        raise ValueError("plan: expected --parameters=N, or --config=FILE to count the model's.")
+    import jax
+
+    from unlearn_jax import models
+    from unlearn_jax.step import select
+
+    model = models.build(**flags.FLAGS.config.model.to_dict())
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(select(shapes, model.trainable)))
+
+
+def main(argv: list[str]) -> None:
+    """Takes the command off argv and starts it."""
+    command = argv.pop(1) if len(argv) > 1 else ""
+    if command == "verify":
+        if len(argv) > 1 and not argv[1].startswith("-"):
+            argv[1] = f"--workdir={argv[1]}"
+        flags.DEFINE_string("original", None, "Where the original is, if not where it was.")
+        cli.start(main_verify, needs=("workdir",), example=EXAMPLE)
+    elif command == "plan":
+        config_flags.DEFINE_config_file("config", None, "Whose model's parameters are counted.")
+        flags.DEFINE_string("mechanism", None, "What adds the noise.")
+        flags.DEFINE_float("epsilon", None, "Target, nats.")
+        flags.DEFINE_float("delta", None, "Target.")
+        flags.DEFINE_float("radius", None, "C0 of the projection; of model clipping C2.")
+        flags.DEFINE_enum("certifier", "retrain", rules.CERTIFIERS, "What to compare with.")
+        flags.DEFINE_integer("steps", 0, "Noised steps; 0: the best number.")
+        flags.DEFINE_float("step_size", 0.0, "Learning rate of noisy fine-tuning.")
+        flags.DEFINE_float("clip_norm", 0.0, "Clip norm of noisy fine-tuning.")
+        flags.DEFINE_float("weight_decay", 0.0, "Of noisy fine-tuning.")
+        flags.DEFINE_enum("accountant", "gdp", rules.ACCOUNTANTS, "Of noisy fine-tuning.")
+        flags.DEFINE_integer("parameters", 0, "How many are noised.")
+        example = "plan --mechanism=output_perturbation --epsilon=1 --delta=1e-5 --radius=0.1 "
+        cli.start(main_plan, needs=("mechanism", *_PLAN), example=example + "--parameters=1000")
+    else:
+        sys.exit(f"error: expected one of {COMMANDS}, got {command!r}. For example:\n  {EXAMPLE}")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

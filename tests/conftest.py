@@ -6,8 +6,15 @@ import shutil
 import tempfile
 
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
-# Tests compile for longer than they compute.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Tests compile for longer than they compute. Eight devices share two cores with another worker: one
+# that is late by XLA's default of 40 seconds would end the process.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=300",
+    ]
+)
 # Many tests compile the same step, some in processes of their own.
 cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
 atexit.register(shutil.rmtree, cache, ignore_errors=True)

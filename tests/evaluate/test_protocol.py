@@ -111,7 +111,9 @@ def test_the_table_and_the_page_show_the_rows(run):
     text = tables.text(results)
     assert f"{value:.4g}" in text and "retain, n = 21" in text
     page = protocol_page.write(workdir).read_text()
-    assert f"{value:.4g}" in page and "unlearned" in page and page.count("<img") == 2 * 2 * 2 * 4 + 1
+    assert (
+        f"{value:.4g}" in page and "unlearned" in page and page.count("<img") == 2 * 2 * 2 * 4 + 1
+    )
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", page)
     (workdir / "protocol/results.json").rename(workdir / "protocol/kept.json")
     try:

@@ -24,6 +24,6 @@ def test_a_published_file_becomes_an_extractor(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, made.fill(family, tower, tensors))
     recipe = dict(preprocessing.RECIPES["clip"]) | {"resize": 24, "crop": 24}
     extractor = towers.extractor(loaded, params, recipe, provenance)
-    assert towers.metric_name("cosine", extractor) == "clip_cosine"
+    assert towers.metric_name("cosine", extractor) == "clip_width128_cosine"
     with pytest.raises(ValueError, match="makes images of 224 pixels, the tower Clip takes 24"):
         towers.require("clip_cosine", tmp_path / "tower")

@@ -112,9 +112,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     s_a, s_b = covariance(a), covariance(b)
     if jax.default_backend() in FLOAT64_SOLVERS:
         with jax.enable_x64(True):
-            root = jax.jit(partial(_root_trace, xp=jnp))(s_a, s_b)
+            root = float(jax.jit(partial(_root_trace, xp=jnp))(s_a, s_b))
     else:
-        root = _root_trace(s_a, s_b, xp=np)
+        root = float(_root_trace(s_a, s_b, xp=np))
     between = np.square(a.mean - b.mean).sum()
     return max(float(between + np.trace(s_a) + np.trace(s_b) - 2 * root), 0.0)
 

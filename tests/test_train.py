@@ -263,6 +263,8 @@ def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp
         ([binaries.TINY, workdir, "--config.stage=unlearned"], "--config.init_from=WORKDIR"),
         ([*classes, "--config.request.classes=catt"], "Did you mean 'cat'"),
         (["--config=nowhere.py", workdir], "nowhere.py"),
+        (["--config=configs/imagenet_mage.py:rehersal", workdir], "got 'rehersal'"),
+        ([binaries.TINY, "--wrkdir=runs"], "Unknown command line flag"),
     ):  # fmt: skip
         _, err = binaries.run("unlearn_jax.train", *flags, code=1)
         assert "error: " in err and message in err, err

@@ -28,11 +28,11 @@ def start(main: Callable[..., None], needs: Sequence[str], example: str = _EXAMP
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            argv = app.parse_flags_with_usage(argv)
+            argv = flags.FLAGS(argv)
             if flags.FLAGS["verbosity"].using_default_value:
                 logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
             return argv
-        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
             _fail(error, show="--traceback" in argv)
 
     def run(argv: list[str]) -> None:
@@ -71,5 +71,8 @@ def _fail(error: BaseException, show: bool) -> None:
     if show:
         traceback.print_exception(error)
     message = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
+    head, traced, trace = message.partition("Traceback (most recent call last):")
+    if traced and not show:  # of a config file: what was wrong is in its last line
+        message = f"{head.strip()}\n  {trace.strip().splitlines()[-1].strip()}"
     print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
     sys.exit(1)

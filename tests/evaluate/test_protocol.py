@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,19 @@ def test_mistakes_are_refused_before_anything_is_done(
     with pytest.raises(ValueError, match=message):
         protocol.run(config(**changes), chosen, tmp_path)
     assert not (tmp_path / "protocol").exists()
+
+
+def test_a_checkpoint_without_a_workdir_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"expected NAME=WORKDIR.*got \['original=\.'\]"):
+        protocol.run(config(), {"original": Path()}, tmp_path)
+
+
+def test_a_tower_that_is_not_there_is_refused_with_the_whole_command(checkpoints, tmp_path):
+    cfg = config(metrics=("fid",))
+    cfg.protocol.towers.fid = str(tmp_path / "fid")
+    command = f"--checkpoint=pt_inception-2015-12-05-6726825d.pth --out={tmp_path / 'fid'}"
+    with pytest.raises(ValueError, match=re.escape(command)):
+        protocol.run(cfg, checkpoints, tmp_path)
 
 
 def test_a_request_without_classes_is_refused(checkpoints, tmp_path):

@@ -141,12 +141,11 @@ def _problems(settings: ConfigDict, checkpoints: Mapping[str, Path]) -> list[str
         if not good:
             found.append(f"{where}: expected {expected}, got {got!r}")
 
-    names = tuple(checkpoints)
     expect(
-        bool(names) and all(name.isidentifier() for name in names),
+        bool(checkpoints) and all(n.isidentifier() and f != Path() for n, f in checkpoints.items()),
         "--checkpoints",
         "NAME=WORKDIR,… with names of letters, digits and _",
-        names,
+        [f"{name}={folder}" for name, folder in checkpoints.items()],
     )
     sizes = (*settings.inpaint, *settings.outpaint)
     expect(bool(sizes), "config.protocol.inpaint and .outpaint", "one size or more", sizes)

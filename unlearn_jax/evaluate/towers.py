@@ -94,17 +94,17 @@ def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -
     checksum is not known.
 
     Raises:
-      ValueError: no workdir was given, with what to get and to run; or it holds another tower.
+      ValueError: no converted tower is given, with what to get and to run; or it is another.
     """
     needs = NEEDS[metric]
     family, file = needs["family"], needs["file"]
-    command = (
-        f"python -m unlearn_jax.convert --family={family} --checkpoint={file} --out=towers/{metric}"
-    )
-    if not workdir:
+    out = workdir or f"towers/{metric}"
+    command = f"python -m unlearn_jax.convert --family={family} --checkpoint={file} --out={out}"
+    if not workdir or not (Path(workdir) / "conversion.json").exists():
         raise ValueError(
-            f"{metric} needs the weights of {family}, which are not part of this package. Get "
-            f"{file} from {needs['from']}, run\n  {command}\nand give towers/{metric} here."
+            f"{metric} needs the weights of {family}, which are not part of this package"
+            f"{f', and {workdir} has none' if workdir else ''}. Get {file} from {needs['from']}, "
+            f"run\n  {command}\nand give {out} here."
         )
     found, tower, _ = _manifest(workdir)
     wanted = {"family": family} | needs["fields"]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unlearn_jax import data
-from unlearn_jax.data import preprocess, sources
+from unlearn_jax.data import joining, preprocess, sources
 from unlearn_jax.data.preprocess import Crops, View
 
 TASK = {"name": "inpaint", "hole": 0.5}
@@ -243,7 +243,7 @@ def test_evaluation_never_has_random_views(tmp_path):
     where = folder(tmp_path)
     augmented = sources.open_source(**where, resize="crop", cache=False, crops=Crops())
     plain = sources.open_source(**where, resize="crop", cache=False)
-    for source in (augmented, sources.subset(augmented, 6, 0)):
+    for source in (augmented, joining.subset(augmented, 6, 0)):
         options = {"rows": np.arange(6), "batch_size": 4, "task": TASK, "seed": 0}
         for batch, other in zip(
             data.make_eval(source, **options), data.make_eval(plain, **options), strict=True
@@ -281,7 +281,7 @@ def test_proxy_and_poison_keep_views(tmp_path):
     b = sources.open_source(
         **folder(tmp_path / "b", n=3), resize="crop", cache=False, crops=Crops()
     )
-    both = sources.concat(a, b)
+    both = joining.concat(a, b)
     keys = np.array([[1, i] for i in range(4)], np.uint64)
     found = both.fetch(np.array([7, 0, 6, 1]), keys)
     np.testing.assert_array_equal(found[[1, 3]], a.fetch(np.array([0, 1]), keys[[1, 3]]))

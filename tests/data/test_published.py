@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unlearn_jax import config, data
-from unlearn_jax.data import published, requests, sources, splits
+from unlearn_jax.data import joining, published, requests, sources, splits
 
 NAMES = ["n01", "n02", "n03", "n04", "n05"]  # forget: n01, n02; retain: n03, n04
 TEST = {"split": "validation"}
@@ -214,7 +214,7 @@ def test_a_proxy_without_classes_can_be_limited():
     flat = sources.from_arrays(
         np.zeros((9, 4, 4, 3), np.uint8), np.zeros(9, int), class_names=["train2017"], name="coco"
     )
-    source = sources.concat(SOURCE, flat)
+    source = joining.concat(SOURCE, flat)
     split = resolve(FORGET, {"kind": "proxy", "per_class": 4, "seed": 1}, source)
     assert len(split.retain) == 4 and set(split.retain) < set(source.splits["proxy"])
     other = resolve(FORGET, {"kind": "proxy", "per_class": 4, "seed": 2}, source)

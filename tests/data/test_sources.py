@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unlearn_jax.data import sources
+from unlearn_jax.data import joining, sources
 
 SAMPLE = Path(sources.__file__).parent / "sample" / "cifar10_sample" / "1.0.0"
 CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -359,7 +359,7 @@ def test_concat_keeps_every_label_with_its_name():
     b = sources.from_arrays(
         pixels(1, n=4), np.array([0, 1, 2, 2]), class_names=["owl", "cat", "2"], name="b"
     )
-    both = sources.concat(a, b)
+    both = joining.concat(a, b)
     assert both.class_names == ("cat", "dog", "owl", "proxy/2")
     names = [both.class_names[label] for label in both.labels]
     assert names == ["cat", "dog", "dog", "owl", "cat", "proxy/2", "proxy/2"]
@@ -370,7 +370,7 @@ def test_concat_keeps_every_label_with_its_name():
     expected += [b.fetch(np.array([0])), a.fetch(np.array([2]))]
     np.testing.assert_array_equal(both.fetch(rows), np.concatenate(expected))
     np.testing.assert_array_equal(both.fetch(np.arange(3, 7)), b.fetch(np.arange(4)))
-    for wrong in (lambda: sources.concat(a, a), lambda: sources.concat(both, b)):
+    for wrong in (lambda: joining.concat(a, a), lambda: joining.concat(both, b)):
         with pytest.raises(ValueError, match="another dataset"):
             wrong()
 
@@ -378,7 +378,7 @@ def test_concat_keeps_every_label_with_its_name():
 def test_numbers_are_no_names_to_merge_by():
     a = sources.from_arrays(pixels(0, n=2), np.array([0, 1]), name="a")
     b = sources.from_arrays(pixels(1, n=2), np.array([0, 1]), name="b")
-    both = sources.concat(a, b)
+    both = joining.concat(a, b)
     assert both.labels.tolist() == [0, 1, 2, 3]
     assert both.class_names == ("0", "1", "proxy/0", "proxy/1")
 
@@ -387,4 +387,4 @@ def test_sources_of_different_sizes_do_not_mix():
     a = sources.from_arrays(pixels(0, n=2), np.array([0, 1]), name="a")
     b = sources.from_arrays(pixels(1, n=2, size=4), np.array([0, 1]), name="b")
     with pytest.raises(ValueError, match="expected one shape"):
-        sources.concat(a, b).fetch(np.arange(4))
+        joining.concat(a, b).fetch(np.arange(4))

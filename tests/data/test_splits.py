@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from unlearn_jax.data import sources, splits
+from unlearn_jax.data import joining, sources, splits
 
 NAMES = ["cat", "dog", "owl", "ant"]
 PER_CLASS = {"train": [40, 30, 20, 10], "test": [10, 8, 6, 4]}
@@ -232,7 +232,7 @@ def test_a_subset_of_the_retain_rows_is_stratified():
 
 def test_proxy_rows_replace_the_retain_rows_only():
     proxy = make_source({"train": [5, 7]}, ["fox", "cat"], name="other", prefix="x/")
-    source = sources.concat(SOURCE, proxy)
+    source = joining.concat(SOURCE, proxy)
     split = resolve(retain={"kind": "proxy"}, source=source)
     check_invariants(split, source)
     # The proxy's cats are not retained: cats are what must be forgotten.

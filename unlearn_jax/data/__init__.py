@@ -14,8 +14,9 @@ from jaxtyping import Int, Shaped, UInt64
 from ml_collections import ConfigDict
 
 from unlearn_jax.data import poison, splits, transforms
+from unlearn_jax.data.joining import concat, subset
 from unlearn_jax.data.preprocess import Crops
-from unlearn_jax.data.sources import Source, concat, from_arrays, open_source, subset
+from unlearn_jax.data.sources import Source, from_arrays, open_source
 from unlearn_jax.data.splits import Split
 
 __all__ = ["Source", "Split", "concat", "from_arrays", "load", "make_eval", "make_train"]

@@ -75,7 +75,7 @@ def resolve(
 
     Args:
         source: must have the split "train"; proxy data, if any, in the split "proxy"
-            (`sources.concat`).
+            (`joining.concat`).
         request: what must be forgotten, one of
             `{"kind": "classes", "classes": ("cat", 5)}`, names or integer labels;
             `{"kind": "random", "fraction": 0.1, "seed": 0}`, of the training rows, by class;

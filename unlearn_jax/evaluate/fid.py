@@ -1,7 +1,6 @@
 """Fréchet distance of two sets of features, from moments that are gathered batch by batch."""
 
 import functools
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +111,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     s_a, s_b = covariance(a), covariance(b)
     if jax.default_backend() in FLOAT64_SOLVERS:
         with jax.enable_x64(True):
-            root = float(jax.jit(partial(_root_trace, xp=jnp))(s_a, s_b))
+            root = float(jax.jit(functools.partial(_root_trace, xp=jnp))(s_a, s_b))
     else:
         root = float(_root_trace(s_a, s_b, xp=np))
     between = np.square(a.mean - b.mean).sum()

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import signal
 import threading
@@ -412,13 +411,21 @@ def test_one_preparation_at_a_time(tmp_path):
     run(tmp_path / "raw", tmp_path / "out")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_files_that_may_not_be_read_stop_it(tmp_path):
+def test_files_that_may_not_be_read_stop_it(tmp_path, monkeypatch):
     imagenet(tmp_path / "raw")
     file = tmp_path / "raw" / "train" / WNIDS[1] / f"{WNIDS[1]}_1.JPEG"
-    file.chmod(0)
-    with pytest.raises(PermissionError):
+    read = Path.read_bytes
+
+    def refuse(path):  # not by chmod: root may read every file
+        if path == file:
+            raise PermissionError(f"Permission denied: {path}")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError, match=file.name):
         run(tmp_path / "raw", tmp_path / "out")
+    monkeypatch.undo()
+    assert run(tmp_path / "raw", tmp_path / "out")["quarantined"] == 0
 
 
 def test_files_that_vanish_stop_it_and_are_not_quarantined(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def mae(model: models.MAE, state: Mapping):
     )  # fmt: skip
     net = transformers.ViTMAEForPreTraining(config)
     for name, value in net.state_dict().items():
-        (target,) = published({name: value})
+        (target,) = published({name: value.cpu()})
         part = re.search(r"([qkv])_proj", name)
         value.copy_(state[target].chunk(3)["qkv".index(part[1])] if part else state[target])
     mean, std = (torch.tensor(x)[:, None, None] for x in (model.mean, model.std))

@@ -1,18 +1,24 @@
-"""Convolutions that halve and double an image, fast on accelerators and on the CPU alike.
+"""Parts that are fast on accelerators and the CPU alike: convolutions, attention, gathers.
 
-Both are plain `jax.lax` convolutions with kernels in HWIO layout. On the CPU, XLA is slow where
-those are differentiated, so there the same sums are written in another order: the gradient with
-respect to a kernel as four matrix products over shifted views of the image, and the transposed
-convolution without the zeros that dilation inserts. What is lowered follows the target platform,
-also when compiling ahead of time for another one. Reverse mode only (`custom_vjp`).
+The convolutions halve and double an image, with kernels in HWIO layout. They are plain `jax.lax`
+ones, except where XLA is slow to differentiate them on the CPU: there the same sums are written in
+another order, the gradient with respect to a kernel as four matrix products over shifted views of
+the image, and the transposed convolution without the zeros that dilation inserts. What is lowered
+follows the target platform, also when compiling ahead of time for another one. Reverse mode only
+(`custom_vjp`), as `gelu`, `pick` and `spread`.
 """
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
+
+Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
+"""(kept, place, hidden) of tokens, see `pick`."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -136,3 +142,100 @@ class Up(nn.Module):
         kernel = self.param("kernel", initializer, (4, 4, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return conv_up(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+def attention(
+    q: Float[Array, "b n h c"],
+    k: Float[Array, "b n h c"],
+    v: Float[Array, "b n h c"],
+    visible: Bool[Array, "b n"] | None = None,
+) -> Float[Array, "b n h c"]:
+    """Softmax attention, its logits in float32; nobody looks at tokens that are not visible.
+
+    On a GPU in half precision with all tokens visible it is cuDNN's, which writes no logits.
+    """
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if jax.default_backend() != "gpu" or not half or visible is not None or q.shape[-1] % 8:
+        mask = None if visible is None else visible[:, None, None, :]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    b, n = q.shape[:2]
+    if not n % 2:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    # Of odd lengths it takes those that are said to be padded.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, -n % 8), (0, 0), (0, 0))) for x in (q, k, v))
+    lengths = jnp.full(b, n, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )[:, :n]
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The product x Phi(x), with the exact (erf) normal distribution function, in float32 or more.
+
+    For the backward pass nothing but x is kept.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x, g):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    density = jnp.exp(-0.5 * jnp.square(wide)) * (2 * math.pi) ** -0.5
+    return ((g * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + lax.erf(x * 0.5**0.5))
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+def one_pass(dtype: DTypeLike) -> bool:
+    """Whether a norm may read its input once for both moments: if that is in half precision.
+
+    What cancels in float32 is then less than what the input was rounded by; in float32 the variance
+    is that of the differences from the mean, as in torch.
+    """
+    return jnp.dtype(dtype).itemsize < 4
+
+
+@jax.custom_vjp
+def pick(
+    x: Float[Array, "b n d"],
+    kept: Int[Array, "b k"],
+    place: Int[Array, "b n"],
+    hidden: Bool[Array, "b n"],
+) -> Float[Array, "b k d"]:
+    """The rows x[kept]; the gradient is `spread`, where that of a gather would be a scatter.
+
+    Args:
+      x: one row per token.
+      kept: the tokens that are not hidden, each once.
+      place: where each of them is among `kept`; of hidden tokens, any number.
+      hidden: the other tokens.
+    """
+    return jnp.take_along_axis(x, kept[..., None], axis=1)
+
+
+@jax.custom_vjp
+def spread(
+    x: Float[Array, "b k d"],
+    kept: Int[Array, "b k"],
+    place: Int[Array, "b n"],
+    hidden: Bool[Array, "b n"],
+) -> Float[Array, "b n d"]:
+    """The inverse of `pick`, with zeros for hidden tokens; also its adjoint."""
+    rows = jnp.take_along_axis(x, place[..., None], axis=1, mode="clip")
+    return jnp.where(hidden[..., None], 0, rows)
+
+
+pick.defvjp(
+    lambda x, *where: (pick(x, *where), where),
+    lambda where, g: (spread(g, *where), None, None, None),
+)
+spread.defvjp(
+    lambda x, *where: (spread(x, *where), where),
+    lambda where, g: (pick(jnp.where(where[2][..., None], 0, g), *where), None, None, None),
+)

@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.models import vit
+from unlearn_jax.models.layers import Masking, spread
 
 PRESETS: dict[str, dict[str, int]] = {
     "base": {"dim": 768, "depth": 12, "heads": 12},
@@ -25,8 +26,6 @@ PRESETS: dict[str, dict[str, int]] = {
 
 _DTYPES = ("float32", "bfloat16")
 _MASKINGS = ("random", "task")
-
-Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
 
 
 class _Encoder(nn.Module):
@@ -39,27 +38,36 @@ class _Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image, kept, visible=None):
-        x = nn.Conv(
-            self.dim,
-            (self.patch, self.patch),
-            strides=self.patch,
-            padding="VALID",
-            dtype=self.dtype,
-            # As of a dense layer from patch vectors to tokens.
-            kernel_init=nn.initializers.variance_scaling(
-                1.0, "fan_avg", "uniform", in_axis=(0, 1, 2), out_axis=3
-            ),
-            name="patch_embed",
-        )(image)
-        x = x.reshape(len(x), -1, self.dim)
-        position = _position_table(self, x.shape[1], self.dim)
-        x = jnp.take_along_axis(x + position[:, 1:], kept[..., None], axis=1)
+        # Only what is kept is embedded, and no gradient is scattered back over all patches.
+        patches = jnp.take_along_axis(vit.patchify(image, self.patch), kept[..., None], axis=1)
+        position = _position_table(self, (image.shape[1] // self.patch) ** 2, self.dim)
+        x = _PatchEmbed(self.patch, self.dim, self.dtype, name="patch_embed")(patches)
+        x = x + jnp.take(position[0], 1 + kept, axis=0)
         token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.dim))
         x = _prepend(token + position[:, :1], x)
         blocks = vit.Blocks(
             self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks"
         )
-        return vit.layer_norm("norm")(blocks(x, visible))
+        return vit.layer_norm("norm", dtype=self.dtype)(blocks(x, visible))
+
+
+class _PatchEmbed(nn.Module):
+    """A convolution whose stride is its window, of patches that are vectors already."""
+
+    patch: int
+    dim: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, patches):
+        # As of a dense layer from patch vectors to tokens.
+        init = nn.initializers.variance_scaling(
+            1.0, "fan_avg", "uniform", in_axis=(0, 1, 2), out_axis=3
+        )
+        kernel = self.param("kernel", init, (self.patch, self.patch, 3, self.dim))
+        bias = self.param("bias", nn.initializers.zeros, (self.dim,))
+        patches, kernel, bias = (x.astype(self.dtype) for x in (patches, kernel, bias))
+        return patches @ kernel.reshape(-1, self.dim) + bias
 
 
 class _Decoder(nn.Module):
@@ -71,17 +79,16 @@ class _Decoder(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, latent, place, hidden):
+    def __call__(self, latent, kept, place, hidden):
         x = vit.dense(self.dim, self.dtype, name="embed")(latent)
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.dim))
-        # What is taken for a hidden patch does not matter.
-        patches = jnp.take_along_axis(x[:, 1:], place[..., None], axis=1, mode="clip")
+        patches = spread(x[:, 1:], kept, place, hidden)
         patches = jnp.where(hidden[..., None], token, patches)
         x = _prepend(x[:, :1], patches) + _position_table(self, place.shape[1], self.dim)
         blocks = vit.Blocks(
             self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks"
         )
-        x = vit.layer_norm("norm")(blocks(x))
+        x = vit.layer_norm("norm", dtype=self.dtype)(blocks(x))
         x = vit.dense(3 * self.patch**2, self.dtype, name="pred")(x[:, 1:])
         return x.astype(jnp.float32)
 
@@ -185,7 +192,7 @@ class MAE:
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
         place = jnp.arange(self._patches)[None]
         latent, encoder = self._encoder.init_with_output(encoder_key, image, place)
-        decoder = self._decoder.init(decoder_key, latent, place, place < 0)
+        decoder = self._decoder.init(decoder_key, latent, place, place, place < 0)
         return {"encoder": encoder["params"], "decoder": decoder["params"]}
 
     def draw(self, batch: Mapping[str, Array], key: PRNGKeyArray) -> dict[str, Float[Array, "b n"]]:
@@ -245,8 +252,8 @@ class MAE:
         The visible patches are predictions too, which no loss ever looked at. With `norm_pix_loss`
         the patches are as predicted, of mean 0 and variance 1 and on no scale of colours.
         """
-        _, place, hidden = self._masking(batch, key, draws)
-        image = vit.unpatchify(self._predict(params, latent, place, hidden), self.patch)
+        masking = self._masking(batch, key, draws)
+        image = vit.unpatchify(self._predict(params, latent, masking), self.patch)
         return image if self.norm_pix_loss else self._denormalise(image)
 
     def loss(
@@ -261,13 +268,13 @@ class MAE:
 
         With `norm_pix_loss` the goal is each patch with its own mean and (unbiased) variance.
         """
-        _, place, hidden = self._masking(batch, key, draws)
-        latent = self.encode(params, batch, key, draws=draws)
+        masking = self._masking(batch, key, draws)
+        latent, hidden = self.encode(params, batch, key, draws=draws), masking[2]
         goal = vit.patchify(self._normalise(batch["image"]), self.patch)
         if self.norm_pix_loss:
             centred = goal - goal.mean(axis=-1, keepdims=True)
             goal = centred / jnp.sqrt(goal.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
-        error = jnp.square(self._predict(params, latent, place, hidden) - goal).mean(axis=-1)
+        error = jnp.square(self._predict(params, latent, masking) - goal).mean(axis=-1)
         return jnp.where(hidden, error, 0.0).sum(axis=1) / jnp.maximum(hidden.sum(axis=1), 1)
 
     def generate(
@@ -315,13 +322,9 @@ class MAE:
         return order[:, : self._kept], place, place >= self._kept
 
     def _predict(
-        self,
-        params: Mapping[str, Any],
-        latent: Float[Array, "b k1 d"],
-        place: Int[Array, "b n"],
-        hidden: Bool[Array, "b n"],
+        self, params: Mapping[str, Any], latent: Float[Array, "b k1 d"], masking: Masking
     ) -> Float[Array, "b n v"]:
-        return self._decoder.apply({"params": params["decoder"]}, latent, place, hidden)
+        return self._decoder.apply({"params": params["decoder"]}, latent, *masking)
 
     def _normalise(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return ((image + 1) / 2 - jnp.array(self.mean)) / jnp.array(self.std)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models import mage_decoding
 from unlearn_jax.models.compositing import composite, fill_hole, token_mask
+from unlearn_jax.models.layers import Masking
 from unlearn_jax.models.mage_parts import Decoder, Encoder, unused
 from unlearn_jax.models.vqgan import VQGAN
 
@@ -381,26 +382,21 @@ class MAGE:
         return jnp.pad(ids, ((0, 0), (1, 0)), constant_values=self.class_id)
 
     def _encode(self, params, ids, drawn):
-        dropped, masked = _masks(drawn)
-        dropped = jnp.pad(dropped, ((0, 0), (1, 0)))
-        number = 1 + ids.shape[1] - _num_dropped(ids.shape[1])
-        kept = jnp.argsort(dropped, axis=1, stable=True)[:, :number]
+        masking, masked = _masking(drawn)
         ids = self._with_class(jnp.where(masked, self.mask_id, ids))
         scale = None
         if self.token_dropout:
             scale = drawn["dropout_keep"] / (1 - self.token_dropout)
-        return self._encoder.apply({"params": params["encoder"]}, ids, kept, scale)
+        return self._encoder.apply({"params": params["encoder"]}, ids, masking, scale)
 
     def _logits(self, params, latent, drawn, rows):
-        dropped, masked = _masks(drawn)
-        order = jnp.maximum(jnp.cumsum(~dropped, axis=1) - 1, 0)
-        return self._decode(params, latent, order, masked, rows)
+        return self._decode(params, latent, *_masking(drawn), rows)
 
-    def _decode(self, params, latent, order, masked, rows):
+    def _decode(self, params, latent, masking, masked, rows):
         """Logits of the first `rows` ids. The output layer is the encoder's table, untrained."""
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         variables = {"params": params["decoder"]}
-        return self._decoder.apply(variables, latent, order, masked, words["embedding"], rows)
+        return self._decoder.apply(variables, latent, masking, masked, words["embedding"], rows)
 
     def _cross_entropy(self, params, ids, labels, drawn):
         latent, (_, masked) = self._encode(params, ids, drawn), _masks(drawn)
@@ -418,6 +414,15 @@ def _masks(drawn: Mapping[str, Array]) -> tuple[Bool[Array, "b n"], Bool[Array, 
     dropped = rank < _num_dropped(noise.shape[1])
     number = jnp.ceil(noise.shape[1] * drawn["mask_rate"]).reshape(-1, 1)
     return dropped, dropped | (rank < number)
+
+
+def _masking(drawn: Mapping[str, Array]) -> tuple[Masking, Bool[Array, "b m"]]:
+    """(what the encoder keeps of the class slot and the tokens, the masked tokens)."""
+    dropped, masked = _masks(drawn)
+    number = 1 + dropped.shape[1] - _num_dropped(dropped.shape[1])
+    dropped = jnp.pad(dropped, ((0, 0), (1, 0)))
+    kept = jnp.argsort(dropped, axis=1, stable=True)[:, :number]
+    return (kept, jnp.cumsum(~dropped, axis=1) - 1, dropped), masked
 
 
 def _num_dropped(num_tokens: int) -> int:

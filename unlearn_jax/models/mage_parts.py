@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from unlearn_jax.models.layers import Masking, gelu, pick, spread
 from unlearn_jax.models.vit import Blocks, layer_norm, sincos_2d
 
 _NORMAL = nn.initializers.normal(0.02)
@@ -26,23 +27,23 @@ class Encoder(nn.Module):
     def __call__(
         self,
         ids: Int[Array, "b m"],
-        kept: Int[Array, "b k"] | None = None,
+        masking: Masking | None = None,
         scale: Float[Array, "b m d"] | None = None,
     ) -> Float[Array, "b k d"]:
         """Latents of the kept tokens.
 
         Args:
           ids: of all tokens, the class slot first.
-          kept: which of them go on after they are embedded; None: all.
+          masking: which of them go on after they are embedded, see `layers.pick`; None: all.
           scale: factors of the embeddings: dropout.
         """
         x = _TokenEmbedding(self.vocabulary, self.dim, name="token_emb")(ids)
         if scale is not None:
             x = x * scale
-        if kept is not None:
-            x = jnp.take_along_axis(x, kept[..., None], axis=1)
+        if masking is not None:
+            x = pick(x, *masking)
         x = Blocks(self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks")(x)
-        return layer_norm("norm")(x)
+        return layer_norm("norm", dtype=self.dtype)(x)
 
 
 class _TokenEmbedding(nn.Module):
@@ -72,28 +73,26 @@ class Decoder(nn.Module):
     def __call__(
         self,
         latent: Float[Array, "b k e"],
-        order: Int[Array, "b n"] | None,
-        masked: Bool[Array, "b n"],
+        masking: Masking | None,
+        masked: Bool[Array, "b m"],
         words: Float[Array, "v e"],
         rows: int | None = None,
-    ) -> Float[Array, "b n_plus_1 r"]:
+    ) -> Float[Array, "b n r"]:
         """Float32 logits of the first `rows` ids (None: all), of the class slot and all tokens.
 
         Args:
           latent: of the class slot, then of the tokens that the encoder kept.
-          order: which of those stands for each token; None: the encoder kept all.
+          masking: of the class slot and all tokens, as the encoder got it; None: it kept all.
           masked: tokens for which the class slot stands instead, kept or not.
           words: embeddings of the ids, which are the output layer.
           rows: how many of them are asked for.
         """
         x = nn.Dense(self.dim, dtype=self.dtype, name="embed")(latent)
-        first, rest = x[:, :1], x[:, 1:]
-        if order is not None:
-            rest = jnp.take_along_axis(rest, order[..., None], axis=1)
-        x = jnp.concatenate([first, jnp.where(masked[..., None], first, rest)], axis=1)
+        first, x = x[:, :1], x if masking is None else spread(x, *masking)
+        x = jnp.where(jnp.pad(masked, ((0, 0), (1, 0)))[..., None], first, x)
         x = x + self.param("pos_embed_learned", _NORMAL, (1, x.shape[1], self.dim))
         x = Blocks(self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks")(x)
-        return _Head(self.dtype, name="mlm")(layer_norm("norm")(x), words, rows)
+        return _Head(self.dtype, name="mlm")(layer_norm("norm", dtype=self.dtype)(x), words, rows)
 
 
 class _Head(nn.Module):
@@ -102,7 +101,7 @@ class _Head(nn.Module):
     @nn.compact
     def __call__(self, x, words, rows):
         x = nn.Dense(words.shape[1], dtype=self.dtype, name="fc")(x)
-        x = layer_norm("ln", epsilon=1e-5)(nn.gelu(x, approximate=False))
+        x = layer_norm("ln", 1e-5, self.dtype)(gelu(x))
         bias = self.param("bias", nn.initializers.zeros, (1, 1, len(words)))
         words = words[:rows].astype(self.dtype)
         x = jnp.einsum(

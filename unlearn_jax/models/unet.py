@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from unlearn_jax.models.layers import attention, one_pass
 
 
 def _keep(x: Array) -> Array:
@@ -74,11 +75,11 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b h2 w2 f"]:
         """A feature map in `dtype`; norms are float32. The embedding scales and shifts."""
-        h = self.resample(nn.silu(group_norm("norm1", self.groups)(x)))
+        h = self.resample(nn.silu(group_norm("norm1", self.groups, self.dtype)(x)))
         h = _conv("conv1", self.features, self.dtype)(h)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="emb")(nn.silu(embedding))
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
-        h = nn.silu(group_norm("norm2", self.groups)(h) * (1 + scale) + shift)
+        h = nn.silu(group_norm("norm2", self.groups, self.dtype)(h) * (1 + scale) + shift)
         if self.dropout:
             # Without a key (`generate`) nothing is dropped.
             h = nn.Dropout(self.dropout, name="dropout")(h, not self.has_rng("dropout"))
@@ -103,9 +104,10 @@ class AttentionBlock(nn.Module):
         The channels of q, k and v lie head by head: (q, k, v) of the first, then of the second, …
         """
         b, h, w, c = x.shape
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(group_norm("norm", self.groups)(x))
+        x_norm = group_norm("norm", self.groups, self.dtype)(x)
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x_norm)
         qkv = qkv.reshape(b, h * w, c // self.head_channels, 3, self.head_channels)
-        y = jax.nn.dot_product_attention(*jnp.moveaxis(qkv, 3, 0)).reshape(b, h, w, c)
+        y = attention(*jnp.moveaxis(qkv, 3, 0)).reshape(b, h, w, c)
         zeros = nn.initializers.zeros
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="proj_out")(y)
 
@@ -162,13 +164,14 @@ class Decoder(nn.Module):
                 if level and i == s.res_blocks:
                     x = _res(s, f"output{blocks}_up", s.inner * mult, _double)(x, embedding)
                 blocks += 1
-        x = nn.silu(group_norm("out_norm", s.groups)(x))
+        x = nn.silu(group_norm("out_norm", s.groups, s.dtype)(x))
         return _conv("out_conv", 3, s.dtype, zero=True)(x).astype(jnp.float32)
 
 
-def group_norm(name: str, groups: int) -> nn.GroupNorm:
-    """A float32 group norm with torch's epsilon and way of computing the variance."""
-    return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+def group_norm(name: str, groups: int, dtype: DTypeLike = jnp.float32) -> nn.GroupNorm:
+    """A float32 group norm with torch's epsilon, between layers that compute in `dtype`."""
+    fast = one_pass(dtype)
+    return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=fast, name=name)
 
 
 def _conv(name: str, features: int, dtype: DTypeLike, zero: bool = False) -> nn.Conv:

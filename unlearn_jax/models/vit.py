@@ -4,11 +4,12 @@ Names follow the published checkpoints: `blocks.3.attn.qkv` there is `blocks/blo
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
+
+from unlearn_jax.models.layers import attention, gelu, one_pass
 
 
 class Attention(nn.Module):
@@ -25,9 +26,7 @@ class Attention(nn.Module):
         b, n, d = x.shape
         qkv = dense(3 * d, self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
-        mask = None if visible is None else visible[:, None, None, :]
-        x = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, n, d)
-        return dense(d, self.dtype, name="proj")(x)
+        return dense(d, self.dtype, name="proj")(attention(q, k, v, visible).reshape(b, n, d))
 
 
 class Mlp(nn.Module):
@@ -40,8 +39,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Tokens."""
         hidden = dense(self.hidden, self.dtype, name="fc1")(x)
-        hidden = nn.gelu(hidden, approximate=False)
-        return dense(x.shape[-1], self.dtype, name="fc2")(hidden)
+        return dense(x.shape[-1], self.dtype, name="fc2")(gelu(hidden))
 
 
 class Block(nn.Module):
@@ -62,7 +60,7 @@ class Block(nn.Module):
         return x + Mlp(hidden, self.dtype, name="mlp")(self._norm("norm2")(x))
 
     def _norm(self, name: str) -> nn.Module:
-        return layer_norm(name, self.epsilon)
+        return layer_norm(name, self.epsilon, self.dtype)
 
 
 class Blocks(nn.Module):
@@ -93,9 +91,11 @@ def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
 
 
-def layer_norm(name: str, epsilon: float = 1e-6) -> nn.LayerNorm:
-    """A float32 layer norm, with torch's way of computing the variance."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+def layer_norm(name: str, epsilon: float = 1e-6, dtype: DTypeLike = jnp.float32) -> nn.LayerNorm:
+    """A float32 layer norm, between layers that compute in `dtype`."""
+    return nn.LayerNorm(
+        epsilon=epsilon, dtype=jnp.float32, use_fast_variance=one_pass(dtype), name=name
+    )
 
 
 def sincos_2d(dim: int, side: int) -> Float[np.ndarray, "n d"]:

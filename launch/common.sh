@@ -71,7 +71,7 @@ topology() {
     v5e) TYPE=v5litepod-$CHIPS RUNTIME=v2-alpha-tpuv5-lite NODE=tpu-v5-lite-podslice MACHINE=ct5lp-hightpu-4t ;;
     v5p) TYPE=v5p-$((2 * CHIPS)) RUNTIME=v2-alpha-tpuv5 NODE=tpu-v5p-slice MACHINE=ct5p-hightpu-4t ;;
     v6e) TYPE=v6e-$CHIPS RUNTIME=v2-alpha-tpuv6e NODE=tpu-v6e-slice MACHINE=ct6e-standard-4t ;;
-    *) fail "TOPOLOGY: expected v4, v5e, v5p or v6e before the colon, got '$generation'." ;;
+    *) fail "TOPOLOGY: expected v4, v5e, v5p or v6e before the colon, got '$TOPOLOGY'." ;;
   esac
   export SHAPE CHIPS TYPE RUNTIME NODE MACHINE
 }

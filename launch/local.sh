@@ -19,7 +19,7 @@ case $verb in
     ;;
   run)
     command_needed "$@"
-    PATH=$PWD/$venv/bin:$PATH
+    PATH=$(realpath -m "$venv")/bin:$PATH
     code=0 pids=()
     trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
     for ((i = 0; i < GPUS; i++)); do

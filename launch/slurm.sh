@@ -35,7 +35,7 @@ case $verb in
     ;;
   status)
     run squeue --me "--name=$NAME"
-    run sacct "--name=$NAME" --duplicates --allocations '--format=JobID,State,ExitCode,Elapsed'
+    run sacct "--name=$NAME" --duplicates --allocations '--format=JobID,State,ExitCode,Elapsed' || true
     finish "that is $NAME" "$SELF logs"
     ;;
   logs)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The batch script of slurm.sh: slurm_job.sh VENV MAX_RESTARTS COMMAND…
-# SLURM itself requeues after a node that failed and after preemption;
-# here the job asks for it when its time is over (USR1, see --signal) and when the program failed.
+# SLURM itself requeues after preemption and after a node that failed; here the job asks for it, when
+# its time is over (USR1, see --signal) and when the program failed.
 set -uo pipefail
-PATH=$PWD/$1/bin:$PATH restarts=$2
+PATH=$(realpath -m "$1")/bin:$PATH restarts=$2
 shift 2
 over=''
 trap 'over=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # TERM goes to the processes: they save

@@ -25,7 +25,7 @@ remove() { run "${kube[@]}" delete jobset "$NAME" --ignore-not-found --cascade=f
 manifest() { # jobset.yaml with the variables that it names, and the words given as its args
   local word text variable
   for word; do
-    word=${word//\\/\\\\}
+    word=${word//\\/\\\\} word=${word//\$/\$\$} # Kubernetes has $(…) of its own
     ARGS+="${ARGS:+, }\"${word//\"/\\\"}\""
   done
   text=$(<launch/jobset.yaml)
@@ -56,8 +56,9 @@ case $verb in
       '' | *:?*) # none, or one that ended, which cannot be started again
         [[ -z $found ]] || remove
         text=$(manifest "$@" --distributed)
-        run "${kube[@]}" apply --filename=- <<<"$text"
-        printf "<<'END'\n%s\nEND\n" "$text"
+        apply=("${kube[@]}" apply --filename=-)
+        printf "+ %s <<'END'\n%s\nEND\n" "$(quoted "${apply[@]}")" "$text"
+        [[ ${DRY_RUN:-} == 1 ]] || "${apply[@]}" <<<"$text"
         finish "$NAME was submitted" "$SELF status"
         ;;
       *) finish "$NAME is running already" "$SELF status" ;;

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,41 @@ def test_mesh_fills_one_axis():
 def test_mesh_that_does_not_fit_is_refused(sizes):
     with pytest.raises(ValueError, match="multiply to the 8 devices"):
         sharding.make_mesh(**sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the order of a mesh looks at."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "rows"),
+    [
+        ({}, 2, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+        ({"fsdp": 4}, 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ({"fsdp": 2}, 2, [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ({"data": 2, "fsdp": -1}, 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),  # fsdp over two slices each
+        ({"fsdp": 8}, 2, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_slices_are_joined_by_the_data_axis(sizes, slices, rows):
+    # Scrambled: devices need not come slice by slice.
+    devices = [Device(id=i, slice_index=i * slices // 8) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    assert np.vectorize(lambda d: d.id)(mesh.devices).tolist() == rows
+
+
+def test_a_mesh_over_some_devices():
+    mesh = sharding.make_mesh(fsdp=2, devices=jax.devices()[:4])
+    assert mesh.shape == {"data": 2, "fsdp": 2}
+    assert mesh.devices.ravel().tolist() == jax.devices()[:4]
+    with pytest.raises(ValueError, match="multiply to the 4 devices"):
+        sharding.make_mesh(fsdp=8, devices=jax.devices()[:4])
 
 
 def test_fsdp_splits_the_largest_divisible_dimension_of_large_leaves():

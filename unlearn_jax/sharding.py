@@ -1,24 +1,35 @@
 """Where arrays live: one mesh `data x fsdp`, rules for parameters, batches split over both axes."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 FSDP_MIN_BYTES = 4 * 2**20  # below this, gathering costs more than the memory it saves
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices; one axis may be -1, "what is left".
+
+    Several slices (TPU pods, GPU hosts) are joined by a slower network, which is given to the data
+    axis as far as its size allows: gradients cross it once a step, parameters for every layer.
+
+    Args:
+      data: its size is what divides the batch only.
+      fsdp: its size divides the batch, the parameters and the optimizer's state.
+      devices: by default all there are; those of a topology to compile for what is not there.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices.
     """
-    n = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    n = len(devices)
     sizes = {"data": data, "fsdp": fsdp}
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = tuple(n // known if size == -1 else size for size in sizes.values())
@@ -27,8 +38,18 @@ def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
             f"Expected mesh axes that multiply to the {n} devices there are, got {sizes}. "
             "Set one of --config.mesh.data and --config.mesh.fsdp to -1 to fill it in."
         )
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        across = math.gcd(shape[0], slices)
+        across = across, slices // across
+        within = tuple(size // slow for size, slow in zip(shape, across, strict=True))
+        placed = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
     # Auto, not the default Explicit: FSDP matrix products need the compiler to choose.
-    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def leaf_path(path: tuple) -> str:

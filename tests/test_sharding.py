@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,27 @@ def test_first_matching_rule_wins():
     assert specs["decoder"]["kernel"] == P("fsdp", None)
 
 
+def test_leaves_below_min_bytes_stay_whole():
+    mesh = sharding.make_mesh(fsdp=8)
+    tree = {"w": jax.ShapeDtypeStruct((8, 16), jnp.float32), "b": jnp.zeros(8)}
+    for least, specs in (
+        (32, {"w": P(None, "fsdp"), "b": P("fsdp")}),
+        (512, {"w": P(None, "fsdp"), "b": P()}),
+        (513, {"w": P(), "b": P()}),
+    ):
+        found = sharding.params_sharding(tree, mesh, min_bytes=least)
+        assert jax.tree.map(lambda s: s.spec, found) == specs
+
+
+@pytest.mark.parametrize("spec", ["fdsp", ("fsdp", None, None), ("model",), (None, "fsdp")])
+def test_a_rule_that_does_not_fit_is_refused(spec):
+    mesh = sharding.make_mesh(fsdp=8)
+    tree = {"encoder": {"kernel": jax.ShapeDtypeStruct((16, 9), jnp.float32)}}
+    message = r"rules: expected .* of encoder/kernel \[16, 9\], .* got \S*" + re.escape(str(spec))
+    with pytest.raises(ValueError, match=message):
+        sharding.params_sharding(tree, mesh, [("kernel", spec)])
+
+
 def test_global_batch_is_split_over_all_devices():
     mesh = sharding.make_mesh(data=2, fsdp=4)
     rows = np.arange(16.0).reshape(16, 1)
@@ -86,3 +108,5 @@ def test_batch_size_error_names_sizes_that_fit():
         sharding.check_batch_size(100, sharding.make_mesh())
     with pytest.raises(ValueError, match="got 3.*batch_size=8"):
         sharding.check_batch_size(3, sharding.make_mesh())
+    with pytest.raises(ValueError, match="Expected audit.batch_size .*config.audit.batch_size=8"):
+        sharding.check_batch_size(9, sharding.make_mesh(), "audit.batch_size")

@@ -17,6 +17,7 @@ from tests import tiny
 from tests.toy import make_batch
 from unlearn_jax import checkpoint, models, objectives, optim, saliency, sharding, train
 from unlearn_jax.audit.measure import make_measure
+from unlearn_jax.certify import noisy
 from unlearn_jax.evaluate import features, preprocessing, results, towers
 from unlearn_jax.models import diffusion
 from unlearn_jax.setup import resolve
@@ -44,6 +45,7 @@ PHASES = {
     "l2_encoder": ("l2_encoder", 1.0, 1.0, False),
     "retain_label": ("retain_label", 1.0, 1.0, False),
     "noisy_label": ("noisy_label", 1.0, 1.0, False),
+    "noised": ("reconstruction", 1.0, 0.0, False),
 }
 ONE, MESHES = (1, 1), ((8, 1), (2, 4), (1, 8))
 GATE = {(name, "l2_encoder", (2, 4)) for name in ("mae", "mage", "palette")}
@@ -124,13 +126,23 @@ def steps(name, phase, shape):
     model, params = initial(name)
     objective, retain_weight, forget_weight, scratch = PHASES[phase]
     mesh, tx = make_mesh(shape), optim.make_optimizer(learning_rate=2e-4, steps=3, masked=True)
+    if phase == "noised":
+        settings = {"clip_norm_l2": 1.0, "weight_decay": 0.1, "model_clip_norm": 5.0}
+        tx = noisy.noisy_sgd(learning_rate=0.01, noise_std=1e-3, **settings)
     target, target_sharding = ({}, {}) if scratch else place(params, mesh)
     trainable = select(params, (".*",) if scratch else model.trainable)
     state = UnlearnState(np.int32(0), trainable, tx.init(trainable), np.zeros(()))
     state, shardings = place(state, mesh)
     key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
     state = state.replace(key=key)
-    compiled = jit_step(
+    constants, noised_sharding = (), None
+    if phase == "noised":
+        everywhere = sharding.replicated(mesh)
+        reference, reference_sharding = place(trainable, mesh)
+        constants = {"secret": noisy.secret_key(bytes(32)), "reference": reference}
+        constants = (constants | {"secret": jax.device_put(constants["secret"], everywhere)},)
+        noised_sharding = {"secret": everywhere, "reference": reference_sharding}
+    step = jit_step(
         model,
         objectives.build(objective),
         tx,
@@ -140,17 +152,19 @@ def steps(name, phase, shape):
         target_sharding=target_sharding,
         batch_sharding=sharding.batch_sharding(mesh),
         replicated=sharding.replicated(mesh),
+        noised_sharding=noised_sharding,
     )
     batch = batch_on(mesh)
-    memory = (compiled := compiled.lower(state, target, batch).compile()).memory_analysis()
+    compiled = step.lower(state, target, batch, *constants).compile()
+    memory = compiled.memory_analysis()
 
     held = on_each(state)
     assert held == share(state, shape[1]) and on_each(target) == share(target, shape[1])
     assert memory.alias_size_in_bytes >= held  # written where it was read: no copy of the state
-    assert held <= memory.argument_size_in_bytes <= held + on_each(target) + on_each(batch)
+    assert held <= memory.argument_size_in_bytes <= held + on_each((target, batch, constants))
     found, donated = [], jax.tree.leaves(state)
     for seed in range(3):
-        state, metrics = compiled(state, target, batch_on(mesh, seed))
+        state, metrics = compiled(state, target, batch_on(mesh, seed), *constants)
         found.append({key: float(value) for key, value in metrics.items()})
         assert all(value.is_fully_replicated for value in metrics.values())
     assert all(leaf.is_deleted() for leaf in donated)

@@ -154,7 +154,7 @@ def default() -> ConfigDict:
             },
             "checkpoint": {"every": 200, "keep": 2},
             "log_every": 20,
-            "mesh": {"data": -1, "fsdp": 1},
+            "mesh": {"data": -1, "fsdp": 1},  # -1: the devices that are left
             "sharding": {  # of parameters and optimizer, see sharding.py
                 "rules": ((".*", "fsdp"),),  # (regex on a leaf's path, spec)
                 "min_bytes": sharding.FSDP_MIN_BYTES,  # of a leaf that "fsdp" splits

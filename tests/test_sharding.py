@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,41 @@ def test_mesh_that_does_not_fit_is_refused(sizes):
         sharding.make_mesh(**sizes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the order of a mesh looks at."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "rows"),
+    [
+        ({}, 2, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+        ({"fsdp": 4}, 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ({"fsdp": 2}, 2, [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ({"data": 2, "fsdp": -1}, 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),  # fsdp over two slices each
+        ({"fsdp": 8}, 2, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_slices_are_joined_by_the_data_axis(sizes, slices, rows):
+    # Scrambled: devices need not come slice by slice.
+    devices = [Device(id=i, slice_index=i * slices // 8) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    assert np.vectorize(lambda d: d.id)(mesh.devices).tolist() == rows
+
+
+def test_a_mesh_over_some_devices():
+    mesh = sharding.make_mesh(fsdp=2, devices=jax.devices()[:4])
+    assert mesh.shape == {"data": 2, "fsdp": 2}
+    assert mesh.devices.ravel().tolist() == jax.devices()[:4]
+    with pytest.raises(ValueError, match="multiply to the 4 devices"):
+        sharding.make_mesh(fsdp=8, devices=jax.devices()[:4])
+
+
 def test_fsdp_splits_the_largest_divisible_dimension_of_large_leaves():
     mesh = sharding.make_mesh(fsdp=8)
     shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)  # noqa: E731
@@ -36,6 +74,27 @@ def test_first_matching_rule_wins():
     assert specs["decoder"]["kernel"] == P("fsdp", None)
 
 
+def test_leaves_below_min_bytes_stay_whole():
+    mesh = sharding.make_mesh(fsdp=8)
+    tree = {"w": jax.ShapeDtypeStruct((8, 16), jnp.float32), "b": jnp.zeros(8)}
+    for least, specs in (
+        (32, {"w": P(None, "fsdp"), "b": P("fsdp")}),
+        (512, {"w": P(None, "fsdp"), "b": P()}),
+        (513, {"w": P(), "b": P()}),
+    ):
+        found = sharding.params_sharding(tree, mesh, min_bytes=least)
+        assert jax.tree.map(lambda s: s.spec, found) == specs
+
+
+@pytest.mark.parametrize("spec", ["fdsp", ("fsdp", None, None), ("model",), (None, "fsdp")])
+def test_a_rule_that_does_not_fit_is_refused(spec):
+    mesh = sharding.make_mesh(fsdp=8)
+    tree = {"encoder": {"kernel": jax.ShapeDtypeStruct((16, 9), jnp.float32)}}
+    message = r"rules: expected .* of encoder/kernel \[16, 9\], .* got \S*" + re.escape(str(spec))
+    with pytest.raises(ValueError, match=message):
+        sharding.params_sharding(tree, mesh, [("kernel", spec)])
+
+
 def test_global_batch_is_split_over_all_devices():
     mesh = sharding.make_mesh(data=2, fsdp=4)
     rows = np.arange(16.0).reshape(16, 1)
@@ -49,3 +108,5 @@ def test_batch_size_error_names_sizes_that_fit():
         sharding.check_batch_size(100, sharding.make_mesh())
     with pytest.raises(ValueError, match="got 3.*batch_size=8"):
         sharding.check_batch_size(3, sharding.make_mesh())
+    with pytest.raises(ValueError, match="Expected audit.batch_size .*config.audit.batch_size=8"):
+        sharding.check_batch_size(9, sharding.make_mesh(), "audit.batch_size")

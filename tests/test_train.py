@@ -105,7 +105,7 @@ def test_one_and_eight_devices_agree(original, tmp_path):
     binaries.run("unlearn_jax.train", binaries.TINY, f"--workdir={tmp_path / 'two'}")
     binaries.run(
         "unlearn_jax.train", binaries.TINY, f"--workdir={tmp_path / 'fsdp'}",
-        "--config.mesh.fsdp=2", "--config.mesh.data=1",
+        "--config.mesh.fsdp=2", "--config.mesh.data=1", "--config.sharding.min_bytes=0",
     )  # fmt: skip
     for other in ("two", "fsdp"):
         jax.tree.map(

@@ -151,7 +151,7 @@ def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
     if split.poisoned.size:
         chosen["triggered"] = split.holdout
     folders = {name: runs[name, seed][0] for name, seed in runs if seed == cfg.compare.seeds[0]}
-    generate = jax.jit(model.generate)
+    generate = sharding.jit_rows(model.generate, mesh)
     for kind, rows in chosen.items():
         rows = np.sort(np.random.default_rng(cfg.request.seed).permutation(rows)[:6])
         loader = data.make_eval(

@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from unlearn_jax import sharding
+
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
@@ -152,8 +154,11 @@ def default() -> ConfigDict:
             },
             "checkpoint": {"every": 200, "keep": 2},
             "log_every": 20,
-            "mesh": {"data": -1, "fsdp": 1},
-            "sharding": ((".*", "fsdp"),),  # (regex on a leaf's path, spec), see sharding.py
+            "mesh": {"data": -1, "fsdp": 1},  # -1: the devices that are left
+            "sharding": {  # of parameters and optimizer, see sharding.py
+                "rules": ((".*", "fsdp"),),  # (regex on a leaf's path, spec)
+                "min_bytes": sharding.FSDP_MIN_BYTES,  # of a leaf that "fsdp" splits
+            },
         },
         convert_dict=True,
     )

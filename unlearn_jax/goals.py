@@ -181,6 +181,7 @@ def make(
             found["reference"] = model.loss(reference, batch, key)[:, None]
         return found
 
+    by_rows = sharding.jit_rows(losses, mesh)
     compiled: Callable | None = None
     for name, chosen in rows.items():
         batches = data.make_eval(
@@ -190,7 +191,7 @@ def make(
         for host_batch in batches:
             batch = sharding.global_batch(host_batch, mesh)
             if compiled is None:
-                lowered = jax.jit(losses).lower(target, reference, batch)
+                lowered = by_rows.lower(target, reference, batch)
                 compiled, per_batch = lowered.compile(), metrics.flops(lowered)
             flops += per_batch
             for part, values in jax.device_get(compiled(target, reference, batch)).items():

@@ -82,7 +82,7 @@ def saliency_mask() -> optax.GradientTransformation:
     """
 
     def init(params):
-        return MaskState(jax.tree.map(lambda x: jnp.ones(x.shape, bool), params))
+        return MaskState(jax.tree.map(lambda x: jnp.ones_like(x, bool), params))
 
     def update(updates, state, params=None):
         del params

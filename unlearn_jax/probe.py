@@ -43,12 +43,14 @@ def make_probe(
         )
         batches[name] = sharding.global_batch(next(iter(loader)), mesh)
 
+    loss, generate = (sharding.jit_rows(f, mesh) for f in (model.loss, model.generate))
+
     def mean_loss(params, batch):
-        return masked_mean(model.loss(params, batch, key), batch["valid"])
+        return masked_mean(loss(params, batch, key), batch["valid"])
 
     reference: dict[str, Any] = {}
     if target:
-        reference["output"] = jax.jit(model.generate)(target, batches["forget"], key)
+        reference["output"] = generate(target, batches["forget"], key)
         reference["holdout"] = jax.jit(mean_loss)(target, batches["holdout"])
 
     @jax.jit
@@ -56,7 +58,7 @@ def make_probe(
         student, forget = overlay(target, params), batches["forget"]
         values = {f"probe_{name}": mean_loss(student, batch) for name, batch in batches.items()}
         if reference:
-            output = model.generate(student, forget, key)
+            output = generate(student, forget, key)
             moved = displacement(output, reference["output"], forget["mask"])
             values["displacement"] = masked_mean(moved, forget["valid"])
             values["forget_over_holdout"] = values["probe_forget"] / reference["holdout"]

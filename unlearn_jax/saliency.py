@@ -7,12 +7,13 @@ this is the gradient of the mean over all forget rows, at one point.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, UInt32
 
 from unlearn_jax import data, metrics, sharding
 from unlearn_jax.models import Batch, Model, Params
@@ -45,7 +46,11 @@ def make(
         num_threads=cfg.data.num_threads,
         prefetch=cfg.data.prefetch,
     )
-    add = jax.jit(partial(add_gradient, model=model), donate_argnums=0)
+    add = jax.jit(
+        partial(add_gradient, model=model),
+        out_shardings=sharding.params_sharding(params, mesh, **cfg.sharding),
+        donate_argnums=0,
+    )
     gradient, flops, per_batch = jax.tree.map(jnp.zeros_like, params), 0.0, None
     for number, batch in enumerate(batches):
         inputs = params, target, sharding.global_batch(batch, mesh), jax.random.fold_in(key, number)
@@ -83,8 +88,41 @@ def largest(values: PyTree[Float[Array, "..."]], share: float) -> PyTree[Bool[Ar
     Of equal ones the first in the order of the leaves are taken, so that their number is exact.
     """
     leaves, tree = jax.tree.flatten(values)
-    flat = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
-    order = jnp.argsort(flat, descending=True, stable=True)
-    chosen = jnp.zeros(flat.shape, bool).at[order[: round(share * flat.size)]].set(True)
-    parts = jnp.split(chosen, np.cumsum([leaf.size for leaf in leaves])[:-1])
-    return tree.unflatten(p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True))
+    sizes = [leaf.size for leaf in leaves]
+    # The bits of numbers that are not negative are in their order.
+    bits = [
+        jax.lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32) for x in leaves
+    ]
+    count = round(share * sum(sizes))
+    least = _least_of_largest(bits, count)
+    left = count - sum((x > least).sum() for x in bits)
+    firsts = [0, *np.cumsum(sizes)]
+    early = [  # larger = earlier in the tree, 0 for what is no tie
+        jnp.where(x == least, ~(jnp.uint32(first) + _place(x.shape)), 0)
+        for first, x in zip(firsts, bits, strict=False)
+    ]
+    last = _least_of_largest(early, left)
+    return tree.unflatten((x > least) | (e >= last) for x, e in zip(bits, early, strict=True))
+
+
+def _least_of_largest(leaves: list[UInt32[Array, "..."]], count: Any) -> UInt32[Array, ""]:
+    """The count-th largest of all numbers, found bit by bit: nothing is sorted or gathered.
+
+    Sorting would bring the parameters of all devices to each of them. If count is 0, the largest
+    number there is.
+    """
+
+    def with_bit(i, least):
+        candidate = least | (jnp.uint32(1) << (31 - i))
+        enough = sum((leaf >= candidate).sum() for leaf in leaves) >= count
+        return jnp.where(enough, candidate, least)
+
+    return jax.lax.fori_loop(0, 32, with_bit, jnp.uint32(0))
+
+
+def _place(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """The number of every element, row by row."""
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        place = place * size + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return place

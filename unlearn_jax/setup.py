@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     def like(self) -> Params:
         """The model's parameters as ShapeDtypeStructs with their shardings."""
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        shardings = sharding.params_sharding(shapes, self.mesh, self.cfg.sharding)
+        shardings = sharding.params_sharding(shapes, self.mesh, **self.cfg.sharding)
         return sharding.abstract(shapes, shardings)
 
 

@@ -64,8 +64,9 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     stage = cfg.stages[cfg.stage]
     setup = resolve(cfg)
     _, mesh, source, split, model = setup
+    sharding.check_batch_size(cfg.batch_size, mesh)
     for name in stage.phases:
-        sharding.check_batch_size(cfg.phases[name].batch_size or cfg.batch_size, mesh)
+        sharding.check_batch_size(cfg.phases[name].batch_size, mesh, f"phases.{name}.batch_size")
     retain_rows = getattr(split, stage.rows)
 
     # ---- model and target --------------------------------------------------------------------
@@ -110,7 +111,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         return UnlearnState(jnp.int32(step), params, txs[i].init(params), jnp.copy(key))
 
     states = [jax.eval_shape(lambda p, i=i: new_state(p, 0, i), params) for i in range(len(phases))]
-    shardings = [sharding.params_sharding(state, mesh, cfg.sharding) for state in states]
+    shardings = [sharding.params_sharding(state, mesh, **cfg.sharding) for state in states]
 
     # ---- where an earlier run stopped --------------------------------------------------------
     inherited = [found and found["checksums"] for found in (parent, reference_meta)]

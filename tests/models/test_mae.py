@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from unlearn_jax import sharding, step
+from unlearn_jax import step
 from unlearn_jax.convert.mae import FAMILY
 from unlearn_jax.data import transforms
 from unlearn_jax.models import vit
@@ -263,20 +263,6 @@ def test_remat_changes_no_gradient():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
     traced = [str(jax.make_jaxpr(lambda p, m=m: m.loss(p, batch, KEY))(params)) for m in models]
     assert [len(re.findall(r"\b(?:checkpoint|remat\d?)\[", t)) for t in traced] == [2 + 1, 0]
-
-
-def test_eight_devices_equal_one(monkeypatch):
-    monkeypatch.setattr(sharding, "FSDP_MIN_BYTES", 0)
-    mesh = sharding.make_mesh(data=4, fsdp=2)
-    batch, _ = inputs(8)
-    params, model = random_params(), MAE(**SMALL)
-    want = jax.jit(model.loss)(params, batch, KEY)
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(params, sharding.params_sharding(params, mesh))
-        got = jax.jit(model.loss)(placed, jax.device_put(batch, rows), KEY)
-    assert len(got.sharding.device_set) == 8
-    assert_close(got, want, 1e-5)
 
 
 def test_methods_compare_the_same_patches():

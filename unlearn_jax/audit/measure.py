@@ -1,6 +1,8 @@
 """What the audits need to know of one model: errors, outputs on triggered images, relearning."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,24 +51,26 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
             f"{len(split.forget) - len(split.poisoned)} of {len(split.forget)}. Lower "
             "poison.fraction, or audit a larger request."
         )
+    sharding.check_batch_size(cfg.batch_size, mesh)
+    sharding.check_batch_size(settings.batch_size, mesh, "audit.batch_size")
     rows = choose_rows(cfg, split)
     backdoor = poison.design(task, cfg.data.image_size) if split.poisoned.size else None
     shown = _variants(backdoor, task) if backdoor else {}
 
-    @jax.jit
+    @partial(sharding.jit_rows, mesh=mesh)
     def measure(params, target, batch):
         output, image, mask = model.generate(params, batch, key), batch["image"], batch["mask"]
         before = model.generate(target, batch, key)
         return masked_mse(output, image, mask), displacement(output, before, mask)
 
-    @jax.jit
+    @partial(sharding.jit_rows, mesh=mesh)
     def measure_views(params, batch):
         batches = [{**batch, "image": view} for view in goals.views(batch["image"])]
         outputs = [model.generate(params, b, key) for b in batches]
         pairs = zip(outputs, batches, strict=True)
         return jnp.stack([masked_mse(out, b["image"], b["mask"]) for out, b in pairs], 1)
 
-    generate = jax.jit(model.generate)
+    generate = sharding.jit_rows(model.generate, mesh)
 
     def batches(chosen):
         return data.make_eval(
@@ -97,7 +101,10 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
         return np.concatenate(found)
 
     tx = optim.make_optimizer(learning_rate=settings.learning_rate, steps=1)
-    step = _finetune_step(model, tx, mesh)
+    like = setup.like()
+    like = jax.eval_shape(lambda p: UnlearnState(jnp.int32(0), p, tx.init(p), key), like)
+    shardings = sharding.params_sharding(like, mesh, **cfg.sharding)
+    step = _finetune_step(model, tx, shardings, mesh)
 
     def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
         """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
@@ -105,7 +112,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
         params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
         opt_state = tx.init(params)
         state = UnlearnState(np.int32(0), params, opt_state, jax.random.key(seed))
-        state = jax.device_put(state, sharding.replicated(mesh))
+        state = jax.device_put(state, shardings)
         loader = data.make_train(
             source, retain_rows=chosen, forget_rows=None, batch_size=settings.batch_size,
             forget_fraction=0.5, task=task, first_step=0, num_steps=steps,
@@ -180,16 +187,17 @@ def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
     return variants
 
 
-def _finetune_step(model: Model, tx: optax.GradientTransformation, mesh: Mesh):
-    everywhere, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+def _finetune_step(
+    model: Model, tx: optax.GradientTransformation, state_sharding: UnlearnState, mesh: Mesh
+) -> Callable[..., Any]:
     return jit_step(
         model,
         objectives.build("reconstruction"),
         tx,
         retain_weight=1.0,
         forget_weight=0.0,
-        state_sharding=everywhere,
-        target_sharding=everywhere,
-        batch_sharding=rows,
-        replicated=everywhere,
+        state_sharding=state_sharding,
+        target_sharding={},
+        batch_sharding=sharding.batch_sharding(mesh),
+        replicated=sharding.replicated(mesh),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
@@ -70,7 +71,7 @@ def prepare(
     for path, leaf in _by_path(original):
         if path not in moved:
             frozen[path] = public[path]
-            if not np.array_equal(np.asarray(leaf), np.asarray(public[path])):
+            if not jnp.array_equal(leaf, public[path]):
                 private.append(path)
     if private:
         raise ValueError(

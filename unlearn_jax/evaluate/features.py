@@ -61,7 +61,9 @@ def extract(
     """
     sharding.check_batch_size(batch_size * jax.process_count(), mesh)
     run = {
-        name: partial(_forward, found.tower, _hashable(found.recipe), _on_mesh(found.params, mesh))
+        name: partial(
+            _forward, found.tower, _hashable(found.recipe), mesh, _on_mesh(found.params, mesh)
+        )
         for name, found in extractors.items()
     }
 
@@ -99,9 +101,10 @@ def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
     return np.asarray(array)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _forward(tower, recipe, params, pixels):
-    return tower.features(params, preprocessing.to_tower(pixels, dict(recipe)))
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(tower, recipe, mesh, params, pixels):
+    features = tower.features(params, preprocessing.to_tower(pixels, dict(recipe)))
+    return jax.lax.with_sharding_constraint(features, sharding.batch_sharding(mesh))
 
 
 def _hashable(recipe: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -109,14 +112,13 @@ def _hashable(recipe: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _on_mesh(params: Any, mesh: Mesh) -> Any:
-    """The params where they are, if that is on the mesh; else a copy on every device of it."""
+    """The params where they are, if that is on the mesh; else as the default rules split them."""
 
-    def place(leaf):
-        if getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh:
-            return leaf
-        return jax.device_put(leaf, sharding.replicated(mesh))
+    def place(leaf, split):
+        on_mesh = getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh
+        return leaf if on_mesh else jax.device_put(leaf, split)
 
-    return jax.tree.map(place, params)
+    return jax.tree.map(place, params, sharding.params_sharding(params, mesh))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -79,9 +79,10 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
     if wrong := _problems(settings, checkpoints):
         listed = "\n".join(f"  - {problem}" for problem in wrong)
         raise ValueError(f"The protocol has {len(wrong)} problem(s):\n{listed}")
-    extractors = _extractors(settings)  # first: a missing tower should not cost a night
+    mesh = sharding.make_mesh(**cfg.mesh)
+    sharding.check_batch_size(settings.batch_size, mesh, "protocol.batch_size")
+    extractors = _extractors(settings, mesh)  # first: a missing tower should not cost a night
     setup = resolve(cfg)
-    sharding.check_batch_size(settings.batch_size, setup.mesh)
     rows = _evaluation_rows(cfg, setup)
     files, models = _complete_all(setup, checkpoints, rows, root)
     references = {name: _references(setup, rows[name], extractors, root) for name in SETS}
@@ -167,14 +168,14 @@ def _problems(settings: ConfigDict, checkpoints: Mapping[str, Path]) -> list[str
     return found
 
 
-def _extractors(settings: ConfigDict) -> dict[str, towers.Extractor]:
+def _extractors(settings: ConfigDict, mesh: Mesh) -> dict[str, towers.Extractor]:
     """The towers of the metrics, by metric; "kid" shares that of "fid"."""
     found = {}
     for metric in settings.metrics:
         if metric == "cifar10_classifier":
             found[metric] = towers.small()
         elif metric != "kid":
-            found[metric] = towers.require(metric, settings.towers[metric])
+            found[metric] = towers.require(metric, settings.towers[metric], mesh)
     return found
 
 
@@ -213,7 +214,8 @@ def _complete_all(
     """The image files, and what the models are."""
     cfg, settings = setup.cfg, setup.cfg.protocol
     todo = tasks(settings)
-    generate, like = jax.jit(setup.model.generate), setup.like()
+    generate = sharding.jit_rows(setup.model.generate, setup.mesh)
+    like = setup.like()
     files, models = {}, {}
     total = len(checkpoints) * len(todo) * sum(map(len, rows.values()))
     with tqdm(desc="complete", total=total, unit="img", dynamic_ncols=True) as bar:

@@ -116,7 +116,7 @@ def measure(
       {"index": [n], "label": [n], "MODEL/METRIC": [n]} and {"index": [keep], "input", "truth",
       MODEL: uint8 [keep, h, w, c]}; in the input the part to be generated is mid-grey.
     """
-    generate = jax.jit(model.generate)
+    generate = sharding.jit_rows(model.generate, mesh)
     columns: dict[str, list[np.ndarray]] = {}
     images: dict[str, list[np.ndarray]] = {}
     kept = 0

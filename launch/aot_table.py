@@ -1,7 +1,7 @@
 """The scale table: `launch.aot` on a grid of models, chips and sizes, as JSON lines and Markdown.
 
     python -m launch.aot_table              # compiles what is missing; hours of CPU time in all
-    python -m launch.aot_table --limit=1    # only the next one
+    python -m launch.aot_table --minutes=5  # as many as are begun within 5 minutes
     python -m launch.aot_table --render     # writes the tables of docs/scale.md and the plot
 
 Each point is a line of results/scale/aot.jsonl as soon as it is done, so an interrupted run goes on
@@ -11,6 +11,7 @@ where it was. What fails is a line too, with the error.
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ FLAT = {4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
 CUBE = {4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8", 512: "8x8x8"}
 SHAPES = {"v5e": FLAT, "v6e": FLAT, "v5p": CUBE, "v4": CUBE}
 
-flags.DEFINE_integer("limit", 0, "Compile at most so many points; 0: all that are missing.")
+flags.DEFINE_float("minutes", 0, "Begin no further point after that time; 0: all missing ones.")
 flags.DEFINE_bool("render", False, "Write the tables and the plot instead.")
 
 
@@ -90,12 +91,15 @@ def done() -> dict[Point, dict[str, Any]]:
     return {Point(**line["point"]): line for line in lines}
 
 
-def compile_missing(limit: int) -> None:
+def compile_missing(minutes: float) -> None:
     """Appends lines, in the order of the grid."""
     before = done()
     missing = [point for point in grid() if point not in before]
     LINES.parent.mkdir(parents=True, exist_ok=True)
-    for number, point in enumerate(missing[: limit or None], start=1):
+    began = time.monotonic()
+    for number, point in enumerate(missing, start=1):
+        if minutes and time.monotonic() - began > 60 * minutes:
+            break
         print(f"{number} of {len(missing)}: {point}", file=sys.stderr)
         ran = subprocess.run(point.command(), capture_output=True, text=True)
         if ran.returncode < 0 or "Expected" in ran.stderr:
@@ -112,8 +116,8 @@ def main() -> None:
 
         aot_render.write(done())
     else:
-        compile_missing(flags.FLAGS.limit)
+        compile_missing(flags.FLAGS.minutes)
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=(), example="--limit=1")
+    cli.start(main, needs=(), example="--minutes=5")

@@ -196,6 +196,8 @@ def table(report: Report) -> str:
             lines.append(f"{name}: a loop's rounds depend on the images; the most are counted.")
         if facts.get("flops_at_least") or facts.get("unknown_loops"):
             lines.append(f"{name}: a loop's rounds are unknown; one is counted.")
+    if report["slices"] > 1:
+        lines.append("What is sent between slices is in these sums, at the speed of links within.")
     if found := report.get("largest"):
         lines.append(_largest_line(found, report["chips"]))
     return "\n".join(lines).rstrip()

@@ -112,9 +112,13 @@ def compile_missing(minutes: float) -> None:
 def main() -> None:
     """The binary."""
     if flags.FLAGS.render:
-        from launch import aot_render
+        from launch import aot_formula, aot_render
 
-        aot_render.write(done())
+        configs = {aot_render.TITLES[name]: path for name, (path, *_) in MODELS.items()}
+        found = {
+            title: aot_formula.facts(aot_formula.load(path)) for title, path in configs.items()
+        }
+        aot_render.write(done(), aot_formula.table(found))
     else:
         compile_missing(flags.FLAGS.minutes)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from launch import aot_render, aot_table, chips
+from launch import aot_formula, aot_render, aot_table, chips
 from launch.aot_table import Point
 from tests.launch.test_report import V5E
 
@@ -61,12 +61,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_lines_become_tables_and_a_plot(folder):
-    marks = [aot_render.MARK.format(f"{end}{name}")
-             for name in aot_render.tables({}) for end in ("", "end of ")]  # fmt: skip
+    names = [f"{end}{name}" for name in (*aot_render.tables({}), "formula")
+             for end in ("", "end of ")]  # fmt: skip
+    marks = [aot_render.MARK.format(name) for name in names]
     (folder / "docs").mkdir()
     (folder / aot_render.DOCUMENT).write_text("Before\n" + "\nold\n".join(marks) + "\nAfter\n")
     for _ in range(2):  # the second time over the first
-        aot_render.write(aot_table.done())
+        aot_render.write(aot_table.done(), "by formula")
     text = (folder / aot_render.DOCUMENT).read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and text.count("MAGE-B") > 2
     for part in (
@@ -74,6 +75,7 @@ def test_lines_become_tables_and_a_plot(folder):
         "**50.0: too large**",
         "| MAE-L | v5e:4x4 | 30 | 480 | 15.00 of 15.75 | 31 | 3 |",
         "5 of ",
+        "by formula",
         "MAE-L v4:2x2x1: error: it went wrong",
         "jax 0.10.2, libtpu 0.0.42.1; 2026-11-26.",
         "MAE-L v5e:4x4 (mesh 1:16)",
@@ -86,7 +88,7 @@ def test_a_document_without_marks_is_left_alone(folder):
     (folder / "docs").mkdir()
     (folder / aot_render.DOCUMENT).write_text("Other\n")
     with pytest.raises(ValueError, match="Expected <!-- steps"):
-        aot_render.write(aot_table.done())
+        aot_render.write(aot_table.done(), "by formula")
     assert (folder / aot_render.DOCUMENT).read_text() == "Other\n"
 
 
@@ -102,3 +104,12 @@ def test_only_what_is_missing_is_compiled(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         aot_table.compile_missing(0)
     assert len(asked) == 1 and "--topology=v6e:4x4" in asked[0]
+
+
+def test_what_needs_no_compiler(monkeypatch):
+    monkeypatch.setattr(aot_formula, "WAYS", (1, 2))
+    found = aot_formula.facts(aot_formula.load("tests/tiny.py"))
+    assert found["parameters"] == found["trained"] == 18_403
+    assert found["state_bytes"][1] == 2 * 4 * 18_403 + 16
+    assert found["flops"] == found["model_flops"] > 2 * 18_403
+    assert "| tiny | 0.0 | 0.0 |" in aot_formula.table({"tiny": found})

@@ -1,0 +1,199 @@
+"""What a config needs on accelerators that are not there: compiled ahead of time, by shape only.
+
+    python -m launch.aot --config=configs/imagenet_mage.py --topology=v5e:16x16 --batch=2048
+    python -m launch.aot --config=configs/imagenet_mae.py --topology=v5p:2x2x4 --mesh=4:4 --json
+    python -m launch.aot --config=configs/quickstart.py --topology=local
+
+compiles the unlearning step, the evaluation step and the sampler for that TPU topology, on any
+machine with libtpu (`pip install 'unlearn_jax[tpu]'`), or for the devices of this one, and prints
+what they take of the memory, compute, move and send, how fast they can be at best, and the largest
+batch that fits. No data is read, no parameters are made, no accelerator is booked. docs/scale.md
+explains the numbers.
+"""
+
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from launch import chips
+from launch.chips import Topology
+from unlearn_jax import cli
+
+PROGRAMS = ("step", "evaluation", "sampler")
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+EXAMPLE = "--config=configs/imagenet_mage.py --topology=v5e:16x16 --batch=2048"
+
+flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5e:16x16 or v5p:2x2x4, or local.")
+flags.DEFINE_integer("slices", 1, "So many of them, connected by the data centre's network.")
+flags.DEFINE_string("mesh", "", "DATA:FSDP; by default the config's. -1: what is left.")
+flags.DEFINE_integer("batch", 0, "Rows per step over all chips; by default the config's.")
+flags.DEFINE_integer("eval_batch", 0, "The same of evaluation; by default protocol.batch_size.")
+flags.DEFINE_string("phase", "", "The step of this phase; by default the one that unlearns.")
+flags.DEFINE_list("programs", list(PROGRAMS), "Which programs.")
+flags.DEFINE_bool("search", True, "Search for the largest batch of the step that fits.")
+flags.DEFINE_bool("quick", False, "Compile in a fifth of the time, and not as well (TPUs only).")
+flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+flags.DEFINE_bool("in_this_process", False, "As the command itself does in a child process.")
+
+
+def main(cfg: ConfigDict) -> None:
+    """The binary."""
+    args = flags.FLAGS
+    if args.topology is None:
+        raise ValueError(f"Expected --topology=CHIP:SHAPE. For example:\n  {EXAMPLE}")
+    if args.batch < 0 or args.eval_batch < 0:
+        raise ValueError("Expected --batch and --eval_batch of 1 or more, or 0: the config's.")
+    if unknown := set(args.programs) - set(PROGRAMS):
+        raise ValueError(f"Expected --programs among {PROGRAMS}, got {sorted(unknown)}.")
+    topology = chips.parse_topology(args.topology, args.slices)
+    if args.in_this_process:
+        compile_all(cfg, topology)
+        return
+    if topology.name != "local":
+        if args.mesh:
+            chips.parse_mesh(args.mesh, topology.chips, topology.slices)
+        if importlib.util.find_spec("libtpu") is None:
+            raise ValueError(
+                "Compiling for TPUs needs libtpu, which is not installed. It is in an extra: "
+                "pip install 'unlearn_jax[tpu]'. (--topology=local needs nothing.)"
+            )
+    report = in_child(sys.argv[1:], topology)
+    from launch.report import table  # after the child: it imports jax
+
+    print(json.dumps(report) if args.json else table(report))
+
+
+def in_child(argv: list[str], topology: Topology) -> dict[str, Any]:
+    """The report of a process of its own, because libtpu may end the process that it is in.
+
+    Raises:
+      ValueError: that process failed, with what it said.
+    """
+    environment = dict(os.environ)
+    if topology.name != "local":
+        environment |= {
+            "JAX_PLATFORMS": "cpu",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is for those that use a TPU
+            "TPU_LOG_DIR": "disabled",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # these two only silence warnings
+            "TPU_WORKER_HOSTNAMES": "localhost",
+        }
+    command = [sys.executable, "-m", "launch.aot", *argv, "--in_this_process"]
+    report: dict[str, Any] = {"programs": {}}
+    doing = "starting"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the child goes too
+    pipes = {"stdout": subprocess.PIPE, "text": True}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=environment, stderr=errors, **pipes) as child,
+    ):
+        try:
+            for line in child.stdout:
+                found = json.loads(line) if line.startswith("{") else {}
+                if "doing" in found:
+                    doing = found.pop("doing")
+                    print(f"{doing} …", file=sys.stderr)
+                report["programs"] |= found.pop("programs", {})
+                report |= found
+            child.wait()
+        except BaseException:
+            child.kill()
+            raise
+        errors.seek(0)
+        said = errors.read()
+    if child.returncode:
+        raise ValueError(_failure(child.returncode, said, doing))
+    return report
+
+
+def _failure(code: int, said: str, doing: str) -> str:
+    if "\nerror: " in f"\n{said}":  # a user's mistake, as cli.py says it
+        message = f"\n{said}".rpartition("\nerror: ")[2]
+        return message.partition("\n(--traceback")[0].strip()
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    last = "\n".join(f"  {line}" for line in said.strip().splitlines()[-8:])
+    return f"The compiling process ended with {how} while {doing}. It said last:\n{last}"
+
+
+def compile_all(cfg: ConfigDict, topology: Topology) -> None:
+    """Prints the parts of the report, a line of JSON each, as they are done."""
+    from launch import programs
+    from launch.report import QUICK, largest_batch, measure
+    from unlearn_jax.validation import validate
+
+    args = flags.FLAGS
+    validate(cfg)
+    mesh = programs.make_mesh(topology, args.mesh, cfg.mesh)
+    device = mesh.devices.flat[0]
+    chip = topology.chip or chips.by_kind(device.device_kind)
+    quick = None if topology.name == "local" else QUICK
+    phase, _ = programs.phase_of(cfg, args.phase)
+    makers: dict[str, Callable[..., programs.Program]] = {
+        "step": lambda **more: programs.step(cfg, mesh, phase=phase, **more),
+        "evaluation": lambda **more: programs.evaluation(cfg, mesh, **more),
+        "sampler": lambda **more: programs.sampler(cfg, mesh, **more),
+    }
+    rows = {name: args.batch if name == "step" else args.eval_batch for name in PROGRAMS}
+    made = {name: makers[name](rows=rows[name]) for name in args.programs}
+    step = makers["step"](rows=mesh.size)
+    state, target = step.args[:2]
+    whole = target or state.params
+    _emit(
+        name=cfg.name, phase=phase, topology=topology.name, slices=topology.slices,
+        chips=mesh.size, mesh=dict(mesh.shape), device_kind=device.device_kind,
+        chip=chip and chip._replace(shapes=())._asdict(),
+        parameters=programs.parameters(whole), trained=programs.parameters(state.params),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={name: _version(name) for name in PACKAGES}, quick=args.quick,
+    )  # fmt: skip
+    fixed = sum(programs.bytes_per_device(tree) for tree in (state, target))
+    found: dict[str, Any] = {}
+    for name, program in made.items():
+        _emit(doing=f"compiling {name}, batch {program.batch:,}, for {topology.name}")
+        model_flops = 0.0
+        if name == "step":
+            model_flops = makers["step"](rows=program.batch, remat=False).flops().total
+        found[name] = measure(
+            program, mesh.size, chip, model_flops=model_flops, options=quick if args.quick else None
+        )
+        if name == "step":
+            found[name]["state_bytes"] = fixed
+        _emit(programs={name: found[name]})
+    if chip and args.search and "step" in found:
+
+        def peak_at(per_chip: int) -> tuple[bool, float | None]:
+            _emit(doing=f"compiling step, {per_chip} rows per chip, for {topology.name}")
+            program = makers["step"](rows=per_chip * mesh.size)
+            facts = measure(program, mesh.size, chip, options=quick)
+            return facts["fits"], facts["peak_bytes"]
+
+        first = found["step"]
+        known = {0: (True, float(fixed)), int(first["batch_per_chip"]): (first["fits"],
+                 first["peak_bytes"])}  # fmt: skip
+        _emit(largest=largest_batch(peak_at, known, chip.hbm_bytes))
+
+
+def _emit(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    cli.start(main, needs=("config",), example=EXAMPLE)

@@ -1,0 +1,226 @@
+"""The programs of a config, by shape only: unlearning step, evaluation step and sampler."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from launch import flops
+from launch.chips import Topology, parse_mesh
+from unlearn_jax import combine, models, objectives, optim, sharding
+from unlearn_jax.certify import run as certified
+from unlearn_jax.models import Model, Params
+from unlearn_jax.step import UnlearnState, jit_step, masked_mean, select
+
+NAMES = ("step", "evaluation", "sampler")
+AXES = ("data", "fsdp")
+
+
+class Program(NamedTuple):
+    """A jitted function and what it is called with.
+
+    Attributes:
+      fn: of `jax.jit`.
+      args: trees of ShapeDtypeStructs with shardings.
+      batch: rows per call, over all devices.
+    """
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    batch: int
+
+    @property
+    def platform(self) -> str:
+        """Of the devices that it is for."""
+        return jax.tree.leaves(self.args)[0].sharding.mesh.devices.flat[0].platform
+
+    def lower(self) -> Any:
+        """The program for the devices of its arguments' shardings."""
+        return self.fn.lower(*self.args)
+
+    def flops(self) -> flops.Flops:
+        """Of one call, over all devices: what is left when equal parts are computed once."""
+        return flops.executed(self.fn.trace(*self.args).jaxpr)
+
+
+def make_mesh(topology: Topology, text: str, default: Mapping[str, int]) -> Mesh:
+    """The mesh over a topology's devices, as `sharding.make_mesh` has it over those that are there.
+
+    Args:
+      topology: of `chips.parse_topology`; what libtpu can compile for is on no machine needed.
+      text: "DATA:FSDP", or "" for the default.
+      default: a config's section `mesh`.
+
+    Raises:
+      ValueError: the axes do not fit the devices.
+    """
+    text = text or "{data}:{fsdp}".format(**default)
+    if topology.name == "local":
+        return sharding.make_mesh(**parse_mesh(text, jax.device_count()))
+    axes = parse_mesh(text, topology.chips, topology.slices)
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology.name, **topology.options()
+    ).devices
+    shape = tuple(axes[name] for name in AXES)
+    if topology.slices == 1:
+        found = mesh_utils.create_device_mesh(shape, devices)
+    else:  # neighbours on the data axis may be in different slices, on the other never
+        n = topology.slices
+        found = mesh_utils.create_hybrid_device_mesh((shape[0] // n, shape[1]), (n, 1), devices)
+    return Mesh(found, AXES)
+
+
+def phase_of(cfg: ConfigDict, name: str = "") -> tuple[str, bool]:
+    """(the phase, whether it starts from scratch): that name, or what unlearns.
+
+    That is the last phase of the stage "unlearned" with both weights, else with a forget weight,
+    else the last.
+
+    Raises:
+      ValueError: no stage has such a phase.
+    """
+    stages = {phase: stage for stage in cfg.stages.values() for phase in stage.phases}
+    if name and name not in stages:
+        raise ValueError(f"Expected --phase as one of {', '.join(sorted(stages))}; got {name!r}.")
+    if not name:
+
+        def rank(phase: str) -> tuple[bool, bool]:
+            forget, retain = cfg.phases[phase].forget_weight, cfg.phases[phase].retain_weight
+            return forget > 0 and retain > 0, forget > 0
+
+        name = max(reversed(cfg.stages.unlearned.phases), key=rank)
+    return name, stages[name].scratch
+
+
+def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None = None) -> Any:
+    """A batch of `data.make_train` for the phase, or of `data.make_eval`."""
+    size = cfg.data.image_size
+    columns = {"image": ((size, size, 3), np.float32), "mask": ((size, size, 1), np.float32)}
+    columns |= {name: ((), np.int32) for name in ("label", "index")}
+    columns |= {name: ((), bool) for name in ("is_forget", "valid")}
+    if phase and phase.goal:
+        columns["goal"] = ((), np.float32)
+        if phase.objective_kw.get("direction", 0) > 0:
+            columns["view_output"] = ((size, size, 3), np.float16)
+    where = sharding.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)
+        for name, (shape, dtype) in columns.items()
+    }
+
+
+def params_like(cfg: ConfigDict, model: Model, mesh: Mesh) -> Params:
+    """The model's parameters, as every binary has them."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return sharding.abstract(shapes, sharding.params_sharding(shapes, mesh, cfg.sharding))
+
+
+def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool = True) -> Program:
+    """The training step of a phase: what `train.py` compiles for it.
+
+    Args:
+      cfg: a valid config.
+      mesh: of any devices.
+      phase: its name.
+      rows: of a batch; 0: what the config says.
+      remat: False counts the FLOPs of a model that computes nothing twice to save memory.
+
+    Raises:
+      ValueError: the rows cannot be divided over the devices.
+    """
+    spec, (_, scratch) = cfg.phases[phase], phase_of(cfg, phase)
+    rows = rows or spec.batch_size or cfg.batch_size
+    sharding.check_batch_size(rows, mesh)
+    model = models.build(**cfg.model.to_dict())
+    if not remat and hasattr(model, "remat"):
+        model = dataclasses.replace(model, remat=False)
+    whole = params_like(cfg, model, mesh)
+    trainable = (".*",) if scratch else model.trainable
+    params = select(whole, trainable)
+    tx = optim.make_optimizer(**spec.optimizer, steps=spec.steps, masked=0 < spec.saliency < 1)
+    if spec.noise.std:
+        tx = certified.optimizer(spec)
+
+    def new_state(params: Params) -> UnlearnState:
+        return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
+
+    state = jax.eval_shape(new_state, params)
+    state = sharding.abstract(state, sharding.params_sharding(state, mesh, cfg.sharding))
+    everywhere = sharding.replicated(mesh)
+    target, more = ({} if scratch else whole), ()
+    if spec.noise.std:
+        secret = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+        secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)
+        more = ({"secret": secret, "reference": params},)
+    fn = jit_step(
+        model,
+        objectives.build(spec.objective, **spec.objective_kw),
+        tx,
+        retain_weight=spec.retain_weight,
+        forget_weight=spec.forget_weight,
+        combine=combine.build(spec.combine, **spec.combine_kw),
+        state_sharding=_shardings(state),
+        target_sharding=_shardings(target),
+        batch_sharding=sharding.batch_sharding(mesh),
+        replicated=everywhere,
+        noised_sharding=_shardings(more[0]) if more else None,
+    )
+    return Program(fn, (state, target, batch_like(cfg, mesh, rows, spec), *more), rows)
+
+
+def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
+    """The mean loss of held-out rows, as the probes and the audits have it of a batch."""
+    model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
+    sharding.check_batch_size(rows, mesh)
+
+    def mean_loss(params, batch, key):
+        return masked_mean(model.loss(params, batch, key), batch["valid"])
+
+    return Program(jax.jit(mean_loss), _evaluated(cfg, model, mesh, rows), rows)
+
+
+def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
+    """Completed images of a batch, as `evaluate` makes them."""
+    model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
+    sharding.check_batch_size(rows, mesh)
+    return Program(jax.jit(model.generate), _evaluated(cfg, model, mesh, rows), rows)
+
+
+def evaluation_rows(cfg: ConfigDict, mesh: Mesh) -> int:
+    """The protocol's batch size, or the next larger one that the devices can divide."""
+    return -(-cfg.protocol.batch_size // mesh.size) * mesh.size
+
+
+def _evaluated(cfg: ConfigDict, model: Model, mesh: Mesh, rows: int) -> tuple[Any, ...]:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+    return params_like(cfg, model, mesh), batch_like(cfg, mesh, rows), key
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def parameters(tree: Any) -> int:
+    """How many numbers a tree of parameters has."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What the leaves of a tree take on each device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * _itemsize(leaf)
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _itemsize(leaf: Any) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 8  # two words of 32 bits
+    return leaf.dtype.itemsize

@@ -1,0 +1,98 @@
+"""The roofline, the search for the largest batch, and the table."""
+
+import pytest
+
+from launch import chips, report
+
+V5E = chips.TPUS["v5e"]
+
+
+def test_the_longest_time_is_the_bound():
+    facts = {
+        "flops": 4 * 197e12,
+        "model_flops": 3 * 197e12,
+        "moved_bytes": 819e9,
+        "wire_bytes": 1e9,
+    }
+    found = report.roofline(facts, 4, V5E)
+    assert (found["compute_s"], found["memory_s"], found["link_s"]) == pytest.approx((1, 1, 0.005))
+    assert found["mfu_bound"] == pytest.approx(0.75)  # a quarter is computed twice
+    assert report.roofline(facts | {"wire_bytes": 400e9}, 4, V5E)["bound_by"] == "link"
+    slow = report.roofline(facts | {"moved_bytes": 3 * 819e9}, 4, V5E)
+    assert (slow["bound_by"], slow["mfu_bound"]) == ("memory", pytest.approx(0.25))
+
+
+def compiler(limit, of):
+    """Peaks of a made-up compiler, and the batches that it was asked for."""
+    asked = []
+
+    def peak_at(batch):
+        asked.append(batch)
+        return of(batch) <= limit, of(batch)
+
+    return peak_at, asked
+
+
+def test_affine_memory_is_predicted_at_once():
+    peak_at, asked = compiler(100, lambda b: 10 + 3 * b)
+    found = report.largest_batch(peak_at, {0: (True, 10.0), 8: (True, 34.0)}, 100)
+    assert asked == [30]
+    assert (found["batch_per_chip"], found["peak_bytes"], found["too_large"]) == (30, 100, None)
+
+
+def test_what_is_not_affine_is_corrected():
+    peak_at, asked = compiler(100, lambda b: 30 + 3 * b)  # the arguments alone are 10
+    found = report.largest_batch(peak_at, {0: (True, 10.0), 2: (True, 36.0)}, 100)
+    assert found["batch_per_chip"] == 23 and len(asked) <= 3
+
+
+def test_a_batch_that_does_not_fit_is_an_answer():
+    peak_at, _ = compiler(100, lambda b: 10 + 3 * b)
+    found = report.largest_batch(peak_at, {0: (True, 10.0), 64: (False, 202.0)}, 100)
+    assert (found["batch_per_chip"], found["too_large"]) == (30, 64)
+    nothing = report.largest_batch(compiler(100, lambda b: 200)[0],
+                                   {0: (True, 10.0), 1: (False, None)}, 100)  # fmt: skip
+    assert nothing["batch_per_chip"] == 0
+
+
+def test_the_search_halves_when_the_compiler_says_no_sizes():
+    def peak_at(batch):
+        return batch <= 11, None
+
+    found = report.largest_batch(peak_at, {0: (True, 1.0), 16: (False, None)}, 100, compiles=5)
+    assert (found["batch_per_chip"], found["too_large"]) == (11, 12)
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("HLO temporaries (50.50G) exceeds available HBM (15.75G).", 50.5 * 2**30),
+        ("Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.", 17.25 * 2**30),
+        ("Used 900.00M of 15.75G hbm.", 900 * 2**20),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_the_compilers_refusal_is_read(message, needed):
+    assert report.needed_bytes(message) == needed
+
+
+def test_the_table_shows_every_number_it_has():
+    step = {
+        "batch": 128, "batch_per_chip": 8.0, "argument_bytes": 2**30, "state_bytes": 2**29,
+        "fits": True, "peak_bytes": 3 * 2**30, "flops": 5e12, "model_flops": 4e12,
+        "moved_bytes": 2e9, "wire_bytes": 1e9, "compile_s": 60, "compile_cpu_s": 33,
+        "collectives": {"all-reduce": {"count": 6, "bytes": 5e8, "wire_bytes": 1e9}},
+    }  # fmt: skip
+    step |= report.roofline(step, 16, V5E)
+    too_large = {"batch": 64, "batch_per_chip": 4.0, "fits": False, "error": "RESOURCE_EXHAUSTED"}
+    text = report.table({
+        "name": "a model", "phase": "unlearn", "topology": "v5e:4x4", "slices": 1, "chips": 16,
+        "device_kind": "TPU v5 lite", "mesh": {"data": 16, "fsdp": 1}, "chip": V5E._asdict(),
+        "parameters": 1000, "trained": 10, "programs": {"step": step, "sampler": too_large},
+        "largest": {"batch_per_chip": 30, "peak_bytes": 15 * 2**30, "compiles": 1,
+                    "too_large": 31},
+    })  # fmt: skip
+    for part in ("1,000, of which 10", "3.00 GiB", "6 x, 0.50 GB", "5.00 TFLOP", "bound by",
+                 "sampler: RESOURCE_EXHAUSTED", "largest batch: 480 (30 per chip", "NO",
+                 "31 per chip does not fit"):  # fmt: skip
+        assert part in text

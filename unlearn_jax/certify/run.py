@@ -19,9 +19,7 @@ from jaxtyping import Array, Key, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, models
-from unlearn_jax.certify import certificate, noisy, rules
-from unlearn_jax.data import splits
-from unlearn_jax.data.splits import Split
+from unlearn_jax.certify import certificate, noisy, public, rules
 from unlearn_jax.models import Params
 from unlearn_jax.setup import Setup
 from unlearn_jax.sharding import leaf_path
@@ -60,17 +58,17 @@ def prepare(
       workdir: of the run.
 
     Raises:
-      ValueError: the public model has seen the forget set, or a leaf that nothing noises is not
-        public.
+      ValueError: the public model has seen the forget set or may have, or a leaf that nothing
+        noises is not public.
     """
     whole = centre(setup, init_key)
     moved = {leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(select(whole, trainable))}
     frozen, private = {}, []
-    public = dict(_by_path(whole))
+    of_centre = dict(_by_path(whole))
     for path, leaf in _by_path(original):
         if path not in moved:
-            frozen[path] = public[path]
-            if not np.array_equal(np.asarray(leaf), np.asarray(public[path])):
+            frozen[path] = of_centre[path]
+            if not np.array_equal(np.asarray(leaf), np.asarray(of_centre[path])):
                 private.append(path)
     if private:
         raise ValueError(
@@ -86,13 +84,13 @@ def centre(setup: Setup, init_key: PRNGKeyArray) -> Params:
     """All leaves of the public model that the balls are centred at.
 
     Raises:
-      ValueError: it was trained on rows of the forget set.
+      ValueError: it has seen rows of the forget set, or it cannot be told.
     """
     folder, like = setup.cfg.certificate.centre_from, setup.like()
     if not folder:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         return jax.jit(setup.model.init, out_shardings=shardings)(init_key)
-    _check_public(Path(folder), setup.split)
+    public.check(Path(folder), setup.split)
     return checkpoint.load_params(Path(folder), like)[0]
 
 
@@ -160,7 +158,7 @@ def make(
     meta: dict[str, Any],
     released: Params,
     original: Params,
-    public: Params,
+    centre: Params,
 ) -> certificate.Certificate:
     """The certificate of a finished run, from what it was configured to do and what it wrote.
 
@@ -170,7 +168,7 @@ def make(
       meta: of its last checkpoint.
       released: all leaves of its last checkpoint.
       original: all leaves that it started from.
-      public: all leaves of the centre.
+      centre: all leaves of the public model.
     """
     where = rules.position(cfg)
     name, ended = cfg.stages[cfg.stage].phases[where], meta["phases"][where]
@@ -180,7 +178,7 @@ def make(
     trainable = models.build(**cfg.model.to_dict()).trainable
     files = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
     hashes = {key: certificate.file_hash(workdir / file) for key, file in files.items()}
-    trees = {"original": original, "centre": public, "released": released}
+    trees = {"original": original, "centre": centre, "released": released}
     hashes |= {key: params_hash(tree) for key, tree in trees.items()}
     return certificate.Certificate(
         mechanism=mechanism,
@@ -212,21 +210,6 @@ def params_hash(params: Params) -> str:
         digest.update(f"{path}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _check_public(folder: Path, split: Split) -> None:
-    path = folder / "split.json"
-    if not path.exists():
-        return  # from elsewhere: an assumption of the certificate
-    trained = splits.load(path)
-    same = trained.manifest["dataset"] == split.manifest["dataset"]
-    seen = np.intersect1d(trained.train, split.forget) if same else []
-    if len(seen):
-        raise ValueError(
-            f"certificate.centre_from: the model in {folder} was trained on {len(seen)} of the "
-            f"{len(split.forget)} examples to forget, such as row {seen[0]}, so it is not public "
-            "with respect to them and the certificate would be void. Use another."
-        )
 
 
 def _secret(workdir: Path) -> bytes:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, models
+from unlearn_jax import checkpoint, metrics, models
 from unlearn_jax.certify import certificate, noisy, public, rules
 from unlearn_jax.models import Params
 from unlearn_jax.setup import Setup
@@ -196,9 +196,39 @@ def make(
             "final_step": meta["step"],
         },
         hashes=hashes | {"code": certificate.code_hash()},
-        versions=certificate.versions(),
+        versions=meta["versions"],
         **found,
     )
+
+
+def clipped_share(workdir: Path) -> float | None:
+    """The share of the noised steps whose gradient was clipped; None if none was to be.
+
+    It follows from the retain rows and the parameters before the noise, so it is no part of the
+    certificate, which is published.
+
+    Args:
+      workdir: of a certified run.
+    """
+    noised = certificate.read(workdir / certificate.FILE).run
+    lines = metrics.read_jsonl(workdir / "metrics.jsonl")
+    lines = [line for line in lines if line["phase"] == noised["phase"] and "clipped" in line]
+    if not lines:
+        return None
+    steps = np.diff([noised["first_step"], *(line["step"] for line in lines)])
+    return float(np.average([line["clipped"] for line in lines], weights=steps))
+
+
+def clipping_text(share: float | None) -> list[str]:
+    """What to say about `clipped_share`, in one line or none."""
+    if share is None:
+        return []
+    text = f"The gradient was clipped in {100 * share:.3g} % of the noised steps"
+    if share <= 0.01:
+        text += ": a smaller clip norm would have taken less noise"
+    elif share >= 0.99:
+        text += ": nearly all have the same length, which is another method than gradient descent"
+    return [text + "."]
 
 
 def params_hash(params: Params) -> str:

@@ -144,6 +144,7 @@ def _record(
             _expect(f"phase {name!r}, why it ended", "steps", ended["stopped_by"])
             _expect(f"phase {name!r}, its last step", ended["first_step"] + spec.steps, step)
     noised = meta["phases"][rules.position(cfg)]
+    _expect("versions", meta.get("versions"), found.versions)
     expected = {key: noised[key] for key in ("first_step", "last_step")}
     expected |= {"stage": cfg.stage, "phase": noised["name"], "final_step": meta["step"]}
     _expect("run", expected, found.run)

@@ -10,6 +10,7 @@ import pytest
 from tests import binaries
 from tests.certify import wide
 from unlearn_jax import checkpoint, metrics, train
+from unlearn_jax.audit import guarantee, mechanism
 from unlearn_jax.certify import certificate, noisy, run, sealed, verify
 from unlearn_jax.models import MODELS
 from unlearn_jax.step import overlay
@@ -207,6 +208,39 @@ def test_a_clip_that_never_or_always_acts_is_said(copy, shares, expected, text):
     assert share == pytest.approx(expected)
     (line,) = run.clipping_text(share)
     assert text in line
+
+
+# ---- what a report is told ---------------------------------------------------------------------
+
+
+def test_both_bounds_of_a_run_and_what_is_said_if_either_cannot_be_believed(copy, runs):
+    """Tampering with the audit itself: tests/audit/test_mechanism.py."""
+    original = runs / "original"
+    assert guarantee.of_run(original, original) is None
+    found = guarantee.of_run(copy, original)
+    assert found["upper"]["verified"] and found["upper"]["record"]["mechanism"] == "noisy_finetune"
+    assert "is above 10 and says next to nothing" in found["upper"]["cautions"][0]
+    assert "no audit; make it with" in found["lower"]["reason"]
+    assert found["clipping"].startswith("The gradient was clipped in ")
+    mechanism.run(copy, runs=300, significance=1e-6)
+    found = guarantee.of_run(copy, original)
+    lower = found["lower"]
+    assert 0 < lower["epsilon"] < found["upper"]["record"]["epsilon"] and not lower["refuted"]
+    assert lower["n"] == [300, 300] and lower["self_test"] and lower["delta"] == wide.DELTA
+
+    text = (copy / "epsilon.json").read_text()
+    (copy / "epsilon.json").write_text(text.replace('"upper": ', '"upper": 0'))
+    found = guarantee.of_run(copy, original)
+    assert set(found["lower"]) == {"reason"} and found["upper"]["verified"]
+    (copy / "epsilon.json").write_text(text)
+    rewrite(copy, epsilon=0.5)  # of which the audit is not, and which does not follow
+    found = guarantee.of_run(copy, original)
+    assert not found["upper"]["verified"] and "expected 28.37" in found["upper"]["reason"]
+    assert "it is of another certificate" in found["lower"]["reason"]
+    (copy / "certificate.json").write_text("[]")
+    found = guarantee.of_run(copy, original)
+    assert found["upper"]["record"] is None and not found["upper"]["verified"]
+    assert set(found["lower"]) == {"reason"}
 
 
 # ---- tampering ---------------------------------------------------------------------------------

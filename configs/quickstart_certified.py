@@ -2,6 +2,7 @@
 
 python -m unlearn_jax.pipeline --config=configs/quickstart_certified.py --workdir=runs/certified
 python -m unlearn_jax.certify verify runs/certified/unlearned
+python -m unlearn_jax.audit epsilon --workdir=runs/certified/unlearned
 
 After the colon, as in configs/quickstart_certified.py:noisy, the mechanism:
 

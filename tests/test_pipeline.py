@@ -55,6 +55,14 @@ def test_results_have_every_model_set_and_metric_with_interval_and_n(finished):
     assert gap == pytest.approx(a - b, abs=1e-9)
     assert results["cost"]["steps_ratio"] == 12 / 24
     assert results["certificate"] is None
+    for model in ("unlearned", "retrained"):
+        for name in n:
+            of = results["displacement"]["models"][model][name]
+            assert of["held"] == of["n"] == n[name]
+            error = np.sqrt(examples[f"{model}/{name}/mse_hole"])
+            rise = error - np.sqrt(examples[f"original/{name}/mse_hole"])
+            assert of["example"]["lower"] == pytest.approx(abs(rise).mean(), rel=1e-4)
+            assert of["example"]["measured"] > of["example"]["lower"]
 
 
 def test_the_audits_are_in_the_results_and_on_the_page(finished):

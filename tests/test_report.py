@@ -66,7 +66,27 @@ def make_results(unlearned=None, original=None, retrained=True, half=0.002):
             moved = {} if model == "original" else {"displacement": stat(0.21, 0.004, n=n)}
             results["evaluation"][model][name] = metrics | moved
     contrasts = {m: {"mse_hole": stat(e[0] - e[1], 1.4 * half)} for m, e in errors.items()}
+    three = {"lower": 0.04, "measured": 0.21, "upper": 0.5}
+    results["displacement"] = {"wanted": None, "models": {}}
+    for model in set(errors) - {"original"}:
+        moved = {s: {"example": three, "rms": three, "held": 90, "n": 90} for s in SETS}
+        results["displacement"]["models"][model] = moved
     return results | {"contrasts": contrasts}
+
+
+RECORD = {"mechanism": "noisy_finetune", "certifier": "retrain", "epsilon": 8.0, "delta": 1e-5,
+          "mu": 1.67, "noise_std": 0.5, "sensitivity": 2.0, "steps": 20, "accountant": "gdp",
+          "conditional": False, "parameters": 6144, "assumptions": ["nobody looked"]}  # fmt: skip
+LOWER = {"reason": "", "epsilon": 3.21, "n": [4000, 4000], "significance": 0.01, "delta": 1e-5,
+         "refuted": False, "self_test": True, "repeated": "the mechanism alone",
+         "assumptions": ["fresh noise in each"]}  # fmt: skip
+
+
+def certified(results, upper=(), lower=(), record=()):
+    """Returns the results with a verified certificate and an audit, or as given."""
+    up = {"verified": True, "reason": "", "record": RECORD | dict(record), "cautions": []}
+    both = {"upper": up | dict(upper), "lower": LOWER | dict(lower), "clipping": "In 40 %."}
+    return results | {"certificate": both}
 
 
 def make_workdir(root, results, size=32, rows=8):
@@ -172,8 +192,8 @@ def test_ids_are_unique_and_every_reference_resolves(page):
 
 
 def test_page_is_complete_and_in_order(page):
-    wanted = ["verdict", "headline", "images", "errors", "metrics", "curves", "cost", "phases"]
-    wanted += ["certificate", "configuration", "words"]
+    wanted = ["verdict", "headline", "images", "errors", "displacement", "certificate", "metrics"]
+    wanted += ["curves", "cost", "phases", "configuration", "words"]
     assert [text for tag, name, text in page.attributes if tag + name == "sectionid"] == wanted
     assert page.tags.count("svg") == 1 + 3 + 2 + 3 + 2  # overview, histograms, curves of 3 stages
     for text in ("Forget 250 of 2,500", "displacement >= 0.2", "sha256:abababab", "2 CPU devices"):
@@ -292,6 +312,114 @@ def test_verdict_on_cost():
     assert words(results)[question] == ("bad", "dearer")
 
 
+SURE = "Is there a guarantee?"
+
+
+@pytest.mark.parametrize(
+    ("change", "answer", "text"),
+    [
+        ({}, ("good", "certified"), "Certified: ε is at most 8 at δ = 1e-05, against the same"),
+        ({}, ("good", "certified"), "Tested: attacked, the mechanism shows an ε of at least"),
+        ({"upper": {"verified": False, "reason": "epsilon: expected 9."}}, ("bad", "not verified"),
+         "guarantees nothing. epsilon: expected 9."),
+        ({"lower": {"epsilon": 8.5}}, ("bad", "refuted"), "there is a bug, nothing is guaranteed"),
+        ({"lower": {"self_test": False}}, ("bad", "refuted"), "there is a bug"),
+        # Who says so, and not what it says of itself.
+        ({"lower": {"epsilon": 8.5, "refuted": False}}, ("bad", "refuted"), "there is a bug"),
+        ({"lower": {"reason": "no audit"}}, ("unclear", "certified"), "was not tested"),
+        ({"upper": {"cautions": ["epsilon = 20"]}}, ("unclear", "certified"), "Caution: epsilon"),
+        ({"record": {"certifier": "reference"}}, ("good", "certified"), "public weights, which"),
+    ],
+)  # fmt: skip
+def test_verdict_on_the_guarantee(change, answer, text):
+    results = certified(make_results(), **change)
+    assert words(results)[SURE] == answer and text in text_of(results, SURE)
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    """Charts take most of the time."""
+    for name in ("_overview", "_histograms", "_curves"):
+        monkeypatch.setattr(report, name, lambda *args: [])
+
+
+def section(path, name):
+    return re.search(rf'<section id="{name}">.*?</section>', Path(path).read_text(), re.S)[0]
+
+
+def test_the_two_bounds_are_side_by_side_and_never_mixed_up(tmp_path, no_charts):
+    write = lambda **change: report.write(  # noqa: E731
+        make_workdir(tmp_path, certified(make_results(), **change), rows=1)
+    )
+    path = write()
+    assert_self_contained(Page(path))
+    upper, lower = section(path, "certificate").split("<h3>Tested, a lower bound</h3>")
+    for text in (
+        "Certified, an upper bound",
+        "ε ≤ 8<",
+        "verified",
+        "1e-05",
+        "retrain: the same",
+        "noisy_finetune",
+        "in each of 20 steps",
+        "gdp",
+        "nobody looked",
+        "In 40 %.",
+    ):
+        assert text in upper
+    for text in (
+        "ε ≥ 3.21",
+        "4,000 and 4,000 runs",
+        "0.01: the bound exceeds",
+        "mechanism alone",
+        "self-test passed",
+        "fresh noise in each",
+        "refutes nothing, proves nothing",
+    ):
+        assert text in lower and text not in upper
+    summary = lower.index("<details>")
+    assert (
+        "3.21" not in upper and "ε ≤" not in lower[:summary] and "verified" not in lower[:summary]
+    )
+
+    refused = section(write(upper={"verified": False, "reason": "a byte <differs>"}), "certificate")
+    assert "ε ≤" not in refused and "a byte &lt;differs&gt;" in refused
+    assert "not verified" in refused and "which is not guaranteed" in refused
+    unreadable = {"verified": False, "reason": "altered", "record": None}
+    refused = section(write(upper=unreadable), "certificate")
+    assert "ε ≤" not in refused and "ε ≥ 3.21" in refused and "refutes" not in refused
+    refuted = section(write(lower={"epsilon": 8.5}), "certificate")
+    assert "ε ≤" not in refuted and "refuted by the test" in refuted
+    assert "refutes the certificate" in refuted
+    untested = section(write(lower={"reason": "not of this certificate"}), "certificate")
+    assert "not tested" in untested and "ε ≥" not in untested
+
+
+def test_a_guarantee_that_is_not_whole_is_damage(tmp_path):
+    results = certified(make_results())
+    del results["certificate"]["upper"]["record"]["delta"], results["certificate"]["lower"]["n"]
+    with pytest.raises(ValueError, match="record/delta is missing") as error:
+        report.write(make_workdir(tmp_path, results, rows=1))
+    assert "lower/n is missing" in str(error.value)
+    old = make_results() | {"certificate": RECORD}
+    with pytest.raises(ValueError, match="certificate/upper is missing"):
+        report.write(make_workdir(tmp_path, old, rows=1))
+
+
+def test_displacement_is_shown_between_its_bounds(tmp_path, no_charts):
+    results = make_results()
+    results["displacement"]["models"]["unlearned"]["retain"] |= {"held": 88}
+    moved = {"unlearned": 61, "retrained": 70}
+    results["displacement"]["wanted"] = {"lambda": 0.2, "phase": "decouple", "moved": moved}
+    text = Page(report.write(make_workdir(tmp_path, results, rows=1))).text
+    assert "0.0400 ≤ 0.2100 ≤ 0.5000" in text and "88 of 90: an error in the evaluation" in text
+    assert "λ = 0.2 on average" in text
+    assert "61 of 90 forget images have moved by at least λ under the unlearned model" in text
+    del results["displacement"]
+    text = Page(report.write(make_workdir(tmp_path, results, rows=1))).text
+    assert "It was not measured beside its bounds" in text
+
+
 def test_without_a_retrained_model_the_page_says_so(tmp_path):
     page = Page(report.write(make_workdir(tmp_path, make_results(retrained=False), rows=2)))
     assert "There is no retrained model" in page.text and "retraining to compare with" in page.text
@@ -306,6 +434,11 @@ def test_summary_fits_a_terminal():
     assert len(lines) < 20 and max(map(len, lines)) <= 80
     assert re.fullmatch(r"unlearned +0\.1300 ± 0\.0020 +0\.1120 ± 0\.0020 +0\.0750 .*", lines[4])
     assert "over-forgotten" in lines[9] and "steps 25 %" in lines[6]
+    both = "Certified: epsilon <= 8 at delta 1e-05. Tested: epsilon >= 3.21 (N = 4000)."
+    assert report.summary(certified(results)).splitlines()[7] == both
+    refuted = report.summary(certified(results, lower={"epsilon": 9.0}))
+    unverified = report.summary(certified(results, upper={"verified": False}))
+    assert "Certified" not in refuted + unverified and "refuted" in refuted
 
 
 def test_numbers_have_the_digits_they_merit():

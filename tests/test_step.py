@@ -14,6 +14,7 @@ from unlearn_jax.step import (
     select,
     unlearn_grad,
     unlearn_loss,
+    unlearn_step,
 )
 
 KEY = jax.random.key(0)
@@ -183,6 +184,21 @@ def test_each_step_draws_its_own_key():
     noise = jax.random.normal(expected, (8,)).mean()
     plain = Toy().loss(model.init(KEY), batch, KEY).mean()
     np.testing.assert_allclose(losses[2], plain + noise, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("norm", "clipped"), [(0.9, 0.0), (1.1, 1.0)])
+def test_a_gradient_longer_than_the_clip_norm_is_counted(norm, clipped):
+    params = {"w": jnp.zeros(2)}
+    tx = optax.sgd(1.0)
+    state = UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
+
+    def grad_fn(*args):
+        return {"w": jnp.array([0.6, 0.8]) * norm}, {}
+
+    _, metrics = unlearn_step(state, {}, make_batch(), grad_fn=grad_fn, tx=tx, clip_norm_l2=1.0)
+    assert float(metrics["clipped"]) == clipped
+    _, metrics = unlearn_step(state, {}, make_batch(), grad_fn=grad_fn, tx=tx)
+    assert "clipped" not in metrics
 
 
 def test_select_names_what_there_is():

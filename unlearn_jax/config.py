@@ -269,6 +269,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config"
 def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
     """Writes workdir/config.json, or refuses a workdir that holds a run with other numbers.
 
+    Like split.json it is written once: a certificate has its hash.
+
     Raises:
       ValueError: listing what changed.
     """
@@ -276,12 +278,13 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
     facts = json.loads(json.dumps(relevant(config, **more)))
     if path.exists():
         changed = changes(json.loads(path.read_text())["relevant"], facts)
-        if changed:
-            listed = "\n".join(f"  {line}" for line in changed[:20])
-            raise ValueError(
-                f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
-                "remove that one to start again."
-            )
+        if not changed:
+            return
+        listed = "\n".join(f"  {line}" for line in changed[:20])
+        raise ValueError(
+            f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
+            "remove that one to start again."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"config": config.to_dict(), "relevant": facts}, indent=1))

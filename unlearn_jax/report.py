@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from unlearn_jax import cli, protocol_page
+from unlearn_jax import cli, protocol_page, report_guarantee
 from unlearn_jax.page import (
     COLOURS,
     NUMBER,
@@ -46,6 +46,9 @@ _STAGE = {"phases": [_PHASE], "steps": int, "wall_s": NUMBER, "examples": int}
 _SCHEMA = dict.fromkeys(("name", "created", "hardware"), str)
 _SCHEMA |= {"seed": int, "config": dict, "versions": dict, "confidence": NUMBER}
 _SCHEMA |= {"request": {"text": str, "kind": str}, "task": {"name": str}, "stages": {"*": _STAGE}}
+_BOUNDS = {"lower": NUMBER, "measured": NUMBER, "upper": NUMBER}
+_WANTED = {"lambda": NUMBER, "phase": str, "moved": {"*": int}}
+_MOVED = {"example": _BOUNDS, "rms": _BOUNDS, "held": int, "n": int}
 _SCHEMA |= {
     "split": {"hash": str, "n": {"*": int}},
     "metrics": dict.fromkeys((PRIMARY, "*"), _METRIC),
@@ -66,6 +69,12 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
     schema = _SCHEMA | {"contrasts": dict.fromkeys(shown, stats)}
     by_set = {s: {PRIMARY: counted, "*": counted} for s in SETS}
     schema |= {"evaluation": dict.fromkeys(shown, by_set)}
+    if "displacement" in results:  # version 0.1.0 had none
+        given = results["displacement"]
+        wanted = _WANTED if isinstance(given, dict) and given.get("wanted") else type(None)
+        moved = {"*": dict.fromkeys(SETS, _MOVED)}
+        schema["displacement"] = {"models": moved, "wanted": wanted}
+    schema |= {"certificate": report_guarantee.schema(results.get("certificate"))}
     if len(shown) == len(MODELS):
         schema |= {"gaps": dict.fromkeys(SETS, stats), "cost": dict.fromkeys(COST, NUMBER)}
     results = load(root, "results.json", json.loads, schema)
@@ -99,11 +108,7 @@ def verdict(results: dict[str, Any]) -> list[Finding]:
     else:
         text = "A mean error is not a positive, finite number: nothing can be concluded from it."
         findings = [Finding("bad", text, "Are the numbers usable?", "no")]
-    word, text = "no certificate", "Nothing here was noised; ascent alone certifies nothing."
-    if results.get("certificate"):
-        word, text = "unverified", "A certificate is recorded. This page shows it, unverified."
-    findings += [Finding("unclear", text, "Is there a guarantee?", word)]
-    return [*findings, *_audited(results)]
+    return [*findings, report_guarantee.finding(results["certificate"]), *_audited(results)]
 
 
 def _audited(results: dict[str, Any]) -> list[Finding]:
@@ -221,6 +226,7 @@ def summary(results: dict[str, Any]) -> str:
     if "cost" in results:
         ratios = [f"{key.removesuffix('_ratio')} {percent(results['cost'][key])}" for key in COST]
         lines += ["Cost against retraining: " + ", ".join(ratios)]
+    lines += report_guarantee.summary(results["certificate"])
     lines += [f"{finding.question:32} {finding.word}" for finding in verdict(results)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -298,6 +304,7 @@ def write(workdir: str | Path) -> Path:
     stages = results["stages"]
     names = {"r": results, "models": shown, "sets": SETS, "primary": PRIMARY, "colours": COLOURS}
     names |= {"findings": verdict(results), "grids": grids}
+    names |= {"certifiers": report_guarantee.CERTIFIERS, "refuted": report_guarantee.refuted}
     with matplotlib.style.context(["default", STYLE]):
         names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}
         names |= {"curves": {m: _curves(m, stages[m]["phases"], logs[m]) for m in logs}}

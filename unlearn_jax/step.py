@@ -141,17 +141,21 @@ def unlearn_step(
     *,
     grad_fn: Callable[[Params, Params, Batch, PRNGKeyArray], tuple[Params, Metrics]],
     tx: optax.GradientTransformation,
+    clip_norm_l2: float = 0.0,
 ) -> tuple[UnlearnState, Metrics]:
     """The state after one update, and the metrics of the update.
 
     The randomness of step k is `fold_in(state.key, k)`: a resumed run draws what the
-    uninterrupted one would have drawn. `noised`: what `certify.noisy.noisy_sgd` needs.
+    uninterrupted one would have drawn. `noised`: what `certify.noisy.noisy_sgd` needs. With
+    `clip_norm_l2` there is a metric `clipped`: 1 if the gradient was longer, else 0.
     """
     key = jax.random.fold_in(state.key, state.step)
     grads, metrics = grad_fn(state.params, target, batch, key)
     more = noised | {"step": state.step} if noised else {}
     updates, opt_state = tx.update(grads, state.opt_state, state.params, **more)
     metrics |= {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+    if clip_norm_l2:
+        metrics["clipped"] = (metrics["grad_norm"] > clip_norm_l2).astype(jnp.float32)
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -169,6 +173,7 @@ def jit_step(
     batch_sharding: NamedSharding,
     replicated: NamedSharding,
     noised_sharding: Any = None,
+    clip_norm_l2: float = 0.0,
 ) -> Callable[..., tuple[UnlearnState, Metrics]]:
     """The compiled `unlearn_step` of one phase. The state is donated, the target is not.
 
@@ -183,7 +188,7 @@ def jit_step(
         forget_weight=forget_weight,
     )
     return jax.jit(
-        partial(unlearn_step, grad_fn=grad_fn, tx=tx),
+        partial(unlearn_step, grad_fn=grad_fn, tx=tx, clip_norm_l2=clip_norm_l2),
         in_shardings=(state_sharding, target_sharding, batch_sharding)
         + ((noised_sharding,) if noised_sharding else ()),
         out_shardings=(state_sharding, replicated),

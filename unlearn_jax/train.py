@@ -212,6 +212,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 batch_sharding=sharding.batch_sharding(mesh),
                 replicated=sharding.replicated(mesh),
                 noised_sharding=constants_sharding,
+                clip_norm_l2=phase.optimizer.clip_norm_l2 if phase.noise.std else 0.0,
             )
             bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, batch_size)
             log = metrics.IntervalLog(writer, name, batch_size, bar)
@@ -248,7 +249,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             ended = {"name": name, "objective": phase.objective, "first_step": meta["phase_start"],
                      "last_step": step, "stopped_by": stopped_by or "steps"}  # fmt: skip
             meta["phases"] = [*meta["phases"], ended]
-        save(done=True)
+        save(done=True, **({"versions": certificate.versions()} if noised else {}))
         writer.close()
         if noised:
             certified.issue(setup, workdir, manager, original, init_key)
@@ -294,6 +295,8 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
         print(f"{cfg.stage}: {ended['name']}, {steps}, ended by {ended['stopped_by']}")
     if (workdir / certificate.FILE).exists():
         print(certificate.summary(certificate.read(workdir / certificate.FILE)))
+        for line in certified.clipping_text(certified.clipped_share(workdir)):
+            print(line)
     print(f"{meta['examples']} examples in {meta['wall_s']:.1f} s. The model is in {workdir}.")
 
 

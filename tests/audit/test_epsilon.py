@@ -42,14 +42,21 @@ def test_the_bounds_are_those_of_the_counts():
     first, second = gaussian_worlds(1.5, 400, seed=3)
     thresholds = np.array([-0.4, 0.0, 2.0])
     for swapped in (False, True):
-        bound, mu = epsilon._bounds([first, second], thresholds, swapped, 1e-3, 0.1)
+        hits = epsilon._hits([first, second], thresholds, swapped)
         for k, t in enumerate(thresholds):
             positive, negative = (second <= t, first <= t) if swapped else (first > t, second > t)
-            counts = (int(positive.sum()), 400, int(negative.sum()), 400)
-            assert bound[k] == pytest.approx(statistics.epsilon_lower_bound(*counts, 0.1, 1e-3))
+            counts = [int(positive.sum()), 400, int(negative.sum()), 400]
+            assert [int(np.broadcast_to(hit, 3)[k]) for hit in hits] == counts
+            found = epsilon.lower_bounds(
+                {"epsilon": counts, "mu": counts}, delta=1e-3, significance=0.1
+            )
+            lower = statistics.epsilon_lower_bound(*counts, 0.1, 1e-3)
+            assert found["epsilon"] == pytest.approx(lower)
             low = stats.norm.ppf(statistics.clopper_pearson_lower(*counts[:2], 0.05))
             high = stats.norm.ppf(statistics.clopper_pearson_upper(*counts[2:], 0.05))
-            assert mu[k] == pytest.approx(max(0.0, low - high))
+            assert found["mu"] == pytest.approx(max(0.0, low - high))
+            by_gdp = bounds.gaussian_epsilon(found["mu"], 1e-3) if found["mu"] else 0.0
+            assert found["epsilon_gdp"] == pytest.approx(by_gdp)
 
 
 def test_separated_worlds_reach_the_bound_of_perfect_separation():

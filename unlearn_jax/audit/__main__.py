@@ -1,20 +1,27 @@
-"""Writes audit.json for a request: membership inference, backdoor, relearning, and verdicts.
+"""Audits a request, or the mechanism of a certificate.
 
     python -m unlearn_jax.audit --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m unlearn_jax.audit epsilon --workdir=runs/certified/unlearned
 
-The workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them.
+The first writes audit.json for a request: membership inference, backdoor, relearning, and verdicts;
+its workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them. The second writes
+epsilon.json beside the certificate of a run: a self-test of the noise, and an empirical lower bound
+beside the certified upper bound. It exits with 1 if the certificate is refuted.
 """
 
+import sys
 from pathlib import Path
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli
-from unlearn_jax.audit import request
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
-    """The binary."""
+    """The binary, for a request."""
+    from unlearn_jax.audit import request
+
     found = request.run(cfg, workdir)
     for name, verdict in found["verdicts"].items():
         for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
@@ -24,5 +31,32 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
     print(f"Wrote {workdir / 'audit.json'}.")
 
 
+def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
+    """The binary, for a certificate."""
+    from unlearn_jax.audit import mechanism
+
+    found = mechanism.run(workdir, runs=runs, significance=significance)
+    test, bounds, drawn = found["self_test"], found["bounds"], found["drawn"]
+    noise = drawn["noise"]
+    print(
+        f"self-test: {'passed' if test['passed'] else 'FAILED'}; noise {noise['value']:.4f} of "
+        f"what it should be ({noise['ci_low']:.4f} to {noise['ci_high']:.4f}, n = {noise['n']}), "
+        f"noiseless output {drawn['distance']:.6g} from the centre, allowed {test['reach']:.6g}"
+    )
+    print(bounds["text"], f"Repeated: {found['repeated']}.", sep="\n")
+    for kind, words in bounds["assumptions"].items():
+        print(f"Assumed by the {kind} bound:", *[f"- {text}" for text in words], sep="\n")
+    print(f"Wrote {workdir / mechanism.FILE}.")
+    if bounds["refuted"] or not test["passed"]:
+        raise ValueError("the mechanism is not what the certificate says, see above.")
+
+
 if __name__ == "__main__":
-    cli.start(main, needs=("config", "workdir"))
+    if sys.argv[1:2] == ["epsilon"]:
+        del sys.argv[1]
+        flags.DEFINE_integer("runs", 4000, "Runs of the mechanism from each of the two starts.")
+        flags.DEFINE_float("significance", 1e-3, "Of the self-test, and of the lower bound.")
+        needs = ("workdir", "runs", "significance")
+        cli.start(main_epsilon, needs, example="epsilon --workdir=runs/certified/unlearned")
+    else:
+        cli.start(main, needs=("config", "workdir"))

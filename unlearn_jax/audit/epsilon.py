@@ -72,8 +72,13 @@ def noise_self_test(
         "ci_high": math.sqrt(square / stats.chi2.ppf(tail, n)),
         "n": n,
         "p_values": {name: float(p) for name, p in p_values.items()},
-        "passed": bool(min(p_values.values()) >= significance / len(p_values)),
+        "passed": passes(p_values, significance),
     }
+
+
+def passes(p_values: Mapping[str, float], significance: float) -> bool:
+    """Whether none of the tests rejects, Bonferroni over all."""
+    return bool(min(p_values.values()) >= significance / len(p_values))
 
 
 def mechanism_self_test(
@@ -121,10 +126,9 @@ def two_worlds(
 ) -> dict[str, Any]:
     """Lower bounds of epsilon from one statistic of repeated runs from two starts.
 
-    {"epsilon": for any (epsilon, delta) certificate, "epsilon_gdp": for one by Gaussian DP, "mu",
-    "threshold" (of either), "n", "significance", "delta"}. The thresholds are chosen on a random
-    half of the runs, the bounds computed on the other half. Both rates' Clopper-Pearson
-    bounds at half the significance; mu = Phi^-1(TPR_low) - Phi^-1(FPR_high).
+    {"epsilon", "epsilon_gdp", "mu" of `lower_bounds`, "counts" that they follow from, "threshold"
+    (of either), "n", "significance", "delta"}. The thresholds are chosen on a random half of the
+    runs, the bounds computed on the other half.
 
     **Guarantee**: each bound alone exceeds the true value with probability `significance` at most.
     Assumes independent runs of the mechanism from two *fixed* starts (of which a certificate holds
@@ -156,25 +160,47 @@ def two_worlds(
     every = np.unique(np.quantile((every[1:] + every[:-1]) / 2, np.linspace(0, 1, 401)))
 
     # Two tests: the first world's fires above the threshold, the second world's below it.
-    chosen = [[], []]
-    for swapped in (False, True):
-        for kind, values in enumerate(_bounds(choose, every, swapped, delta, significance)):
+    counts, thresholds = {}, []
+    for kind in ("epsilon", "mu"):
+        options = []
+        for swapped in (False, True):
+            values = _bounds(*_hits(choose, every, swapped), delta, significance)[kind]
             best = int(np.argmax(values))
-            chosen[kind].append((float(values[best]), float(every[best]), swapped))
-    chosen = [max(options) for options in chosen]
-    epsilon, mu = (
-        float(_bounds(test, np.array([threshold]), swapped, delta, significance)[kind][0])
-        for kind, (_, threshold, swapped) in enumerate(chosen)
-    )
+            options.append((float(values[best]), float(every[best]), swapped))
+        _, threshold, swapped = max(options)
+        hits = _hits(test, np.array([threshold]), swapped)
+        counts[kind] = [int(np.squeeze(number)) for number in hits]
+        thresholds.append(threshold)
     return {
-        "epsilon": epsilon,
-        "epsilon_gdp": gaussian_epsilon(mu, delta) if delta else math.inf * bool(mu),
-        "mu": mu,
-        "threshold": [threshold for _, threshold, _ in chosen],
+        **lower_bounds(counts, delta=delta, significance=significance),
+        "counts": counts,
+        "threshold": thresholds,
         "n": [len(first), len(second)],
         "significance": significance,
         "delta": delta,
     }
+
+
+def lower_bounds(
+    counts: Mapping[str, Sequence[int]], *, delta: float, significance: float
+) -> dict[str, float]:
+    """{"epsilon": for any (epsilon, delta) certificate, "epsilon_gdp": for one by mu-GDP, "mu"}.
+
+    Both rates' Clopper-Pearson bounds at half the significance: epsilon as
+    `statistics.epsilon_lower_bound` has it; mu = Phi^-1(TPR_low) - Phi^-1(FPR_high).
+
+    Args:
+      counts: {"epsilon", "mu"}: of the test chosen for either, [runs of one world that it fires on,
+        of how many, runs of the other that it fires on, of how many].
+      delta: of the certificate.
+      significance: of each bound.
+    """
+    epsilon, mu = (
+        float(_bounds(*map(np.asarray, counts[kind]), delta, significance)[kind])
+        for kind in ("epsilon", "mu")
+    )
+    by_gdp = gaussian_epsilon(mu, delta) if delta else math.inf * bool(mu)
+    return {"epsilon": epsilon, "epsilon_gdp": by_gdp, "mu": mu}
 
 
 def compare(
@@ -215,23 +241,25 @@ def compare(
     }
 
 
-def _bounds(
-    worlds: Sequence[np.ndarray],
-    thresholds: np.ndarray,
-    swapped: bool,
-    delta: float,
-    significance: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lower bounds (epsilon, mu) per threshold, of the counts of one of the two tests."""
+def _hits(
+    worlds: Sequence[np.ndarray], thresholds: np.ndarray, swapped: bool
+) -> tuple[np.ndarray, int, np.ndarray, int]:
+    """(true positives, positives, false positives, negatives) of one of the two tests."""
     above = [values[:, None] > thresholds for values in worlds]
     fires = [~x for x in above[::-1]] if swapped else above
     (tp, fp), (p, n) = [x.sum(0) for x in fires], [len(x) for x in fires]
+    return tp, p, fp, n
+
+
+def _bounds(tp: Any, p: Any, fp: Any, n: Any, delta: float, significance: float) -> dict[str, Any]:
+    """Lower bounds {"epsilon", "mu"} of the counts of tests."""
     tail = significance / 2
     low = np.where(tp > 0, stats.beta.ppf(tail, np.maximum(tp, 1), p - tp + 1), 0.0)
     high = np.where(fp < n, stats.beta.isf(tail, fp + 1, np.maximum(n - fp, 1)), 1.0)
     evidence = low - delta > high
     epsilon = np.log(np.where(evidence, low - delta, high) / high)
-    return epsilon, np.maximum(stats.norm.ppf(low) - stats.norm.ppf(high), 0.0)
+    mu = np.maximum(stats.norm.ppf(low) - stats.norm.ppf(high), 0.0)
+    return {"epsilon": epsilon, "mu": mu}
 
 
 def _flat(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,17 +1,17 @@
-"""Attacks the certified mechanism itself: self-test of its noise, and both bounds of its epsilon.
+"""Attacks the certified mechanism itself: self-test of its noise, and a lower bound of its epsilon.
 
-    python -m unlearn_jax.audit.mechanism --workdir=runs/certified/unlearned
-
-Takes mechanism and arguments from certificate.json and runs the code that a run uses, thousands of
-times, on the worst case that we know: starts as far apart as the projection permits, and a gradient
-that drives each run away from the centre, on the side on which it is. No model and no data are
-needed: the bound holds whatever they are, so it must hold here.
+`python -m unlearn_jax.audit epsilon` takes mechanism and arguments from certificate.json and runs
+the code that a run uses, thousands of times, on the worst case that we know: starts as far apart as
+the projection permits, and a gradient that drives each run away from the centre, on the side on
+which it is. No model and no data are needed: the bound holds whatever they are, so it must hold
+here. What was drawn, and what follows from it, is epsilon.json.
 
 **Guarantee**: it can refute a certificate, never support it; see `audit.epsilon`. Not covered:
 whether the run called this code with these arguments (`certify verify` looks at that).
 """
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
-from unlearn_jax import cli
 from unlearn_jax.audit import epsilon
-from unlearn_jax.certify import certificate, noisy
+from unlearn_jax.certify import certificate, noisy, sealed
+from unlearn_jax.certify.arguments import probability
 
+FILE, FORMAT = "epsilon.json", "unlearn_jax.epsilon.v1"
+RUNS, SIGNIFICANCE = 4000, 1e-3
 ASSUMED = (
     "independent runs from two fixed starts, fresh noise in each",
     "the worst case that we know, in few dimensions; another attack may do better",
@@ -77,10 +78,54 @@ def make_release(
     return release
 
 
-def audit(
+def run(workdir: Path, *, runs: int = RUNS, significance: float = SIGNIFICANCE) -> dict[str, Any]:
+    """The audit of the certificate in workdir, as it is written to workdir/epsilon.json.
+
+    {"certificate": sha256 of its file, "drawn": of `draw`, and what `judge` makes of it}.
+
+    Args:
+      workdir: of a certified run.
+      runs: of each world.
+      significance: of the self-test, and of the lower bound.
+
+    Raises:
+      ValueError: there is no certificate, or it was altered.
+    """
+    path = workdir / certificate.FILE
+    found = certificate.read(path)
+    drawn = draw(found, runs=runs, significance=significance)
+    made = {"certificate": certificate.file_hash(path), "drawn": drawn, **judge(found, drawn)}
+    sealed.write(made, workdir / FILE, FORMAT)
+    return made
+
+
+def read(workdir: Path) -> dict[str, Any]:
+    """What `run` wrote about the certificate that is there now, its conclusions drawn again.
+
+    Raises:
+      ValueError: no audit, one of another certificate, or conclusions that do not follow from what
+        was drawn.
+    """
+    path, of = workdir / FILE, workdir / certificate.FILE
+    found = certificate.read(of)
+    values = sealed.read(path, FORMAT, "the audit of a certificate")
+    if values.get("certificate") != certificate.file_hash(of):
+        raise ValueError(f"{path}: it is of another certificate than {of}.")
+    try:
+        again = {**values, **judge(found, values["drawn"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}).") from error
+    if not _agree(json.loads(json.dumps(again)), values):
+        raise ValueError(f"{path}: what it says does not follow from what was drawn.")
+    return again
+
+
+def draw(
     found: certificate.Certificate, *, runs: int, significance: float, seed: int = 0
 ) -> dict[str, Any]:
-    """{"self_test": of `epsilon.mechanism_self_test`, "bounds": of `epsilon.compare`}.
+    """{"two_worlds": counts of `epsilon.two_worlds`, "noise", "distance" of the self-test}.
+
+    Nothing that follows from it: that is left to `judge`.
 
     Args:
       found: the certificate.
@@ -96,9 +141,62 @@ def audit(
         return jax.lax.map(lambda s: release(start, s)["a"][0, 0], secrets, batch_size=256)
 
     values = [np.asarray(statistics(start, _secrets(runs)), np.float64) for start in worlds]
-    bounds = epsilon.two_worlds(*values, delta=found.delta, significance=significance, seed=seed)
-    compared = epsilon.compare(dataclasses.asdict(found), bounds, ASSUMED)
-    return {"self_test": _self_test(found, significance), "bounds": compared}
+    worlds = epsilon.two_worlds(*values, delta=found.delta, significance=significance, seed=seed)
+    kept = ("counts", "threshold", "n", "significance", "delta")
+    test = _self_test(found, significance)
+    noise = {key: value for key, value in test["noise"].items() if key != "passed"}
+    return {
+        "two_worlds": {key: worlds[key] for key in kept},
+        "noise": noise,
+        "distance": test["distance"],
+    }
+
+
+def judge(found: certificate.Certificate, drawn: Mapping[str, Any]) -> dict[str, Any]:
+    """{"self_test": {"passed", "reach"}, "bounds": of `epsilon.compare`, "repeated": what was}.
+
+    Args:
+      found: the certificate.
+      drawn: of `draw`, or read from a file and not to be trusted.
+
+    Raises:
+      ValueError: counts that no audit of this certificate has.
+    """
+    worlds, significance = drawn["two_worlds"], drawn["two_worlds"]["significance"]
+    probability(significance=significance)
+    of_each = [n - n // 2 for n in worlds["n"]]
+    for tp, p, fp, n in worlds["counts"].values():
+        if sorted((p, n)) != sorted(of_each) or not (0 <= tp <= p and 0 <= fp <= n):
+            raise ValueError(f"expected counts of {worlds['n']} runs, got {worlds['counts']}")
+    bounds = epsilon.lower_bounds(worlds["counts"], delta=found.delta, significance=significance)
+    reach = _reach(found)
+    passed = epsilon.passes(drawn["noise"]["p_values"], significance) and drawn["distance"] <= reach
+    return {
+        "self_test": {"passed": passed, "reach": reach},
+        "bounds": epsilon.compare(dataclasses.asdict(found), {**worlds, **bounds}, ASSUMED),
+        "repeated": _repeated(found),
+    }
+
+
+def _repeated(found: certificate.Certificate) -> str:
+    size = sum(math.prod(shape) for shape in _SHAPES.values())
+    steps = f"its {found.steps} noised steps" if found.steps else "its projection and noise"
+    starts = "one far outside of the ball, one at its centre"
+    if found.certifier == "retrain":
+        starts = "far outside of the ball on opposite sides"
+    return (
+        f"the mechanism alone, {steps}, by this package's code with the certificate's arguments: "
+        f"{size} parameters, two starts, {starts}, a gradient that points outwards; no model and "
+        "no data"
+    )
+
+
+def _reach(found: certificate.Certificate) -> float:
+    """How far from the centre one step may end, before its noise."""
+    a = found.arguments
+    return a.get("model_clip_norm") or (
+        a["init_radius"] + a.get("step_size", 0) * a.get("clip_norm", 0)
+    )
 
 
 def _self_test(found: certificate.Certificate, significance: float) -> dict[str, Any]:
@@ -106,9 +204,6 @@ def _self_test(found: certificate.Certificate, significance: float) -> dict[str,
     arguments = dict(found.arguments) | ({"steps": 1} if found.steps else {})
     if found.mechanism == "model_clipping":
         arguments |= {"init_noise_std": None}
-    reach = arguments.get("model_clip_norm") or (
-        arguments["init_radius"] + arguments.get("step_size", 0) * arguments.get("clip_norm", 0)
-    )
     secrets = _secrets(6)
 
     releases = {
@@ -121,7 +216,7 @@ def _self_test(found: certificate.Certificate, significance: float) -> dict[str,
 
     centre = {name: np.zeros(shape) for name, shape in _SHAPES.items()}
     return epsilon.mechanism_self_test(
-        mechanism, centre, noise_std=found.noise_std, reach=reach, significance=significance
+        mechanism, centre, noise_std=found.noise_std, reach=_reach(found), significance=significance
     )
 
 
@@ -137,25 +232,12 @@ def _secrets(runs: int) -> jax.Array:
     return jax.vmap(lambda run: noisy.at_step(secret, run))(jnp.arange(runs))
 
 
-def main(workdir: Path) -> None:
-    """The binary."""
-    found = certificate.read(workdir / certificate.FILE)
-    result = audit(found, runs=flags.FLAGS.runs, significance=flags.FLAGS.significance)
-    test, bounds = result["self_test"], result["bounds"]
-    noise = test["noise"]
-    print(
-        f"self-test: {'passed' if test['passed'] else 'FAILED'}; noise {noise['value']:.4f} of "
-        f"what it should be ({noise['ci_low']:.4f} to {noise['ci_high']:.4f}, n = {noise['n']}), "
-        f"noiseless output {test['distance']:.6g} from the centre, allowed {test['reach']:.6g}"
-    )
-    print(bounds["text"])
-    for kind, words in bounds["assumptions"].items():
-        print(f"Assumed by the {kind} bound:", *[f"- {text}" for text in words], sep="\n")
-    if bounds["refuted"] or not test["passed"]:
-        raise ValueError("the mechanism is not what the certificate says, see above.")
-
-
-if __name__ == "__main__":
-    flags.DEFINE_integer("runs", 4000, "Runs of the mechanism from each of the two starts.")
-    flags.DEFINE_float("significance", 0.01, "Of the self-test, and of the lower bound.")
-    cli.start(main, needs=("workdir",), example="--workdir=runs/certified/unlearned")
+def _agree(a: Any, b: Any) -> bool:
+    """Equal, but for the rounding of another version of scipy."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_agree(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_agree, a, b))
+    if type(a) is type(b) is float:
+        return math.isclose(a, b, rel_tol=1e-9)
+    return type(a) is type(b) and a == b

@@ -26,12 +26,14 @@ _PLAN = ("epsilon", "delta", "radius", "certifier", "steps", "step_size", "clip_
 
 def main_verify(workdir: Path) -> None:
     """The binary, to verify."""
-    from unlearn_jax.certify import verify
+    from unlearn_jax.certify import run, verify
     from unlearn_jax.data import splits
 
     given = flags.FLAGS.original
     found = verify.verify(workdir, Path(given) if given else None)
     print(verify.report(found, len(splits.load(workdir / "split.json").train)))
+    for line in run.clipping_text(run.clipped_share(workdir)):
+        print(line)
 
 
 def main_plan(mechanism: str, *values: object) -> None:

@@ -10,7 +10,6 @@ pipeline applied to the public centre. Whether the model is any good is not part
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import math
 import platform
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import unlearn_jax
-from unlearn_jax.certify import bounds
+from unlearn_jax.certify import bounds, sealed
 from unlearn_jax.certify.reflection import UNREVIEWED
 from unlearn_jax.certify.rules import ASSUMPTIONS
 
@@ -191,10 +190,7 @@ def file_hash(path: Path) -> str:
 
 def write(certificate: Certificate, path: Path) -> None:
     """Nothing; writes the record with a sha256 of its content."""
-    text = _text(dataclasses.asdict(certificate))
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(text.encode("utf-8"))
-    partial.replace(path)
+    sealed.write(dataclasses.asdict(certificate), path, FORMAT)
 
 
 def read(path: Path) -> Certificate:
@@ -203,32 +199,13 @@ def read(path: Path) -> Certificate:
     Raises:
       ValueError: no certificate, or an altered one.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")  # read_text would hide other line ends
-        values = json.loads(text)
-        found = values.pop("format"), values.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: expected a certificate ({FORMAT}); {type(error).__name__}: {error}."
-        ) from error
-    if found[0] != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT!r}, got {found[0]!r}.")
+    values = sealed.read(path, FORMAT, "a certificate")
     expected = {field.name: field.type for field in dataclasses.fields(Certificate)}
     wrong = sorted(set(expected) ^ set(values))
     wrong += [k for k in expected if k in values and not _is(values[k], expected[k])]
     if wrong:
         raise ValueError(f"{path}: missing, unknown or of another type: {wrong}.")
-    if _text(values) != text:
-        raise ValueError(
-            f"{path}: altered after it was written: the sha256 of its content differs."
-        )
     return Certificate(**values | {"assumptions": tuple(values["assumptions"])})
-
-
-def _text(values: Mapping[str, Any]) -> str:
-    values = json.loads(json.dumps(values | {"format": FORMAT}, allow_nan=False))
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    return json.dumps(values | {"sha256": digest}, indent=1, sort_keys=True) + "\n"
 
 
 def _is(value: Any, kind: Any) -> bool:

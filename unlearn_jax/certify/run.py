@@ -19,10 +19,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, models
-from unlearn_jax.certify import certificate, noisy, rules
-from unlearn_jax.data import splits
-from unlearn_jax.data.splits import Split
+from unlearn_jax import checkpoint, metrics, models
+from unlearn_jax.certify import certificate, noisy, public, rules
 from unlearn_jax.models import Params
 from unlearn_jax.setup import Setup
 from unlearn_jax.sharding import leaf_path
@@ -61,17 +59,17 @@ def prepare(
       workdir: of the run.
 
     Raises:
-      ValueError: the public model has seen the forget set, or a leaf that nothing noises is not
-        public.
+      ValueError: the public model has seen the forget set or may have, or a leaf that nothing
+        noises is not public.
     """
     whole = centre(setup, init_key)
     moved = {leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(select(whole, trainable))}
     frozen, private = {}, []
-    public = dict(_by_path(whole))
+    of_centre = dict(_by_path(whole))
     for path, leaf in _by_path(original):
         if path not in moved:
-            frozen[path] = public[path]
-            if not jnp.array_equal(leaf, public[path]):
+            frozen[path] = of_centre[path]
+            if not jnp.array_equal(leaf, of_centre[path]):
                 private.append(path)
     if private:
         raise ValueError(
@@ -87,13 +85,13 @@ def centre(setup: Setup, init_key: PRNGKeyArray) -> Params:
     """All leaves of the public model that the balls are centred at.
 
     Raises:
-      ValueError: it was trained on rows of the forget set.
+      ValueError: it has seen rows of the forget set, or it cannot be told.
     """
     folder, like = setup.cfg.certificate.centre_from, setup.like()
     if not folder:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         return jax.jit(setup.model.init, out_shardings=shardings)(init_key)
-    _check_public(Path(folder), setup.split)
+    public.check(Path(folder), setup.split)
     return checkpoint.load_params(Path(folder), like)[0]
 
 
@@ -161,7 +159,7 @@ def make(
     meta: dict[str, Any],
     released: Params,
     original: Params,
-    public: Params,
+    centre: Params,
 ) -> certificate.Certificate:
     """The certificate of a finished run, from what it was configured to do and what it wrote.
 
@@ -171,7 +169,7 @@ def make(
       meta: of its last checkpoint.
       released: all leaves of its last checkpoint.
       original: all leaves that it started from.
-      public: all leaves of the centre.
+      centre: all leaves of the public model.
     """
     where = rules.position(cfg)
     name, ended = cfg.stages[cfg.stage].phases[where], meta["phases"][where]
@@ -181,7 +179,7 @@ def make(
     trainable = models.build(**cfg.model.to_dict()).trainable
     files = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
     hashes = {key: certificate.file_hash(workdir / file) for key, file in files.items()}
-    trees = {"original": original, "centre": public, "released": released}
+    trees = {"original": original, "centre": centre, "released": released}
     hashes |= {key: params_hash(tree) for key, tree in trees.items()}
     return certificate.Certificate(
         mechanism=mechanism,
@@ -199,9 +197,39 @@ def make(
             "final_step": meta["step"],
         },
         hashes=hashes | {"code": certificate.code_hash()},
-        versions=certificate.versions(),
+        versions=meta["versions"],
         **found,
     )
+
+
+def clipped_share(workdir: Path) -> float | None:
+    """The share of the noised steps whose gradient was clipped; None if none was to be.
+
+    It follows from the retain rows and the parameters before the noise, so it is no part of the
+    certificate, which is published.
+
+    Args:
+      workdir: of a certified run.
+    """
+    noised = certificate.read(workdir / certificate.FILE).run
+    lines = metrics.read_jsonl(workdir / "metrics.jsonl")
+    lines = [line for line in lines if line["phase"] == noised["phase"] and "clipped" in line]
+    if not lines:
+        return None
+    steps = np.diff([noised["first_step"], *(line["step"] for line in lines)])
+    return float(np.average([line["clipped"] for line in lines], weights=steps))
+
+
+def clipping_text(share: float | None) -> list[str]:
+    """What to say about `clipped_share`, in one line or none."""
+    if share is None:
+        return []
+    text = f"The gradient was clipped in {100 * share:.3g} % of the noised steps"
+    if share <= 0.01:
+        text += ": a smaller clip norm would have taken less noise"
+    elif share >= 0.99:
+        text += ": nearly all have the same length, which is another method than gradient descent"
+    return [text + "."]
 
 
 def params_hash(params: Params) -> str:
@@ -213,21 +241,6 @@ def params_hash(params: Params) -> str:
         digest.update(f"{path}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _check_public(folder: Path, split: Split) -> None:
-    path = folder / "split.json"
-    if not path.exists():
-        return  # from elsewhere: an assumption of the certificate
-    trained = splits.load(path)
-    same = trained.manifest["dataset"] == split.manifest["dataset"]
-    seen = np.intersect1d(trained.train, split.forget) if same else []
-    if len(seen):
-        raise ValueError(
-            f"certificate.centre_from: the model in {folder} was trained on {len(seen)} of the "
-            f"{len(split.forget)} examples to forget, such as row {seen[0]}, so it is not public "
-            "with respect to them and the certificate would be void. Use another."
-        )
 
 
 def _secret(workdir: Path) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, config, metrics, models
-from unlearn_jax.certify import certificate, noisy, rules, run
+from unlearn_jax.certify import certificate, noisy, public, rules, run
 from unlearn_jax.certify.certificate import Certificate
 from unlearn_jax.data import splits
 from unlearn_jax.models import Params
@@ -144,6 +144,7 @@ def _record(
             _expect(f"phase {name!r}, why it ended", "steps", ended["stopped_by"])
             _expect(f"phase {name!r}, its last step", ended["first_step"] + spec.steps, step)
     noised = meta["phases"][rules.position(cfg)]
+    _expect("versions", meta.get("versions"), found.versions)
     expected = {key: noised[key] for key in ("first_step", "last_step")}
     expected |= {"stage": cfg.stage, "phase": noised["name"], "final_step": meta["step"]}
     _expect("run", expected, found.run)
@@ -203,19 +204,19 @@ def _parameters(
     _hash(found, "original", original, original_dir)
     model = models.build(**cfg.model.to_dict())
     if cfg.certificate.centre_from:
-        run._check_public(Path(cfg.certificate.centre_from), split)
-        public = _loaded(Path(cfg.certificate.centre_from), "centre")
+        public.check(Path(cfg.certificate.centre_from), split)
+        centre = _loaded(Path(cfg.certificate.centre_from), "centre")
     else:
         init_key = jax.random.split(jax.random.key(cfg.seed), 3)[0]
-        public = jax.jit(model.init)(init_key)
-    _hash(found, "centre", public, cfg.certificate.centre_from or "the initial parameters")
+        centre = jax.jit(model.init)(init_key)
+    _hash(found, "centre", centre, cfg.certificate.centre_from or "the initial parameters")
     noised = select(released, model.trainable)
     _expect("parameters", sum(leaf.size for leaf in jax.tree.leaves(noised)), found.parameters)
     paths = {leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(noised)}
-    by_path = [dict(run._by_path(tree)) for tree in (released, original, public)]
+    by_path = [dict(run._by_path(tree)) for tree in (released, original, centre)]
     for path in sorted(set(by_path[0]) - paths):
-        ours, theirs, centre = (np.asarray(tree[path]) for tree in by_path)
-        if not (np.array_equal(ours, centre) and np.array_equal(theirs, centre)):
+        ours, theirs, public_leaf = (np.asarray(tree[path]) for tree in by_path)
+        if not (np.array_equal(ours, public_leaf) and np.array_equal(theirs, public_leaf)):
             raise ValueError(f"certificate: {path} was not noised, and is not that of the centre.")
 
 

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 import unlearn_jax
 from unlearn_jax import checkpoint, config, data, sharding
+from unlearn_jax.audit import guarantee
 from unlearn_jax.data import splits
-from unlearn_jax.evaluate import reconstruction
+from unlearn_jax.evaluate import displacement, reconstruction
 from unlearn_jax.evaluate.reconstruction import METRICS, interval
 from unlearn_jax.setup import resolve
 from unlearn_jax.validation import validate
@@ -76,9 +77,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "task": cfg.task.to_dict(),
         "metrics": METRICS,
         "stages": stages,
-        "certificate": _recorded(workdir / "unlearned" / "certificate.json"),
+        "certificate": guarantee.of_run(workdir / "unlearned", original_workdir(cfg, workdir)),
         "audit": _recorded(workdir / "audit.json"),
         **statistics(cfg, examples, list(params)),
+        "displacement": displacement.of_request(examples, cfg, list(params)),
         **costs(stages),
     }
     np.savez_compressed(workdir / "examples.npz", **examples)

@@ -33,10 +33,10 @@ class Model(Protocol):
     A model may also have
     * `error(output, batch)` [b], if its loss is that of what it decodes;
     * `predict(params, batch, key)`, if its loss does not look at what it decodes: what it looks at;
-    * `encode_noise(params, batch, key, noise_type)`, latents of noise in the images' place, if
-      that is not `encode` of images of noise;
-    * `noisy_loss(params, batch, key)` [b], the loss with random labels, if that is not `loss` of
-      images with noise in the hole;
+    * `encode_noise(params, batch, key, noise_type)`, `encode` with noise in place of the forget
+      images, if that is not `encode` of images of noise;
+    * `noisy_loss(params, batch, key)` [b], `loss` with random labels on forget rows, if that is not
+      `loss` of images with noise in the hole;
     * `tokenizer_loss(params, batch, key)` [b], if it has a tokenizer, which `loss` does not train.
     """
 

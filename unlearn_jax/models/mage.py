@@ -264,14 +264,15 @@ class MAGE:
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b"]:
-        """`loss` with random codes to be restored, instead of those of the image.
+        """`loss` with random codes to be restored on forget rows, instead of those of the image.
 
         They are rounded normal numbers with the mean and the standard deviation of all ids of the
         batch's valid images, clipped to the codebook, as in the released baseline "Noisy Label".
         """
         drawn = self._drawn(batch, key, draws)
         ids = self._tokens(params, batch)
-        labels = drawn.get("random_ids", self._random_ids(ids, batch, key))
+        random = drawn.get("random_ids", self._random_ids(ids, batch, key))
+        labels = jnp.where(batch["is_forget"][:, None], random, ids)
         return self._cross_entropy(params, ids, labels, drawn)
 
     def tokenizer_loss(

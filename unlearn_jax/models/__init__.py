@@ -37,7 +37,8 @@ class Model(Protocol):
       images, if that is not `encode` of images of noise;
     * `noisy_loss(params, batch, key)` [b], `loss` with random labels on forget rows, if that is not
       `loss` of images with noise in the hole;
-    * `tokenizer_loss(params, batch, key)` [b], if it has a tokenizer, which `loss` does not train.
+    * `tokenizer_loss(params, batch, key)` [b], if it has a tokenizer, which `loss` does not train;
+    * `tokens(params, batch)` [b n], if what it computes from the images are codes of them alone.
     """
 
     trainable: tuple[str, ...]
@@ -60,6 +61,11 @@ class Model(Protocol):
 
     def generate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b h w c"]:
         """Completed images in [-1, 1]."""
+
+
+def with_image(batch: Batch, image: Float[Array, "b h w c"]) -> dict[str, Any]:
+    """The batch with other images, and without the codes of its own."""
+    return {**{name: x for name, x in batch.items() if name != "tokens"}, "image": image}
 
 
 MODELS: dict[str, type] = {

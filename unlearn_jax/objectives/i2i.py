@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from unlearn_jax.models import Batch, Latent, Model, Params
+from unlearn_jax.models import Batch, Latent, Model, Params, with_image
 from unlearn_jax.objectives.ascent import share
 from unlearn_jax.objectives.terms import Terms
 
@@ -44,7 +44,7 @@ def noisy_label(
         hole = batch["mask"] * batch["is_forget"][:, None, None, None]
         noise = noise_image(batch, key, "normal")
         noisy = batch["image"] * (1 - hole) + noise * hole
-        loss = model.loss(params, {**batch, "image": noisy}, key)
+        loss = model.loss(params, with_image(batch, noisy), key)
     return Terms(retain=loss, forget=-loss)
 
 
@@ -156,7 +156,7 @@ def l2_encoder(
     else:
         noise = noise_image(batch, key, noise_type)
         image = jnp.where(batch["is_forget"][:, None, None, None], noise, batch["image"])
-        goal = model.encode(target, {**batch, "image": image}, key)
+        goal = model.encode(target, with_image(batch, image), key)
     away = distance(model.encode(params, batch, key), goal)
     return _pull(batch, away, away, False, upstream_weights)
 

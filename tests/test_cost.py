@@ -2,24 +2,23 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from tests.toy import make_batch
 from unlearn_jax import metrics, models, objectives
-from unlearn_jax.step import select, unlearn_grad
+from unlearn_jax.step import overlay, select, unlearn_grad
 
 KEY = jax.random.key(0)
 # Large enough for matrix products to be nearly all that counts; nothing here is run.
 SIZES = {
     "autoencoder": {"image_size": 32, "channels": (64, 128)},
     "mae": {"image_size": 64, "dim": 256, "depth": 2, "heads": 4, "decoder_dim": 256},
-    "vqgan": {"image_size": 32, "ch_mult": (1, 2), "res_blocks": 1},
-    "palette": {"image_size": 32, "mults": (1, 2), "res_blocks": 1},
+    "vqgan": {"image_size": 32, "ch_mult": (1,), "res_blocks": 1},
+    "palette": {"image_size": 32, "mults": (1,), "res_blocks": 1},
     "mage": {
-        "image_size": 16, "dim": 32, "depth": 1, "heads": 2, "decoder_dim": 32, "decoder_depth": 1,
+        "image_size": 8, "dim": 32, "depth": 1, "heads": 2, "decoder_dim": 32, "decoder_depth": 1,
         "decoder_heads": 2, "class_slots": 8,
-        "tokenizer": {"ch": 32, "ch_mult": (1, 2), "res_blocks": 1, "codebook": 16, "z_dim": 16},
+        "tokenizer": {"ch": 64, "ch_mult": (1,), "res_blocks": 1, "codebook": 16, "z_dim": 16},
     },
 }  # fmt: skip
 SIZES["mae"] |= {"decoder_depth": 2, "decoder_heads": 4}
@@ -64,19 +63,11 @@ def of_student(model, params, batch, function):
     """FLOPs of a gradient through a function of the student alone."""
 
     def loss(trained, params, batch, key):
-        out = function({**params, **trained}, batch, key)
+        out = function(overlay(params, trained), batch, key)
         return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(out))
 
-    trained = {part: tree for part, tree in select(params, model.trainable).items()}
-    whole = {part: {**params[part], **tree} for part, tree in trained.items()}
-    assert all(jax.tree.structure(whole[p]) == jax.tree.structure(params[p]) for p in whole)
-
-    def with_frozen(trained, params, batch, key):
-        from unlearn_jax.step import overlay
-
-        return loss(overlay(params, trained), params, batch, key)
-
-    return metrics.flops(jax.jit(jax.grad(with_frozen)).lower(trained, params, batch, KEY))
+    trained = select(params, model.trainable)
+    return metrics.flops(jax.jit(jax.grad(loss)).lower(trained, params, batch, KEY))
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "mae", "vqgan", "palette"])
@@ -116,27 +107,27 @@ def test_mage_makes_codes_of_an_image_once_and_of_none_that_are_cached():
     tokenizer = as_compiled(jax.jit(model.tokens).lower(params, batch))
     cached = {**batch, "tokens": jax.eval_shape(model.tokens, params, batch)}
     passes = {"l2_encoder": 2, "random_encoder": 1, "retain_label": 1, "noisy_label": 1}
-    for objective, expected in passes.items():
-        found = as_compiled(lowered(model, params, batch, objective))
-        saved = found - as_compiled(lowered(model, params, cached, objective))
-        assert saved == pytest.approx(tokenizer, rel=0.02), objective
-        assert (expected - 0.02) * tokenizer < found < (expected + 0.5) * tokenizer, objective
+    found = {name: as_compiled(lowered(model, params, batch, name)) for name in passes}
+    for name, expected in passes.items():
+        assert (expected - 0.02) * tokenizer < found[name] < (expected + 0.5) * tokenizer, name
+    saved = found["l2_encoder"] - as_compiled(lowered(model, params, cached, "l2_encoder"))
+    assert saved == pytest.approx(tokenizer, rel=0.02)
 
 
 def test_a_term_of_no_weight_is_not_computed():
-    model, params, batch = build("mage")
+    model, params, batch = build("autoencoder")
     latent = as_compiled(jax.jit(model.encode).lower(params, batch, KEY))
     both, retain, forget = (
         as_compiled(lowered(model, params, batch, "tests.test_cost:unequal", None, *weights))
         for weights in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0))
     )
-    assert both - retain > 0.9 * latent  # the forget term is an encoder pass of the original
-    assert both - forget > 0 and np.isfinite(both)
+    assert both - retain == pytest.approx(latent, rel=0.1)
+    assert forget == pytest.approx(latent, rel=0.1)
 
 
 def unequal(model, params, target, batch, key):
     """Terms that share nothing: the student's loss, and the original's latents of other images."""
     other = models.with_image(batch, -batch["image"])
-    latent, head = model.encode(target, other, key), params["encoder"]["norm"]["scale"]
-    forget = (latent * head).mean((1, 2))
+    latent, head = model.encode(target, other, key), params["encoder"]["down1"]["bias"]
+    forget = (latent * head).mean((1, 2, 3))
     return objectives.Terms(retain=model.loss(params, batch, key), forget=forget)

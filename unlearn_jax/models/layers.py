@@ -1,10 +1,11 @@
-"""Convolutions that halve and double an image, fast on accelerators and on the CPU alike.
+"""Layers on images, fast on accelerators and on the CPU alike.
 
-Both are plain `jax.lax` convolutions with kernels in HWIO layout. On the CPU, XLA is slow where
-those are differentiated, so there the same sums are written in another order: the gradient with
-respect to a kernel as four matrix products over shifted views of the image, and the transposed
-convolution without the zeros that dilation inserts. What is lowered follows the target platform,
-also when compiling ahead of time for another one. Reverse mode only (`custom_vjp`).
+The convolutions that halve and double an image are plain `jax.lax` convolutions with kernels in
+HWIO layout. On the CPU, XLA is slow where those are differentiated, so there the same sums are
+written in another order: the gradient with respect to a kernel as four matrix products over shifted
+views of the image, and the transposed convolution without the zeros that dilation inserts. What is
+lowered follows the target platform, also when compiling ahead of time for another one. Reverse mode
+only (`custom_vjp`).
 """
 
 import flax.linen as nn
@@ -105,6 +106,33 @@ def _kernel_gradient_cpu(x, g):
     # maps the memory anew in every step, which costs more than the loop.
     taps = lax.map(tap, jnp.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
     return taps.reshape(2, 2, o, 2, 2, c).transpose(0, 3, 1, 4, 5, 2).reshape(4, 4, c, o)
+
+
+class GroupNorm(nn.Module):
+    """`nn.GroupNorm` in float32 with torch's two passes for the variance, summed in another order.
+
+    Sums over places come first, then those over the few channels of a group: on the CPU, XLA takes
+    several times as long for both at once, and for what is fused with them.
+    """
+
+    groups: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Normalised float32 features, scaled and shifted by channel."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        x = x - self._mean(x)
+        return x * (lax.rsqrt(self._mean(jnp.square(x)) + self.epsilon) * scale) + bias
+
+    def _mean(self, x):
+        """Of each group, for each of its channels [b 1 1 c]."""
+        b, _, _, c = x.shape
+        of_channels = x.mean((1, 2)).reshape(b, self.groups, c // self.groups)
+        of_groups = of_channels.mean(-1, keepdims=True)
+        return jnp.broadcast_to(of_groups, of_channels.shape).reshape(b, 1, 1, c)
 
 
 class Down(nn.Module):

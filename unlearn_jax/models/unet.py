@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from unlearn_jax.models.layers import GroupNorm
+
 
 def _keep(x: Array) -> Array:
     return x
@@ -166,9 +168,9 @@ class Decoder(nn.Module):
         return _conv("out_conv", 3, s.dtype, zero=True)(x).astype(jnp.float32)
 
 
-def group_norm(name: str, groups: int) -> nn.GroupNorm:
-    """A float32 group norm with torch's epsilon and way of computing the variance."""
-    return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+def group_norm(name: str, groups: int) -> GroupNorm:
+    """A group norm with torch's epsilon."""
+    return GroupNorm(groups, epsilon=1e-5, name=name)
 
 
 def _conv(name: str, features: int, dtype: DTypeLike, zero: bool = False) -> nn.Conv:

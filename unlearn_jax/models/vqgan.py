@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models.compositing import fill_hole
+from unlearn_jax.models.layers import GroupNorm
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -318,7 +319,7 @@ def _squared_distances(
 
 
 def _norm(groups: int, name: str) -> nn.Module:
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return GroupNorm(groups, epsilon=1e-6, name=name)
 
 
 def _conv(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,28 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from unlearn_jax import metrics, sharding, train
+from unlearn_jax import data, metrics, models, sharding, tokens, train
+from unlearn_jax.setup import resolve
 from unlearn_jax.tokens import check_frozen
 from unlearn_jax.validation import validate
 
 
-@pytest.fixture
-def fetches(monkeypatch):
-    """[(values that the host fetched from the device, or waited for)], as they happen."""
+def tiny_mage():
+    cfg = tiny.get_config()
+    cfg.model = {
+        "name": "mage", "image_size": 32, "dim": 16, "depth": 1, "heads": 2, "decoder_dim": 16,
+        "decoder_depth": 1, "decoder_heads": 2, "class_slots": 4,
+        "tokenizer": {"ch": 8, "ch_mult": (1, 1, 1), "res_blocks": 1, "z_dim": 4, "codebook": 16,
+                      "groups": 4},
+    }  # fmt: skip
+    cfg.batch_size, cfg.data.train_rows = 8, 200
+    cfg.phases.calibrated.objective_kw.direction = 0.0
+    cfg.phases.pretrain.cache_tokens = True
+    return cfg
+
+
+def watch_the_host(patch):
+    """A list that grows whenever the host fetches from the device or waits for it."""
     found, array = [], type(jnp.zeros(()))
     fetch, wait = array._value, jax.block_until_ready
 
@@ -28,79 +43,95 @@ def fetches(monkeypatch):
         found.append("wait")
         return wait(tree)
 
-    monkeypatch.setattr(array, "_value", property(fetching))
-    monkeypatch.setattr(jax, "block_until_ready", waiting)
+    patch.setattr(array, "_value", property(fetching))
+    patch.setattr(jax, "block_until_ready", waiting)
     value = jax.device_put(1.0, sharding.replicated(sharding.make_mesh()))  # as metrics are
     for way in (float, np.asarray, jax.device_get, jax.block_until_ready):
         before = len(found)
         way(value + 1)
         assert len(found) > before, f"{way} is not noticed"
-    found.clear()
     return found
 
 
-def test_the_host_waits_for_the_device_only_where_it_must(tmp_path, monkeypatch, fetches):
-    cfg = tiny.get_config()
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A run of 24 steps and what was seen of it. Its model has no codes, and compiles quickly."""
+    cfg, folder = tiny.get_config(), tmp_path_factory.mktemp("loop")
     cfg.log_every, cfg.checkpoint.every = 8, 12
-    cfg.phases.pretrain.probe_every = 8  # what is probed is fetched with the metrics
-    seen, add = [], metrics.IntervalLog.add
+    cfg.phases.pretrain.update({"probe_every": 8, "cache_tokens": True})
+    seen = SimpleNamespace(cfg=cfg, workdir=folder / "run", trace=folder / "trace", fetches=[])
+    add, make_train = metrics.IntervalLog.add, data.make_train
+    with pytest.MonkeyPatch.context() as patch:
+        fetches = watch_the_host(patch)
 
-    def spy(log, values):
-        add(log, values)
-        seen.append(len(fetches))  # of all that happened until this step was queued
+        def spy_add(log, values):
+            add(log, values)
+            seen.fetches.append(len(fetches))  # of all that happened until this step was queued
 
-    monkeypatch.setattr(metrics.IntervalLog, "add", spy)
-    train.run(cfg, tmp_path / "run", profile=str(tmp_path / "trace"))
-    new = {step for step in range(1, 24) if seen[step] > seen[step - 1]}
-    # 5, 10: the trace; 12: a checkpoint; 16: metrics, one interval late. 24: after the last step.
-    assert new == {5, 10, 12, 16}
+        def spy_make_train(source, *, columns, **options):
+            seen.columns, seen.source = columns, source
+            return make_train(source, columns=columns, **options)
 
-    lines = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+        def made(setup, params, rows):
+            seen.rows, seen.split = rows, setup.split
+            return {"tokens": np.zeros((len(setup.source), 4), np.int32)}, 1e9
+
+        patch.setattr(metrics.IntervalLog, "add", spy_add)
+        patch.setattr(data, "make_train", spy_make_train)
+        patch.setattr(tokens, "make", made)
+        patch.setattr(train, "validate", lambda cfg: None)
+        seen.meta = train.run(cfg, seen.workdir, profile=str(seen.trace))
+    return seen
+
+
+def test_the_host_waits_for_the_device_only_where_it_must(watched):
+    counts = watched.fetches
+    assert len(counts) == 24
+    # 5, 10: the trace; 12: a checkpoint; 16: metrics, one interval late, and what was probed. 24:
+    # after the last step.
+    assert {step for step in range(1, 24) if counts[step] > counts[step - 1]} == {5, 10, 12, 16}
+
+
+def test_the_time_of_a_step_is_told_by_part(watched):
+    lines = metrics.read_jsonl(watched.workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [8, 16, 24]
     for line in lines:
         parts = [line[f"{part}_s"] for part in metrics.PARTS]
-        assert min(parts) >= 0
+        assert min(parts) >= 0 and line["dispatch_s"] > 0
         np.testing.assert_allclose(sum(parts), 32 / line["examples_per_s"], rtol=1e-4)
     assert [line["save_s"] > 0 for line in lines] == [False, True, False]
-    (trace,) = (tmp_path / "trace").glob("plugins/profile/*/*.trace.json.gz")
+
+
+def test_profile_writes_a_trace(watched):
+    (trace,) = watched.trace.glob("plugins/profile/*/*.trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    calls = [
-        e for e in events if "PjitFunction" in e.get("name", "") or "Execute" in e.get("name", "")
-    ]
-    assert calls
-    assert list((tmp_path / "trace").glob("plugins/profile/*/*.xplane.pb"))
+    assert "ThunkExecutor::Execute" in {event.get("name") for event in events}  # XLA ran something
+    assert list(watched.trace.glob("plugins/profile/*/*.xplane.pb"))
 
 
-def tiny_mage():
-    cfg = tiny.get_config()
-    cfg.model = {
-        "name": "mage", "image_size": 32, "dim": 16, "depth": 1, "heads": 2, "decoder_dim": 16,
-        "decoder_depth": 1, "decoder_heads": 2, "class_slots": 4,
-        "tokenizer": {"ch": 8, "ch_mult": (1, 1, 1), "res_blocks": 1, "z_dim": 4, "codebook": 16,
-                      "groups": 4},
-    }  # fmt: skip
-    cfg.phases.calibrated.objective_kw.direction = 0.0
-    cfg.phases.pretrain.update({"steps": 3, "probe_every": 0})
-    cfg.batch_size, cfg.log_every, cfg.checkpoint.every = 8, 1, 100
-    return cfg
+def test_a_phase_gets_codes_of_the_rows_that_it_uses(watched):
+    assert watched.columns["tokens"].shape == (len(watched.source), 4)
+    np.testing.assert_array_equal(watched.rows, watched.split.train)  # no forget rows: weight 0
+    assert watched.meta["flops"] > 1e9
+    watched.cfg.phases.pretrain.cache_tokens = False  # another run than one that caches
+    with pytest.raises(ValueError, match="cache_tokens: True -> '.absent.'"):
+        train.run(watched.cfg, watched.workdir)
 
 
-def test_cached_codes_train_the_same_model_without_the_tokenizer(tmp_path):
-    cfg, found = tiny_mage(), {}
-    for cached in (False, True):
-        cfg.phases.pretrain.cache_tokens = cached
-        folder = tmp_path / str(cached)
-        meta = train.run(cfg, folder)
-        losses = [line["loss"] for line in metrics.read_jsonl(folder / "metrics.jsonl")]
-        found[cached] = losses, meta["flops"]
-    assert len(found[True][0]) == 3 and len(set(found[True][0])) == 3
-    np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-4)
-    cfg.phases.pretrain.steps = 4  # a run that cached is another run than one that did not
-    with pytest.raises(ValueError, match="steps: 3 -> 4"):
-        train.run(cfg, tmp_path / "True")
-    cfg.phases.pretrain.steps = 3
-    with pytest.raises(ValueError, match="cache_tokens: '.absent.' -> True"):
-        train.run(cfg, tmp_path / "False")
+def test_codes_are_those_that_the_model_would_make():
+    setup = resolve(tiny_mage())
+    params = jax.jit(setup.model.init)(jax.random.key(0))
+    rows = setup.split.train[:21]  # two batches and a part of one
+    columns, flops = tokens.make(setup, params, rows)
+    images = jnp.asarray(setup.source.fetch(rows) / 127.5 - 1, jnp.float32)
+    batch = {"image": images}
+    codes = jax.jit(setup.model.tokens)(params, batch)
+    np.testing.assert_array_equal(columns["tokens"][rows], codes)
+    assert len(np.unique(codes)) > 1 and flops > 0
+    assert not np.delete(columns["tokens"], rows, axis=0).any()
+    given = jnp.zeros_like(codes)
+    assert setup.model.tokens(params, {**batch, "tokens": given}) is given
+    assert "tokens" not in models.with_image({**batch, "tokens": given}, -images)
 
 
 def test_codes_are_cached_only_where_they_stay_right():
@@ -119,7 +150,6 @@ def test_codes_are_cached_only_where_they_stay_right():
         check_frozen(trained, phase)
 
     cfg = tiny_mage()
-    cfg.phases.pretrain.cache_tokens = True
     validate(cfg)
     cfg.phases.pretrain.objective = "tokenizer"
     cfg.data.augment.name, cfg.data.cache = "random_resized_crop", False

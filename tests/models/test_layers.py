@@ -146,7 +146,8 @@ def test_group_norm_is_flax_s_and_so_are_its_gradients(dtype):
         return jnp.sum(jnp.sin(jnp.arange(y.size).reshape(y.shape)) * y**2)
 
     def of(norm):
-        return norm.apply({"params": params}, x), jax.grad(partial(loss, norm), (0, 1))(params, x)
+        both = jax.value_and_grad(partial(loss, norm), (0, 1))
+        return norm.apply({"params": params}, x), jax.jit(both)(params, x)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from unlearn_jax import cli, objectives, optim, sharding
 from unlearn_jax.models import Model
 from unlearn_jax.models.autoencoder import Autoencoder
-from unlearn_jax.step import UnlearnState, jit_step
+from unlearn_jax.step import UnlearnState, jit_step, select
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 20.0, "Measuring time in all.", lower_bound=0.1)
@@ -32,42 +32,48 @@ _ROUND_S = 0.5
 Step = Callable[[], float]  # queues one update; float of the result waits for it
 
 
-def make_batch(size: int) -> dict[str, np.ndarray]:
-    """Random images [b 32 32 3] in [-1, 1], the middle 16x16 masked."""
-    image = np.random.default_rng(0).uniform(-1, 1, (size, 32, 32, 3)).astype(np.float32)
-    mask = np.zeros((size, 32, 32, 1), np.float32)
-    mask[:, 8:24, 8:24] = 1
-    flags = {"is_forget": np.zeros(size, bool), "valid": np.ones(size, bool)}
+def make_batch(size: int, pixels: int = 32, forget: int = 0) -> dict[str, np.ndarray]:
+    """Random images [b h w 3] in [-1, 1], half of each side masked; the last `forget` rows so."""
+    shape, quarter = (size, pixels, pixels), pixels // 4
+    image = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
+    mask = np.zeros((*shape, 1), np.float32)
+    mask[:, quarter:-quarter, quarter:-quarter] = 1
+    flags = {"is_forget": np.arange(size) >= size - forget, "valid": np.ones(size, bool)}
     return {"image": image, "mask": mask} | flags
 
 
-def jax_step(model: Model, params: dict, batch: dict[str, np.ndarray]) -> Step:
+def jax_step(
+    model: Model, params: dict, batch: dict[str, np.ndarray], objective: str = "reconstruction"
+) -> Step:
     """A call that queues one Adam update, by the package's own step, and returns its loss.
 
-    The key of update k is fold_in(key(0), k).
+    The key of update k is fold_in(key(0), k). "reconstruction" trains all parameters; any other
+    objective what the model unlearns, on both kinds of rows, from `params` as the original.
     """
     mesh = sharding.make_mesh()
     tx = optim.make_optimizer(learning_rate=LEARNING_RATE, steps=1)
-    params = jax.tree.map(jnp.copy, params)  # donated below
+    training = objective == "reconstruction"
+    target = {} if training else params
+    params = jax.tree.map(jnp.copy, params if training else select(params, model.trainable))
     state = UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
     shardings = sharding.params_sharding(state, mesh)
     update = jit_step(
         model,
-        objectives.build("reconstruction"),
+        objectives.build(objective),
         tx,
         retain_weight=1.0,
-        forget_weight=0.0,
+        forget_weight=0.0 if training else 1.0,
         state_sharding=shardings,
-        target_sharding={},
+        target_sharding=sharding.params_sharding(target, mesh),
         batch_sharding=sharding.batch_sharding(mesh),
         replicated=sharding.replicated(mesh),
     )
     state, batch = jax.device_put(state, shardings), sharding.global_batch(batch, mesh)
-    update = update.lower(state, {}, batch).compile()
+    update = update.lower(state, target, batch).compile()
 
     def step():
         nonlocal state
-        state, metrics = update(state, {}, batch)
+        state, metrics = update(state, target, batch)
         return metrics["loss"]
 
     return step

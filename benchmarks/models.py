@@ -15,8 +15,9 @@ need (torch, pytest, and transformers for MAE), a model's PyTorch figures are nu
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -27,13 +28,22 @@ from benchmarks import autoencoder
 from unlearn_jax import cli, convert, models
 
 _NAMES = ("mae", "mage", "palette")
-_ONLY = flags.DEFINE_list("only", list(_NAMES), "Models to measure.")
-flags.register_validator(_ONLY, lambda names: set(names) <= set(_NAMES), f"must be of {_NAMES}")
+ONLY = flags.DEFINE_list("only", list(_NAMES), "Models to measure.")
+flags.register_validator(ONLY, lambda names: set(names) <= set(_NAMES), f"must be of {_NAMES}")
 flags.set_default(autoencoder.BATCH_SIZE, 64)
 
 
-def mae(model: models.MAE, state: Mapping):
-    """(network, loss(image, mask, draws)), from the tensors of the exported checkpoint."""
+class Torch(NamedTuple):
+    """A model in PyTorch, from the tensors of the exported checkpoint."""
+
+    net: Any
+    loss: Callable  # (image, mask, draws)
+    inputs: Callable  # (image, mask, draws, noisy=False): of the network, or of one of noise
+    encode: Callable  # (net, inputs, draws): the latents that `l2_encoder` compares
+
+
+def mae(model: models.MAE, state: Mapping) -> Torch:
+    """The model of transformers."""
     import torch
     import transformers
 
@@ -53,14 +63,29 @@ def mae(model: models.MAE, state: Mapping):
         value.copy_(state[target].chunk(3)["qkv".index(part[1])] if part else state[target])
     mean, std = (torch.tensor(x)[:, None, None] for x in (model.mean, model.std))
 
-    def loss(image, _, draws):
-        return net(((image + 1) / 2 - mean) / std, noise=draws["mask_noise"]).loss
+    def inputs(image, _, draws, noisy=False):
+        return ((noise_image(image, draws) if noisy else image) + 1).div(2).sub(mean).div(std)
 
-    return net, loss
+    def loss(image, mask, draws):
+        return net(inputs(image, mask, draws), noise=draws["mask_noise"]).loss
+
+    def encode(net, x, draws):
+        return [net.vit(x, noise=draws["mask_noise"]).last_hidden_state]
+
+    return Torch(net, loss, inputs, encode)
 
 
-def mage(model: models.MAGE, state: Mapping):
-    """`mae`, for MAGE."""
+def noise_image(image, draws: Mapping):
+    """Normal noise with the mean and standard deviation of the batch, in [-1, 1]."""
+    import torch
+
+    if "noise_image" in draws:
+        return draws["noise_image"]
+    return (image.mean() + image.std() * torch.randn_like(image)).clamp(-1, 1)
+
+
+def mage(model: models.MAGE, state: Mapping) -> Torch:
+    """Of the parts of the tests, in the order of the release."""
     import torch
     from torch.nn import functional as F
 
@@ -76,22 +101,31 @@ def mage(model: models.MAGE, state: Mapping):
     net.load_state_dict({name: state[name] for name in net.state_dict()})
     net.vqgan.requires_grad_(False)
 
-    def loss(image, _, draws):
+    def inputs(image, _, draws, noisy=False):
         with torch.no_grad():
+            image = noise_image(image, draws) if noisy else image
             z = net.vqgan.encoder((image + 1) / 2).permute(0, 2, 3, 1).flatten(0, 2)
             words = net.vqgan.quantize.embedding.weight
-            ids = ((words**2).sum(1) - 2 * z @ words.T).argmin(1).reshape(len(image), n)
+            return ((words**2).sum(1) - 2 * z @ words.T).argmin(1).reshape(len(image), n)
+
+    def masks(draws):
         rank = draws["mask_noise"].argsort(1).argsort(1)
         dropped = rank < (n + 1) // 2
         masked = dropped | (rank < torch.ceil(n * draws["mask_rate"]))
-        there = F.pad(~dropped, (1, 0), value=True)
-        emb = net.token_emb
+        return F.pad(~dropped, (1, 0), value=True), masked
+
+    def encode(net, ids, draws):
+        (there, masked), emb = masks(draws), net.token_emb
         x = F.pad(torch.where(masked, model.mask_id, ids), (1, 0), value=model.class_id)
         x = emb.LayerNorm(emb.word_embeddings(x) + emb.position_embeddings.weight)
         x = x[there].reshape(len(x), -1, model.dim)
         for block in net.blocks:
             x = block(x)
-        x = net.decoder_embed(net.norm(x))
+        return [net.norm(x)]
+
+    def loss(image, mask, draws):
+        ids, (there, masked), emb = inputs(image, mask, draws), masks(draws), net.token_emb
+        x = net.decoder_embed(encode(net, ids, draws)[0])
         full = x[:, :1].repeat(1, n + 1, 1)
         full[there] = x.flatten(0, 1)
         x = torch.where(F.pad(masked, (1, 0))[..., None], x[:, :1], full)
@@ -105,11 +139,11 @@ def mage(model: models.MAGE, state: Mapping):
         error = F.cross_entropy(logits, ids.flatten(), **options).reshape(ids.shape)
         return ((error * masked).sum(1) / masked.sum(1)).mean()
 
-    return net, loss
+    return Torch(net, loss, inputs, encode)
 
 
-def palette(model: models.Palette, state: Mapping):
-    """`mae`, for Palette."""
+def palette(model: models.Palette, state: Mapping) -> Torch:
+    """The U-Net of the tests."""
     import torch
     from torch.nn import functional as F
 
@@ -119,27 +153,68 @@ def palette(model: models.Palette, state: Mapping):
     net.load_state_dict({name: state[f"denoise_fn.{name}"] for name in net.state_dict()})
     gammas = state["gammas"]
 
-    def loss(image, mask, draws):
-        noise, t = draws["noise"], draws["timestep"].long()
-        gamma = torch.lerp(gammas[t - 1], gammas[t], draws["gamma_uniform"])
-        g, visible = gamma[:, None, None, None], image * (1 - mask)
-        y = g.sqrt() * image + (1 - g).sqrt() * noise
-        x = torch.cat([visible + mask * draws["hole_noise"], visible + mask * y], 1)
-        return F.mse_loss(mask * net(x, gamma)[1], mask * noise)
+    def level(draws):
+        t = draws["timestep"].long()
+        return torch.lerp(gammas[t - 1], gammas[t], draws["gamma_uniform"])
 
-    return net, loss
+    def inputs(image, mask, draws, noisy=False):
+        g, visible = level(draws)[:, None, None, None], image * (1 - mask)
+        y = draws["noise"] if noisy else g.sqrt() * image + (1 - g).sqrt() * draws["noise"]
+        return torch.cat([visible + mask * draws["hole_noise"], visible + mask * y], 1)
+
+    def loss(image, mask, draws):
+        predicted = net(inputs(image, mask, draws), level(draws))[1]
+        return F.mse_loss(mask * predicted, mask * draws["noise"])
+
+    def encode(net, x, draws):
+        return net.encode(x, level(draws))[0]
+
+    return Torch(net, loss, inputs, encode)
 
 
 def torch_step(name: str, model: models.Model, params: dict, batch: Mapping, channels_last: bool):
     """`autoencoder.jax_step` in PyTorch; the random numbers of a step can be given as arrays."""
     import torch
 
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net, loss, *_ = torch_model(name, model, params, channels_last)
+    optimizer = torch.optim.Adam(net.parameters(), autoencoder.LEARNING_RATE, fused=True)
+    drawn = torch_draws(model, batch, channels_last)
+    image, mask = (to_torch(batch[k], channels_last) for k in ("image", "mask"))
+
+    def step(given=None):
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(image, mask, drawn(given))
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def torch_model(name: str, model: models.Model, params: dict, channels_last: bool) -> Torch:
+    """The model of that name with these parameters."""
+    import torch
+
     state = convert.to_torch(convert.find(name), model, params)
     make = {"mae": mae, "mage": mage, "palette": palette}[name]
-    net, loss = make(model, {k: torch.tensor(v) for k, v in state})
-    net.to(memory_format=layout)
-    optimizer = torch.optim.Adam(net.parameters(), autoencoder.LEARNING_RATE, fused=True)
+    made = make(model, {k: torch.tensor(v) for k, v in state})
+    made.net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return made
+
+
+def to_torch(x: Any, channels_last: bool):
+    """An array as a tensor; images [b h w c] become [b c h w]."""
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.as_tensor(np.array(x))
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=layout) if x.ndim == 4 else x
+
+
+def torch_draws(model: models.Model, batch: Mapping, channels_last: bool) -> Callable:
+    """A function that draws a step's random numbers, or takes those that are given as arrays."""
+    import torch
+
     shapes = {k: v.shape for k, v in jax.eval_shape(model.draw, batch, jax.random.key(0)).items()}
     draw = {  # all others are uniform
         "timestep": lambda shape: torch.randint(1, model.timesteps, shape),
@@ -148,20 +223,19 @@ def torch_step(name: str, model: models.Model, params: dict, batch: Mapping, cha
         "hole_noise": torch.randn,
     }
 
-    def nchw(x):
-        return x.permute(0, 3, 1, 2).contiguous(memory_format=layout) if x.ndim == 4 else x
+    def drawn(given=None):
+        if given:
+            return {k: to_torch(x, channels_last) for k, x in given.items()}
+        made = {k: draw.get(k, torch.rand)(shape) for k, shape in shapes.items()}
+        return {k: to_torch(x, channels_last) if x.ndim == 4 else x for k, x in made.items()}
 
-    image, mask = (nchw(torch.tensor(batch[k])) for k in ("image", "mask"))
+    return drawn
 
-    def step(given=None):
-        given = given or {k: draw.get(k, torch.rand)(shape) for k, shape in shapes.items()}
-        optimizer.zero_grad(set_to_none=True)
-        value = loss(image, mask, {k: nchw(torch.as_tensor(x)) for k, x in given.items()})
-        value.backward()
-        optimizer.step()
-        return value.detach()
 
-    return step
+def has_torch(name: str) -> bool:
+    """Whether everything is installed that the model in PyTorch needs."""
+    needed = ("torch", "pytest") + (("transformers",) if name == "mae" else ())
+    return all(map(importlib.util.find_spec, needed))
 
 
 def measure(name: str, size: int, seconds: float) -> str:
@@ -171,8 +245,7 @@ def measure(name: str, size: int, seconds: float) -> str:
     model = models.build(**config.model.to_dict() | masks)
     params, batch = jax.jit(model.init)(jax.random.key(0)), autoencoder.make_batch(size)
     ours, theirs = autoencoder.jax_step(model, params, batch), None
-    needed = ("torch", "pytest") + (("transformers",) if name == "mae" else ())
-    if all(map(importlib.util.find_spec, needed)):
+    if has_torch(name):
         autoencoder.default_threads()  # remembered before modules of the tests set 1
         make_step = partial(torch_step, name, model, params, batch)
         step, draw = make_step(channels_last=False), jax.jit(model.draw)
@@ -190,7 +263,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)
-    for name in _ONLY.value:
+    for name in ONLY.value:
         print(measure(name, autoencoder.BATCH_SIZE.value, autoencoder.SECONDS.value), flush=True)
 
 

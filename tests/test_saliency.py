@@ -53,7 +53,7 @@ def test_make_reads_every_forget_row_once_and_nothing_else():
     cfg = tiny.get_config()
     setup = resolve(cfg)
     _, _, source, split, model = setup
-    target = model.init(KEY)
+    target = jax.jit(model.init)(KEY)
     mask, flops = saliency.make(0.3, setup, target, target, KEY)
     again, _ = saliency.make(0.3, setup, target, target, KEY)
     jax.tree.map(np.testing.assert_array_equal, mask, again)
@@ -62,7 +62,7 @@ def test_make_reads_every_forget_row_once_and_nothing_else():
     hole = np.zeros((len(images), 32, 32, 1), np.float32)
     hole[:, 8:24, 8:24] = 1  # the tiny task: the middle half of the image
     whole = {"image": jnp.asarray(images), "mask": jnp.asarray(hole)}
-    gradient = jax.grad(lambda p: model.loss(p, whole, KEY).mean())(target)
+    gradient = jax.jit(jax.grad(lambda p: model.loss(p, whole, KEY).mean()))(target)
     values, chosen = (np.asarray(ravel_pytree(x)[0]) for x in (gradient, mask))
     size = np.sort(abs(values))[::-1]
     threshold = size[chosen.sum() - 1]

@@ -171,6 +171,7 @@ def phase(**values: Any) -> ConfigDict:
             "objective": "reconstruction",
             "objective_kw": {},
             "goal": "",  # the loss that each forget row should end with, see goals.py
+            "cache_tokens": False,  # of images, by the tokenizer of MAGE: once, not in every step
             "steps": 1,  # at most
             "batch_size": 0,  # rows per step over all devices; 0: the config's
             "retain_weight": 1.0,  # 0: retain rows are neither loaded nor computed
@@ -246,9 +247,11 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
-    for phase in kept["phases"].values():  # without noise, as before there was any
+    for phase in kept["phases"].values():  # what is off, as before there was any
         if not any(phase["noise"].values()):
             del phase["noise"]
+        if not phase["cache_tokens"]:
+            del phase["cache_tokens"]
     if not values["certificate"]["delta"]:
         kept.pop("certificate", None)
     return kept | more

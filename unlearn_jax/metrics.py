@@ -1,9 +1,11 @@
 """Training metrics: device scalars in, JSON lines out, non-finite values noticed."""
 
+import contextlib
 import json
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,38 @@ def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> di
                 "objective_kw.forget_cap or a stop rule."
             )
     return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+
+
+_UNTRACED_STEPS, _TRACED_STEPS = 5, 5  # the first ones are not typical
+
+
+@contextlib.contextmanager
+def profile(directory: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function to call after each step with its metrics: it writes a trace of the 6th to 10th.
+
+    The trace goes to directory/plugins/profile/TIME, for XProf, TensorBoard or (*.trace.json.gz)
+    Perfetto. "" traces nothing.
+    """
+    steps, last_step = 0, _UNTRACED_STEPS + _TRACED_STEPS
+
+    def after_step(metrics):
+        nonlocal steps
+        steps += 1
+        if steps in (_UNTRACED_STEPS, last_step):
+            jax.block_until_ready(metrics)
+            if steps == last_step:
+                jax.profiler.stop_trace()
+            else:
+                jax.profiler.start_trace(directory)
+
+    try:
+        yield after_step if directory else lambda metrics: None
+    finally:
+        if directory and _UNTRACED_STEPS <= steps < last_step:
+            jax.profiler.stop_trace()
+        elif directory and steps < _UNTRACED_STEPS:
+            print(f"warning: no trace in {directory}: the run took {steps} steps, and the first "
+                  f"{_UNTRACED_STEPS} are not traced", file=sys.stderr)  # fmt: skip
 
 
 def flops(lowered: jax.stages.Lowered) -> float:
@@ -64,10 +98,20 @@ class JsonlWriter:
         self._file.close()
 
 
+PARTS = ("data_wait", "dispatch", "device", "save")  # of the time of a step, see `IntervalLog`
+
+
 class IntervalLog:
     """The metrics of one phase, written one interval late so that logging never waits for a step.
 
-    Attributes of every line: step, phase, means over the interval's steps, examples per second.
+    Keys of every line: step, phase, means over the interval's steps, examples per second, and where
+    the time of the loop went, in seconds per step, which sum to that of a step:
+    * `data_wait_s`: until a batch was there. Near 0 unless loading is slower than training.
+    * `dispatch_s`: handing a batch and a step to the device. With a device of its own, little; on a
+      CPU, XLA may run parts of the step meanwhile.
+    * `device_s`: until the device had finished what was asked of it: metrics, probes.
+    * `save_s`: of a checkpoint, what does not happen in the background.
+    Compilation is in none of them.
     """
 
     def __init__(self, writer: JsonlWriter, phase: str, batch_size: int, bar: tqdm):
@@ -75,7 +119,15 @@ class IntervalLog:
         self._writer, self._phase, self._batch_size, self._bar = writer, phase, batch_size, bar
         self._window: list[Mapping[str, Any]] = []
         self._late: tuple | None = None
-        self._since = time.perf_counter()
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._lap = time.perf_counter()
+
+    def spent(self, part: str | None) -> None:
+        """Counts the time since the last call as this one of `PARTS`; None: as nothing."""
+        now = time.perf_counter()
+        if part:
+            self._seconds[part] += now - self._lap
+        self._lap = now
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Takes the device metrics of one step; advances the progress bar."""
@@ -89,10 +141,10 @@ class IntervalLog:
           FloatingPointError: the one before has a value that is not finite.
         """
         self.flush()
+        self.spent("device")
         if self._window:
-            now = time.perf_counter()
-            self._late = (step, self._window, now - self._since, probed)
-            self._window, self._since = [], now
+            self._late = (step, self._window, self._seconds, probed)
+            self._window, self._seconds = [], dict.fromkeys(PARTS, 0.0)
 
     def flush(self) -> None:
         """Writes the interval that has ended but is not written yet."""
@@ -100,10 +152,12 @@ class IntervalLog:
             step, window, seconds, probed = self._late
             self._late = None
             means = mean_over_steps(step - len(window) + 1, window)
-            rate = {"examples_per_s": len(window) * self._batch_size / seconds}
+            rate = {"examples_per_s": len(window) * self._batch_size / sum(seconds.values())}
+            parts = {f"{part}_s": spent / len(window) for part, spent in seconds.items()}
             probed = {name: float(value) for name, value in probed.items()}
             self._bar.set_postfix_str(f"loss {means['loss']:.4g}", refresh=False)
-            self._writer.write({"step": step, "phase": self._phase, **means, **probed, **rate})
+            line = {"step": step, "phase": self._phase, **means, **probed, **rate, **parts}
+            self._writer.write(line)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -84,8 +84,13 @@ def unlearn_parts(
     terms = objective(model, overlay(target, params), target, batch, key)
     retain = masked_mean(terms.retain, batch["valid"] & ~batch["is_forget"])
     forget = masked_mean(terms.forget, batch["valid"] & batch["is_forget"])
-    # The one sign flip of the package: forget terms are ascended.
-    parts = retain_weight * retain, -forget_weight * forget
+    # The one sign flip of the package: forget terms are ascended. A term of no weight is left out,
+    # not multiplied by 0, which the compiler may not drop.
+    zero = jnp.float32(0)
+    parts = (
+        retain_weight * retain if retain_weight else zero,
+        -forget_weight * forget if forget_weight else zero,
+    )
     metrics = {"loss": parts[0] + parts[1]}
     if retain_weight:
         metrics["retain"] = retain

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -34,6 +35,7 @@ from unlearn_jax import (
     optim,
     saliency,
     sharding,
+    tokens,
 )
 from unlearn_jax.certify import certificate, rules
 from unlearn_jax.certify import run as certified
@@ -44,7 +46,7 @@ from unlearn_jax.step import UnlearnState, jit_step, overlay, select
 from unlearn_jax.validation import validate
 
 
-def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     """The record of a finished stage: its phases and why each ended, steps, seconds, examples.
 
     Args:
@@ -52,6 +54,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       workdir: gets config.json, split.json, metrics.jsonl and checkpoints/, and certificate.json
         if a phase is noised. If it holds an unfinished run of the same config, that run is resumed;
         a finished one is left alone.
+      profile: folder that gets a trace of some steps, see `metrics.profile`.
 
     Raises:
       ValueError: the config, the data or the workdir are not what they must be.
@@ -126,7 +129,11 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         state = sharding.abstract(states[meta["phase"]], shardings[meta["phase"]])
         return like, {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
-    with checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager, _signals() as stop:
+    with (
+        checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager,
+        _signals() as stop,
+        metrics.profile(profile) as profiled,
+    ):
         if resumed := checkpoint.restore_latest(manager, like_state):
             whole, opt, meta = resumed
             state = UnlearnState(params=select(whole, trainable), **opt)
@@ -178,6 +185,15 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                     phase.goal, setup, target, reference, probe_key, outputs=directed
                 )
                 meta["flops"] += 0.0 if done else flops
+            used = (
+                retain_rows if phase.retain_weight else None,
+                split.forget if phase.forget_weight else None,
+            )
+            if phase.cache_tokens:
+                tokens.check_frozen(state.params, phase)
+                rows = np.concatenate([rows for rows in used if rows is not None])
+                made, flops = tokens.make(setup, overlay(target, state.params), rows)
+                columns, meta["flops"] = columns | made, meta["flops"] + (0.0 if done else flops)
             if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state
                 original = select(target, trainable)
                 mask, flops = saliency.make(phase.saliency, setup, original, target, probe_key)
@@ -186,8 +202,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 meta["flops"] += flops
             batches = data.make_train(
                 source,
-                retain_rows=retain_rows if phase.retain_weight else None,
-                forget_rows=split.forget if phase.forget_weight else None,
+                retain_rows=used[0],
+                forget_rows=used[1],
                 batch_size=batch_size,
                 forget_fraction=phase.forget_fraction,
                 task=cfg.task.to_dict(),
@@ -218,17 +234,21 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             log = metrics.IntervalLog(writer, name, batch_size, bar)
             with contextlib.closing(batches), contextlib.closing(bar):
                 for batch in batches:
+                    log.spent("data_wait")
                     batch = sharding.global_batch(batch, mesh)
                     if step == meta["phase_start"] + done:
                         start = time.perf_counter()
                         lowered = step_fn.lower(state, target, batch, *constants)
                         step_fn, flops = lowered.compile(), metrics.flops(lowered)
                         meta["compile_s"] += time.perf_counter() - start
+                        log.spent(None)
                     state, last = step_fn(state, target, batch, *constants)
                     step += 1
                     meta["examples"] += batch_size
                     meta["flops"] += flops
                     log.add(last)
+                    profiled(last)
+                    log.spent("dispatch")
                     due = phase.probe_every and step % phase.probe_every == 0
                     probed = probe(state.params) if due else {}
                     stopped_by = fired(phase.stop, probed)
@@ -243,7 +263,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                               "The same command resumes.", file=sys.stderr)  # fmt: skip
                         raise SystemExit(0)
                     if step % cfg.checkpoint.every == 0:
+                        jax.block_until_ready(last)
+                        log.spent("device")
                         save()
+                        log.spent("save")
                 log.end_interval(step, {})
                 log.flush()
             ended = {"name": name, "objective": phase.objective, "first_step": meta["phase_start"],
@@ -287,9 +310,9 @@ def _signals() -> Iterator[list[str]]:
             signal.signal(number, old)
 
 
-def main(cfg: ConfigDict, workdir: Path) -> None:
+def main(cfg: ConfigDict, workdir: Path, profile: str) -> None:
     """The binary."""
-    meta = run(cfg, workdir)
+    meta = run(cfg, workdir, profile)
     for ended in meta["phases"]:
         steps = f"steps {ended['first_step']} to {ended['last_step']}"
         print(f"{cfg.stage}: {ended['name']}, {steps}, ended by {ended['stopped_by']}")
@@ -301,4 +324,5 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=("config", "workdir"))
+    flags.DEFINE_string("profile", "", "Folder for a trace of a few steps, for XProf or Perfetto.")
+    cli.start(main, needs=("config", "workdir", "profile"))

@@ -169,6 +169,8 @@ def _values(config: ConfigDict) -> list[str]:
                 f"config.phases.{name}.objective_kw.direction: the loss of {config.model.name!r} "
                 "is not that of what it decodes; set it to 0"
             )
+        if spec.get("cache_tokens"):
+            problems += _cannot_cache(f"config.phases.{name}.cache_tokens", config, spec)
         wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
         problems += wrong or _phase_values(f"config.phases.{name}", spec)
     return problems or rules.problems(config)
@@ -187,6 +189,15 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
         for key, (wanted, off) in asked.items()
         if wanted
     ]
+
+
+def _cannot_cache(path: str, config: ConfigDict, spec: ConfigDict) -> list[str]:
+    reasons = {
+        f"{config.model.name!r} has no tokenizer": hasattr(MODELS.get(config.model.name), "tokens"),
+        "the objective trains the tokenizer": spec.get("objective") != "tokenizer",
+        "data.augment makes another view of an image in every epoch": not config.data.augment.name,
+    }
+    return [f"{path}: {reason}; set it to False" for reason, fine in reasons.items() if not fine]
 
 
 def _phase_values(path: str, spec: ConfigDict) -> list[str]:

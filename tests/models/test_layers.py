@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +129,29 @@ def test_modules_add_the_bias_and_keep_float32_parameters():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
         scale = jnp.sqrt(jnp.mean(module(256).init_with_output(jax.random.key(2), x)[0] ** 2))
         assert 1.1 < scale < 1.6  # He: variance 2, a little less at the border
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_is_flax_s_and_so_are_its_gradients(dtype):
+    x = 3 + 2 * jax.random.normal(jax.random.key(1), (4, 6, 10, 12), dtype)
+    ours = layers.GroupNorm(4, epsilon=1e-5)
+    theirs = nn.GroupNorm(4, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False)
+    params = {"scale": jnp.linspace(0.5, 2, 12), "bias": jnp.linspace(-1, 1, 12)}
+    made = ours.init(jax.random.key(0), x)["params"]
+    assert jax.tree.structure(made) == jax.tree.structure(params)
+    assert ours.apply({"params": params}, x).dtype == jnp.float32
+
+    def loss(norm, params, x):
+        y = norm.apply({"params": params}, x)
+        return jnp.sum(jnp.sin(jnp.arange(y.size).reshape(y.shape)) * y**2)
+
+    def of(norm):
+        both = jax.value_and_grad(partial(loss, norm), (0, 1))
+        return norm.apply({"params": params}, x), jax.jit(both)(params, x)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.float32(a), np.float32(b), rtol=1e-2 if dtype == jnp.bfloat16 else 1e-4, atol=2e-3
+        ),
+        *map(of, (ours, theirs)),
+    )

@@ -162,7 +162,6 @@ def test_what_is_trained_is_the_encoder_without_the_output_layer():
 def numbers(params):
     """(gradients of the sum of losses, everything else that is compared with torch)."""
     model = MAGE(**SMALL, token_dropout=0.25, remat=True)
-    args = make_batch(), KEY
 
     def total(params):
         functions = {
@@ -171,7 +170,8 @@ def numbers(params):
             "loss": model.loss,
             "noisy_loss": model.noisy_loss,
         }
-        found = {name: f(params, *args, draws=draws()) for name, f in functions.items()}
+        batch = make_batch() | {"is_forget": jnp.full(2, True)}
+        found = {name: f(params, batch, KEY, draws=draws()) for name, f in functions.items()}
         return found["loss"].sum(), found
 
     return jax.grad(total, has_aux=True)(params)
@@ -181,7 +181,7 @@ def numbers(params):
 def everything(batch, given):
     """Of the model without dropout, in float32, with given draws."""
     latent = MODEL.encode(weights(), batch, KEY, draws=given)
-    args = weights(), batch, KEY
+    args = weights(), batch | {"is_forget": jnp.full(2, True)}, KEY
     ids = MODEL.vqgan.tokens(weights()["vqgan"], (batch["image"] + 1) / 2)
     labels = MODEL._random_ids(ids, batch, KEY)
     return {

@@ -35,26 +35,33 @@ def tiny(b=3, **fields):
     image = np.random.RandomState(2).uniform(-1, 1, (b, 4, 4, 3)).astype(np.float32)
     mask = np.zeros((b, 4, 4, 1), np.float32)
     mask[:, 1:3, :3] = 1
-    return model, params, {"image": jnp.asarray(image), "mask": jnp.asarray(mask)}
+    batch = {"image": jnp.asarray(image), "mask": jnp.asarray(mask)}
+    return model, params, batch | {"is_forget": jnp.full(b, True)}
 
 
 def test_losses_and_estimates_are_those_of_torch():
     model, (batch, draws), params = Palette(**SMALL), made_inputs(), small_params()
     golden = np.load(GOLDEN)
 
+    forget = batch | {"is_forget": jnp.full(2, True)}
+    retain = batch | {"is_forget": jnp.full(2, False)}
+
     @jax.jit
     def values(params):
         latent = model.encode(params, batch, KEY, draws=draws)
-        noise = model.encode_noise(params, batch, KEY, draws=draws)
+        noise = model.encode_noise(params, forget, KEY, draws=draws)
         return {
             "loss": model.loss(params, batch, KEY, draws=draws),
-            "noisy_loss": model.noisy_loss(params, batch, KEY, draws=draws),
+            "noisy_loss": model.noisy_loss(params, forget, KEY, draws=draws),
             "estimate": model.decode(params, latent, batch, KEY, draws=draws),
             "pull": i2i.distance(latent, noise),
+            "kept": model.noisy_loss(params, retain, KEY, draws=draws),
         }
 
-    for name, found in values(params).items():
-        close(found, golden[name])
+    found = values(params)
+    np.testing.assert_allclose(found.pop("kept"), found["loss"], rtol=1e-5)
+    for name in found:
+        close(found[name], golden[name])
 
 
 def test_samples_are_those_of_torch():

@@ -107,15 +107,18 @@ class UNet(nn.Module):
         angles = gamma[:, None] * torch.exp(-np.log(10000) * torch.arange(half) / half)[None]
         return self.cond_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
-    def forward(self, x, gamma):
-        emb = self.embed(gamma)
-        maps = []
+    def encode(self, x, gamma):
+        emb, maps = self.embed(gamma), []
         for block in self.input_blocks:
             x = block[0](x, emb) if maps else block[0](x)
             maps.append(x)
         x = self.middle_block[0](x, emb)
         x = self.middle_block[2](self.middle_block[1](x), emb)
-        every = [*maps, x]
+        return [*maps, x], emb
+
+    def forward(self, x, gamma):
+        every, emb = self.encode(x, gamma)
+        *maps, x = every
         for block in self.output_blocks:
             x = torch.cat([x, maps.pop()], dim=1)
             for layer in block:

@@ -121,8 +121,9 @@ def test_l2_encoder_by_hand(noise_type):
     noise = {"normal": gaussian(image, noise_key()).clip(-1, 1), "constant": constant}[noise_type]
     mine = encode(PARAMS, image, batch)
     terms = run("l2_encoder", batch, noise_type=noise_type)
-    np.testing.assert_allclose(terms.retain, mse(mine, encode(TARGET, image, batch)), rtol=1e-5)
-    np.testing.assert_allclose(terms.forget, -mse(mine, encode(TARGET, noise, batch)), rtol=1e-5)
+    keep, change = (mse(mine, encode(TARGET, x, batch)) for x in (image, noise))
+    np.testing.assert_allclose(terms.retain[4:], keep[4:], rtol=1e-5)
+    np.testing.assert_allclose(terms.forget[:4], -change[:4], rtol=1e-5)
 
 
 def loss(params, name, batch, **options):
@@ -181,10 +182,12 @@ class Says(Toy):
         return batch["image"] * params["encoder"]["scale"]
 
     def encode_noise(self, params, batch, key, noise_type):
-        return {"normal": 0.5, "uniform": 0.25}[noise_type] + 0 * self.encode(params, batch, key)
+        noise = {"normal": 0.5, "uniform": 0.25}[noise_type]
+        forget = batch["is_forget"][:, None, None, None]
+        return jnp.where(forget, noise, self.encode(params, batch, key))
 
     def noisy_loss(self, params, batch, key):
-        return self.loss(params, batch, key) + jnp.arange(8.0)
+        return self.loss(params, batch, key) + jnp.arange(8.0) * batch["is_forget"]
 
     def tokenizer_loss(self, params, batch, key):
         return 7 + jnp.arange(8.0)
@@ -202,13 +205,14 @@ def test_a_model_says_what_methods_compare():
     np.testing.assert_allclose(terms.retain, mse(image * mine, image * original), rtol=1e-5)
     paired = mse(image[:4] * mine, image[4:] * original)
     np.testing.assert_allclose(terms.forget[:4], -paired, rtol=1e-5)
-    latent = encode(PARAMS, batch["image"], batch)
+    latent, kept = (encode(p, batch["image"], batch) for p in (PARAMS, TARGET))
     terms = run("l2_encoder", noise_type="uniform")
-    np.testing.assert_allclose(terms.forget, -mse(latent, 0.25), rtol=1e-5)
+    np.testing.assert_allclose(terms.retain[4:], mse(latent, kept)[4:], rtol=1e-5)
+    np.testing.assert_allclose(terms.forget[:4], -mse(latent, 0.25)[:4], rtol=1e-5)
     loss = np.asarray(model.loss(PARAMS, batch, KEY))
     terms = run("noisy_label")
-    np.testing.assert_allclose(terms.retain, loss, rtol=1e-6)
-    np.testing.assert_allclose(terms.forget, -(loss + np.arange(8)), rtol=1e-6)
+    np.testing.assert_allclose(terms.retain[4:], loss[4:], rtol=1e-6)
+    np.testing.assert_allclose(terms.forget[:4], -(loss + np.arange(8))[:4], rtol=1e-6)
     terms = run("tokenizer")
     np.testing.assert_array_equal(terms.retain, 7 + np.arange(8))
     np.testing.assert_array_equal(terms.forget, 0)

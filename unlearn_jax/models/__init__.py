@@ -33,11 +33,12 @@ class Model(Protocol):
     A model may also have
     * `error(output, batch)` [b], if its loss is that of what it decodes;
     * `predict(params, batch, key)`, if its loss does not look at what it decodes: what it looks at;
-    * `encode_noise(params, batch, key, noise_type)`, latents of noise in the images' place, if
-      that is not `encode` of images of noise;
-    * `noisy_loss(params, batch, key)` [b], the loss with random labels, if that is not `loss` of
-      images with noise in the hole;
-    * `tokenizer_loss(params, batch, key)` [b], if it has a tokenizer, which `loss` does not train.
+    * `encode_noise(params, batch, key, noise_type)`, `encode` with noise in place of the forget
+      images, if that is not `encode` of images of noise;
+    * `noisy_loss(params, batch, key)` [b], `loss` with random labels on forget rows, if that is not
+      `loss` of images with noise in the hole;
+    * `tokenizer_loss(params, batch, key)` [b], if it has a tokenizer, which `loss` does not train;
+    * `tokens(params, batch)` [b n], if what it computes from the images are codes of them alone.
     """
 
     trainable: tuple[str, ...]
@@ -60,6 +61,11 @@ class Model(Protocol):
 
     def generate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b h w c"]:
         """Completed images in [-1, 1]."""
+
+
+def with_image(batch: Batch, image: Float[Array, "b h w c"]) -> dict[str, Any]:
+    """The batch with other images, and without the codes of its own."""
+    return {**{name: x for name, x in batch.items() if name != "tokens"}, "image": image}
 
 
 MODELS: dict[str, type] = {

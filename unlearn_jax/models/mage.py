@@ -196,6 +196,13 @@ class MAGE:
             drawn["dropout_keep"] = jax.random.bernoulli(dropout, 1 - self.token_dropout, shape)
         return drawn
 
+    def tokens(self, params: Mapping[str, Any], batch: Mapping[str, Array]) -> Int[Array, "b n"]:
+        """Codes of the whole images; `batch["tokens"]` if they are there. They have no gradient."""
+        if "tokens" in batch:
+            return batch["tokens"]
+        tokenizer = jax.lax.stop_gradient(params["vqgan"])
+        return self.vqgan.tokens(tokenizer, (batch["image"] + 1) / 2)
+
     def encode(
         self,
         params: Mapping[str, Any],
@@ -210,7 +217,7 @@ class MAGE:
           ValueError: the images do not have the model's size; a name in draws is unknown.
         """
         drawn = self._drawn(batch, key, draws)
-        return self._encode(params, self._tokens(params, batch), drawn)
+        return self._encode(params, self.tokens(params, batch), drawn)
 
     def decode(
         self,
@@ -228,7 +235,7 @@ class MAGE:
         drawn = self._drawn(batch, key, draws)
         logits = self._logits(params, latent, drawn, self.vqgan.codebook)
         choice = jnp.argmax(logits[:, 1:], axis=-1)
-        ids = jnp.where(_masks(drawn)[1], choice, self._tokens(params, batch))
+        ids = jnp.where(_masks(drawn)[1], choice, self.tokens(params, batch))
         return 2 * self.vqgan.decode_tokens(params["vqgan"], ids) - 1
 
     def predict(
@@ -241,7 +248,7 @@ class MAGE:
     ) -> Float[Array, "b n_plus_1 v"]:
         """Logits of the whole vocabulary, at the class slot and at all tokens."""
         drawn = self._drawn(batch, key, draws)
-        latent = self._encode(params, self._tokens(params, batch), drawn)
+        latent = self._encode(params, self.tokens(params, batch), drawn)
         return self._logits(params, latent, drawn, self.vocabulary)
 
     def loss(
@@ -254,7 +261,7 @@ class MAGE:
     ) -> Float[Array, "b"]:
         """Label-smoothed cross-entropy of the codes, mean over the masked tokens of each image."""
         drawn = self._drawn(batch, key, draws)
-        ids = self._tokens(params, batch)
+        ids = self.tokens(params, batch)
         return self._cross_entropy(params, ids, ids, drawn)
 
     def noisy_loss(
@@ -265,14 +272,15 @@ class MAGE:
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b"]:
-        """`loss` with random codes to be restored, instead of those of the image.
+        """`loss` with random codes to be restored on forget rows, instead of those of the image.
 
         They are rounded normal numbers with the mean and the standard deviation of all ids of the
         batch's valid images, clipped to the codebook, as in the released baseline "Noisy Label".
         """
         drawn = self._drawn(batch, key, draws)
-        ids = self._tokens(params, batch)
-        labels = drawn.get("random_ids", self._random_ids(ids, batch, key))
+        ids = self.tokens(params, batch)
+        random = drawn.get("random_ids", self._random_ids(ids, batch, key))
+        labels = jnp.where(batch["is_forget"][:, None], random, ids)
         return self._cross_entropy(params, ids, labels, drawn)
 
     def tokenizer_loss(
@@ -358,11 +366,6 @@ class MAGE:
         """
         latent = self._encoder.apply({"params": params["encoder"]}, self._with_class(ids))
         return self._decode(params, latent, None, ids == self.mask_id, self.vqgan.codebook)[:, 1:]
-
-    def _tokens(self, params, batch):
-        """Of whole images. The tokenizer is not trained through them."""
-        tokenizer = jax.lax.stop_gradient(params["vqgan"])
-        return self.vqgan.tokens(tokenizer, (batch["image"] + 1) / 2)
 
     def _drawn(self, batch, key, draws):
         return {**self.draw(batch, key), **_check(draws)}

@@ -130,10 +130,10 @@ class Palette:
         *,
         draws: Draws = None,
     ) -> Maps:
-        """Feature maps of the image with nothing but noise in the hole, at the same noise level.
+        """`encode` with nothing but noise in the holes of forget rows, at the same noise level.
 
         The noise is the one that `encode` adds to the image. The visible part and the condition
-        stay those of the image, as released.
+        stay those of the image, as released. Retain rows are as `encode` has them.
 
         Raises:
           ValueError: a noise_type other than "normal".
@@ -144,7 +144,9 @@ class Palette:
                 f"the one it is trained on, got {noise_type!r}."
             )
         draws, gamma = self._draws(params, batch, key, draws)
-        return self._encode(params, batch, _paste(draws["noise"], batch), gamma, draws)
+        y = diffusion.add_noise(batch["image"], draws["noise"], gamma)
+        y = jnp.where(batch["is_forget"][:, None, None, None], draws["noise"], y)
+        return self._encode(params, batch, _paste(y, batch), gamma, draws)
 
     def decode(
         self,
@@ -183,9 +185,9 @@ class Palette:
     def noisy_loss(
         self, params: Params, batch: Batch, key: PRNGKeyArray, *, draws: Draws = None
     ) -> Float[Array, "b"]:
-        """The `loss` if the hole holds nothing but noise, as in `encode_noise`.
+        """The `loss` if the holes of forget rows hold nothing but noise, as in `encode_noise`.
 
-        What the release trains on forget images for its baseline "random label".
+        What the release trains for its baseline "random label".
         """
         draws, gamma = self._draws(params, batch, key, draws)
         latent = self.encode_noise(params, batch, key, draws=draws)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from unlearn_jax.models.layers import attention, one_pass
+from unlearn_jax.models.layers import GroupNorm, attention
 
 
 def _keep(x: Array) -> Array:
@@ -75,11 +75,11 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b h2 w2 f"]:
         """A feature map in `dtype`; norms are float32. The embedding scales and shifts."""
-        h = self.resample(nn.silu(group_norm("norm1", self.groups, self.dtype)(x)))
+        h = self.resample(nn.silu(group_norm("norm1", self.groups)(x)))
         h = _conv("conv1", self.features, self.dtype)(h)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="emb")(nn.silu(embedding))
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
-        h = nn.silu(group_norm("norm2", self.groups, self.dtype)(h) * (1 + scale) + shift)
+        h = nn.silu(group_norm("norm2", self.groups)(h) * (1 + scale) + shift)
         if self.dropout:
             # Without a key (`generate`) nothing is dropped.
             h = nn.Dropout(self.dropout, name="dropout")(h, not self.has_rng("dropout"))
@@ -104,8 +104,7 @@ class AttentionBlock(nn.Module):
         The channels of q, k and v lie head by head: (q, k, v) of the first, then of the second, …
         """
         b, h, w, c = x.shape
-        x_norm = group_norm("norm", self.groups, self.dtype)(x)
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x_norm)
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(group_norm("norm", self.groups)(x))
         qkv = qkv.reshape(b, h * w, c // self.head_channels, 3, self.head_channels)
         y = attention(*jnp.moveaxis(qkv, 3, 0)).reshape(b, h, w, c)
         zeros = nn.initializers.zeros
@@ -164,14 +163,13 @@ class Decoder(nn.Module):
                 if level and i == s.res_blocks:
                     x = _res(s, f"output{blocks}_up", s.inner * mult, _double)(x, embedding)
                 blocks += 1
-        x = nn.silu(group_norm("out_norm", s.groups, s.dtype)(x))
+        x = nn.silu(group_norm("out_norm", s.groups)(x))
         return _conv("out_conv", 3, s.dtype, zero=True)(x).astype(jnp.float32)
 
 
-def group_norm(name: str, groups: int, dtype: DTypeLike = jnp.float32) -> nn.GroupNorm:
-    """A float32 group norm with torch's epsilon, between layers that compute in `dtype`."""
-    fast = one_pass(dtype)
-    return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=fast, name=name)
+def group_norm(name: str, groups: int) -> GroupNorm:
+    """A group norm with torch's epsilon."""
+    return GroupNorm(groups, epsilon=1e-5, name=name)
 
 
 def _conv(name: str, features: int, dtype: DTypeLike, zero: bool = False) -> nn.Conv:

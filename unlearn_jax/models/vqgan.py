@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models.compositing import fill_hole
-from unlearn_jax.models.layers import one_pass
+from unlearn_jax.models.layers import GroupNorm
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -34,9 +34,9 @@ class ResBlock(nn.Module):
         Where the number of channels changes, the shortcut is of the *new* features, and x is lost.
         The published weights were trained so.
         """
-        h = nn.silu(_norm(self.groups, "norm1", self.dtype)(x))
+        h = nn.silu(_norm(self.groups, "norm1")(x))
         h = _conv(self.features, 3, self.dtype, "conv1", use_bias=False)(h)
-        h = nn.silu(_norm(self.groups, "norm2", self.dtype)(h))
+        h = nn.silu(_norm(self.groups, "norm2")(h))
         h = _conv(self.features, 3, self.dtype, "conv2", use_bias=False)(h)
         if x.shape[-1] == self.features:
             return x + h
@@ -64,7 +64,7 @@ class _Encoder(nn.Module):
                 x = block(self.ch * mult, self.groups, self.dtype, name=name)(x)
         for i in (1, 2):
             x = block(x.shape[-1], self.groups, self.dtype, name=f"mid_block{i}")(x)
-        x = nn.silu(_norm(self.groups, "norm_out", self.dtype)(x))
+        x = nn.silu(_norm(self.groups, "norm_out")(x))
         return _conv(self.z_dim, 1, self.dtype, "conv_out")(x).astype(jnp.float32)
 
 
@@ -89,7 +89,7 @@ class _Decoder(nn.Module):
             if level:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = _conv(features, 3, self.dtype, f"up{level}_upsample")(x)
-        x = nn.silu(_norm(self.groups, "norm_out", self.dtype)(x))
+        x = nn.silu(_norm(self.groups, "norm_out")(x))
         return _conv(3, 3, self.dtype, "conv_out")(x).astype(jnp.float32)
 
 
@@ -318,9 +318,8 @@ def _squared_distances(
     return jnp.square(latent).sum(-1, keepdims=True) + jnp.square(codes).sum(-1) - 2 * product
 
 
-def _norm(groups: int, name: str, dtype: DTypeLike) -> nn.Module:
-    fast = one_pass(dtype)
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=fast, name=name)
+def _norm(groups: int, name: str) -> nn.Module:
+    return GroupNorm(groups, epsilon=1e-6, name=name)
 
 
 def _conv(

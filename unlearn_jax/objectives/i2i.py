@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from unlearn_jax.models import Batch, Latent, Model, Params
+from unlearn_jax.models import Batch, Latent, Model, Params, with_image
 from unlearn_jax.objectives.ascent import share
 from unlearn_jax.objectives.terms import Terms
 
@@ -35,16 +35,16 @@ def noisy_label(
 
     The noise is `noise_image` of type "normal": what fills the hole of a forget row is to look like
     it, instead of like the image. A model with labels of its own draws those at random
-    (`noisy_loss`). Cost: one forward and one backward pass; two with `noisy_loss`.
+    (`noisy_loss`). Cost: one forward and one backward pass.
     """
     del target
     if hasattr(model, "noisy_loss"):
-        loss, noisy = (f(params, batch, key) for f in (model.loss, model.noisy_loss))
-        return Terms(retain=loss, forget=-noisy)
-    hole = batch["mask"] * batch["is_forget"][:, None, None, None]
-    noise = noise_image(batch, key, "normal")
-    noisy = batch["image"] * (1 - hole) + noise * hole
-    loss = model.loss(params, {**batch, "image": noisy}, key)
+        loss = model.noisy_loss(params, batch, key)
+    else:
+        hole = batch["mask"] * batch["is_forget"][:, None, None, None]
+        noise = noise_image(batch, key, "normal")
+        noisy = batch["image"] * (1 - hole) + noise * hole
+        loss = model.loss(params, with_image(batch, noisy), key)
     return Terms(retain=loss, forget=-loss)
 
 
@@ -141,8 +141,8 @@ def l2_encoder(
     The method of the paper, which trains the encoder only (`trainable` of the model): latents of
     retain images stay, those of forget images become what the original makes of noise. The masks
     and noise of the model are the same for the three. A model that sees what is in the hole, as
-    diffusion does, may have noise there only (`encode_noise`). Cost: three encoder passes forward,
-    one backward.
+    diffusion does, may have noise there only (`encode_noise`). The original sees one batch, its
+    forget rows replaced by noise. Cost: two encoder passes forward, one backward.
 
     Args:
       noise_type: "normal", "uniform" or "constant", see `noise_image`.
@@ -151,13 +151,14 @@ def l2_encoder(
         otherwise each is a mean over its own rows.
     """
     _check_target("l2_encoder", target)
-    mine, original = (model.encode(p, batch, key) for p in (params, target))
     if hasattr(model, "encode_noise"):
-        of_noise = model.encode_noise(target, batch, key, noise_type)
+        goal = model.encode_noise(target, batch, key, noise_type)
     else:
-        noise = {**batch, "image": noise_image(batch, key, noise_type)}
-        of_noise = model.encode(target, noise, key)
-    return _pull(batch, distance(mine, original), distance(mine, of_noise), False, upstream_weights)
+        noise = noise_image(batch, key, noise_type)
+        image = jnp.where(batch["is_forget"][:, None, None, None], noise, batch["image"])
+        goal = model.encode(target, with_image(batch, image), key)
+    away = distance(model.encode(params, batch, key), goal)
+    return _pull(batch, away, away, False, upstream_weights)
 
 
 def noise_image(batch: Batch, key: PRNGKeyArray, noise_type: str) -> Float[Array, "b h w c"]:

@@ -118,7 +118,7 @@ def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None 
 def params_like(cfg: ConfigDict, model: Model, mesh: Mesh) -> Params:
     """The model's parameters, as every binary has them."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return sharding.abstract(shapes, sharding.params_sharding(shapes, mesh, cfg.sharding))
+    return sharding.abstract(shapes, sharding.params_sharding(shapes, mesh, **cfg.sharding))
 
 
 def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool = True) -> Program:
@@ -151,7 +151,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
 
     state = jax.eval_shape(new_state, params)
-    state = sharding.abstract(state, sharding.params_sharding(state, mesh, cfg.sharding))
+    state = sharding.abstract(state, sharding.params_sharding(state, mesh, **cfg.sharding))
     everywhere = sharding.replicated(mesh)
     target, more = ({} if scratch else whole), ()
     if spec.noise.std:
@@ -179,8 +179,10 @@ def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
     model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
 
+    loss = sharding.jit_rows(model.loss, mesh)
+
     def mean_loss(params, batch, key):
-        return masked_mean(model.loss(params, batch, key), batch["valid"])
+        return masked_mean(loss(params, batch, key), batch["valid"])
 
     return Program(jax.jit(mean_loss), _evaluated(cfg, model, mesh, rows), rows)
 
@@ -189,7 +191,9 @@ def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
     """Completed images of a batch, as `evaluate` makes them."""
     model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
-    return Program(jax.jit(model.generate), _evaluated(cfg, model, mesh, rows), rows)
+    return Program(
+        sharding.jit_rows(model.generate, mesh), _evaluated(cfg, model, mesh, rows), rows
+    )
 
 
 def evaluation_rows(cfg: ConfigDict, mesh: Mesh) -> int:

@@ -1,7 +1,7 @@
 """Every model on every mesh: the numbers of one device, and a share of its memory.
 
-Meshes are data x fsdp, over eight fake devices. The gate takes one mesh for the large models;
-`python -m pytest tests/test_meshes.py -m ""` takes all there is (15 minutes).
+Meshes are data x fsdp, over eight fake devices. The gate takes one of them for most models;
+`python -m pytest tests/test_meshes.py -m "" -n 2` takes all models, phases and meshes.
 """
 
 import dataclasses

@@ -49,7 +49,7 @@ PHASES = {
 }
 ONE, MESHES = (1, 1), ((8, 1), (2, 4), (1, 8))
 GATE = {(name, "l2_encoder", (2, 4)) for name in ("mae", "mage", "palette")}
-GATE |= {("autoencoder", "calibrated", shape) for shape in MESHES}
+GATE |= {("autoencoder", "calibrated", shape) for shape in ((2, 4), (1, 8))}
 GATE |= {("autoencoder", "training", (2, 4)), ("vqgan", "gradient_ascent", (2, 4))}
 GATE |= {(name, "generate", (2, 4)) for name in FIELDS}
 

@@ -64,23 +64,23 @@ def _chips(topology: str) -> int:
 
 def grid() -> list[Point]:
     """All points, what matters most first."""
-    points = []
-    for chips, names in ((16, SHAPES), (256, SHAPES), (4, SHAPES), (64, SHAPES)):
-        for name in names:
-            points += [Point(model, f"{name}:{SHAPES[name][chips]}") for model in MODELS]
-        if chips == 16:  # sharded parameters; the other programs; the best that the compiler can
-            points += [Point(model, "v5e:4x4", mesh="1:16") for model in MODELS]
-            points += [Point(m, "v5e:4x4", programs="evaluation,sampler") for m in MODELS]
-            points += [Point(model, "v5e:4x4", search=True) for model in MODELS]
-        if chips == 256:
-            points += [Point(model, "v5e:16x16", mesh="16:16") for model in MODELS]
-    points += [Point(model, f"{name}:8x8x8") for name in ("v5p", "v4") for model in MODELS]
-    points += [Point(m, "v5e:4x4", quick=False) for m in MODELS]
+    small = {name: f"{name}:{shapes[16]}" for name, shapes in SHAPES.items()}
+    points = [Point(model, small["v5e"]) for model in MODELS]
+    points += [Point("mage", f"v5e:{FLAT[chips]}") for chips in (256, 4)]
+    points += [Point(model, small["v5p"]) for model in MODELS]
+    for model in MODELS:  # sharded parameters; the largest batch; the other programs
+        points.append(Point(model, small["v5e"], mesh="1:16"))
+        points.append(Point(model, small["v5e"], search=True))
+        points.append(Point(model, small["v5e"], programs="evaluation,sampler"))
+    for chips in (16, 256, 4, 64, 512):
+        for name, shapes in SHAPES.items():
+            points += [Point(m, f"{name}:{shapes[chips]}") for m in MODELS if chips in shapes]
+    points += [Point(model, "v5e:16x16", mesh="16:16") for model in MODELS]
+    points += [Point(model, small["v5e"], quick=False) for model in MODELS]
     for name in ("v6e", "v5p", "v4"):
-        shape = SHAPES[name][16]
-        points += [Point(m, f"{name}:{shape}", programs="evaluation,sampler") for m in MODELS]
-        points += [Point(m, f"{name}:{shape}", search=True) for m in MODELS]
-    return points
+        points += [Point(m, small[name], programs="evaluation,sampler") for m in MODELS]
+        points += [Point(m, small[name], search=True) for m in MODELS]
+    return list(dict.fromkeys(points))
 
 
 def done() -> dict[Point, dict[str, Any]]:

@@ -243,7 +243,7 @@ def _collective(found: Mapping[str, float] | None) -> str:
 
 _ROWS: dict[str, Callable[[Report], str]] = {
     "batch": lambda p: f"{p['batch']:,}",
-    "batch per chip": lambda p: f"{p['batch_per_chip']:g}",
+    "batch per chip": lambda p: f"{p['batch_per_chip']:,.10g}",
     "arguments per device": lambda p: _gib(p["argument_bytes"]),
     "  of them state": lambda p: _gib(p["state_bytes"]),
     "peak memory per device": lambda p: _gib(p["peak_bytes"]),

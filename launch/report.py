@@ -83,7 +83,7 @@ def needed_bytes(message: str) -> float | None:
 
 
 def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:
-    """{"compute_s", "memory_s", "link_s", "slice_s", "bound_s", "bound_by", "mfu_bound"}, of a call.
+    """{"compute_s", "memory_s", "link_s", "slice_s", "bound_s", "bound_by", "mfu_bound"} of a call.
 
     A call takes at least as long as its arithmetic at the chip's bfloat16 peak, as its bytes at the
     full bandwidth of the memory, as what it sends over all links at once, and as what it sends to

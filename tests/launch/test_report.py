@@ -13,6 +13,7 @@ def test_the_longest_time_is_the_bound():
         "model_flops": 3 * 197e12,
         "moved_bytes": 819e9,
         "wire_bytes": 1e9,
+        "slice_bytes": 0,
     }
     found = report.roofline(facts, 4, V5E)
     assert (found["compute_s"], found["memory_s"], found["link_s"]) == pytest.approx((1, 1, 0.005))

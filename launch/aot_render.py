@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.aot_table import Point, grid
+from launch.aot_grid import Point, grid
 from launch.chips import GIB
 
 DOCUMENT, PLOT = Path("docs/scale.md"), Path("docs/scale.png")
@@ -140,7 +140,10 @@ def _provenance(lines: Lines) -> str:
         f"{dates[0]}{' to ' + dates[-1] if dates[-1] != dates[0] else ''}."
     )
     if missing:
-        text += "\n\nNot compiled: " + "; ".join(_name(point) for point in missing) + "."
+        text += f"\n\nNot compiled, {len(missing)} points:\n"
+        for model, title in TITLES.items():
+            names = [_name(point, title="") for point in missing if point.model == model]
+            text += f"\n- {title}: {', '.join(names)}" if names else ""
     if failed:
         text += "\n\nFailed:\n\n" + "\n".join(failed)
     return text
@@ -187,11 +190,12 @@ def _order(item: tuple[Point, Line]) -> tuple:
     return list(TITLES).index(point.model), chip, fsdp > 1, line.get("chips", 0)
 
 
-def _name(point: Point) -> str:
+def _name(point: Point, title: str | None = None) -> str:
+    title = TITLES[point.model] + " " if title is None else title
     notes = [point.programs.replace(",", " and ")] if point.programs != "step" else []
     notes += [f"mesh {point.mesh}"] if point.mesh != "-1:1" else []
     notes += ["search"] * point.search + ["full effort"] * (not point.quick)
-    return f"{TITLES[point.model]} {point.topology}" + (f" ({', '.join(notes)})" if notes else "")
+    return title + point.topology + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _peak(program: Line, line: Line) -> str:
@@ -213,5 +217,8 @@ def _percent(program: Line) -> str:
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    rows = list(rows)
+    if not rows:
+        return "Not compiled yet."
     rule = ["---" if i < left else "---:" for i in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))

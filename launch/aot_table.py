@@ -12,83 +12,14 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from absl import flags
 
+from launch.aot_grid import LINES, MODELS, done, grid
 from unlearn_jax import cli
-
-LINES = Path("results/scale/aot.jsonl")
-MODELS = {  # config, rows per chip of the step, of the evaluation
-    "mage": ("configs/imagenet_mage.py", 8, 4),
-    "mae": ("configs/imagenet_mae.py", 8, 4),
-    "palette": ("configs/places365_palette.py", 2, 1),
-}
-FLAT = {4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
-CUBE = {4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8", 512: "8x8x8"}
-SHAPES = {"v5e": FLAT, "v6e": FLAT, "v5p": CUBE, "v4": CUBE}
 
 flags.DEFINE_float("minutes", 0, "Begin no further point after that time; 0: all missing ones.")
 flags.DEFINE_bool("render", False, "Write the tables and the plot instead.")
-
-
-class Point(NamedTuple):
-    """One call of `launch.aot`."""
-
-    model: str
-    topology: str
-    mesh: str = "-1:1"
-    programs: str = "step"
-    quick: bool = True
-    search: bool = False
-
-    def command(self) -> list[str]:
-        """The call."""
-        config, rows, eval_rows = MODELS[self.model]
-        chips = _chips(self.topology)
-        return [
-            *(sys.executable, "-m", "launch.aot", "--json", f"--config={config}"),
-            *(f"--topology={self.topology}", f"--mesh={self.mesh}", f"--batch={rows * chips}"),
-            *(f"--programs={self.programs}", f"--eval_batch={eval_rows * chips}"),
-            *(["--quick"] if self.quick else []),
-            "--search" if self.search else "--nosearch",
-        ]
-
-
-def _chips(topology: str) -> int:
-    from launch.chips import Topology
-
-    return Topology(topology).chips
-
-
-def grid() -> list[Point]:
-    """All points, what matters most first."""
-    points = []
-    for chips, names in ((16, SHAPES), (256, SHAPES), (4, SHAPES), (64, SHAPES)):
-        for name in names:
-            points += [Point(model, f"{name}:{SHAPES[name][chips]}") for model in MODELS]
-        if chips == 16:  # sharded parameters; the other programs; the best that the compiler can
-            points += [Point(model, "v5e:4x4", mesh="1:16") for model in MODELS]
-            points += [Point(m, "v5e:4x4", programs="evaluation,sampler") for m in MODELS]
-            points += [Point(model, "v5e:4x4", search=True) for model in MODELS]
-        if chips == 256:
-            points += [Point(model, "v5e:16x16", mesh="16:16") for model in MODELS]
-    points += [Point(model, f"{name}:8x8x8") for name in ("v5p", "v4") for model in MODELS]
-    points += [Point(m, "v5e:4x4", quick=False) for m in MODELS]
-    for name in ("v6e", "v5p", "v4"):
-        shape = SHAPES[name][16]
-        points += [Point(m, f"{name}:{shape}", programs="evaluation,sampler") for m in MODELS]
-        points += [Point(m, f"{name}:{shape}", search=True) for m in MODELS]
-    return points
-
-
-def done() -> dict[Point, dict[str, Any]]:
-    """The report, or {"error": …}, of each point that was tried."""
-    if not LINES.exists():
-        return {}
-    lines = (json.loads(line) for line in LINES.read_text().splitlines())
-    return {Point(**line["point"]): line for line in lines}
 
 
 def compile_missing(minutes: float) -> None:

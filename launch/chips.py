@@ -18,6 +18,8 @@ class Chip(NamedTuple):
       hbm_bandwidth: bytes per second.
       link_bandwidth: bytes per second that a chip can send to its neighbours over all its links
         together; data sheets give both directions, that is twice as much.
+      slice_bandwidth: bytes per second that a chip can send to other slices, through the network of
+        the data centre; 0: not in the documents that we read.
       shapes: the slices that there are, up to 512 chips.
     """
 
@@ -26,6 +28,7 @@ class Chip(NamedTuple):
     hbm_bytes: float
     hbm_bandwidth: float
     link_bandwidth: float
+    slice_bandwidth: float = 0.0
     shapes: tuple[str, ...] = ()
 
 
@@ -33,13 +36,14 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 # v5e, v5p, v6e: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e, read in November 2026 (links, in
-# both directions: 400, 1200 and 800 GB/s). v4: cloud.google.com/tpu/docs/v4 for the peak and the
-# memory, Jouppi et al., "TPU v4" (ISCA 2023), table 4 for its six links of 50 GB/s.
+# both directions: 400, 1200 and 800 GB/s; the data centre's network: 6.4 Tbit/s for a pod of 256
+# v5e, 50 Gbit/s for a v5p). v4: cloud.google.com/tpu/docs/v4 for the peak and the memory; Jouppi et
+# al., "TPU v4" (ISCA 2023) for its six links of 50 GB/s.
 TPUS = {
-    "v4": Chip("TPU v4", 275 * T, 30.75 * GIB, 1200 * GB, 300 * GB, _CUBES),
-    "v5e": Chip("TPU v5 lite", 197 * T, 15.75 * GIB, 819 * GB, 200 * GB, _FLAT),
-    "v5p": Chip("TPU v5", 459 * T, 95.74 * GIB, 2765 * GB, 600 * GB, _CUBES),
-    "v6e": Chip("TPU v6 lite", 918 * T, 31.25 * GIB, 1638 * GB, 400 * GB, _FLAT),
+    "v4": Chip("TPU v4", 275 * T, 30.75 * GIB, 1200 * GB, 300 * GB, 0, _CUBES),
+    "v5e": Chip("TPU v5 lite", 197 * T, 15.75 * GIB, 819 * GB, 200 * GB, 3.125 * GB, _FLAT),
+    "v5p": Chip("TPU v5", 459 * T, 95.74 * GIB, 2765 * GB, 600 * GB, 6.25 * GB, _CUBES),
+    "v6e": Chip("TPU v6 lite", 918 * T, 31.25 * GIB, 1638 * GB, 400 * GB, 0, _FLAT),
 }
 # NVIDIA's data sheets of the SXM versions: dense bfloat16, NVLink in one direction.
 GPUS = {

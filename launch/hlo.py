@@ -46,6 +46,9 @@ class Instruction(NamedTuple):
         return found and found.group(1)
 
 
+BETWEEN = "between slices"
+
+
 class Moved(NamedTuple):
     """What one device moves in one call.
 
@@ -62,8 +65,13 @@ class Moved(NamedTuple):
 
     @property
     def wire_bytes(self) -> float:
-        """Of all kinds."""
-        return sum(kind["wire_bytes"] for kind in self.collectives.values())
+        """Of all kinds but `BETWEEN`."""
+        return sum(of["wire_bytes"] for kind, of in self.collectives.items() if kind != BETWEEN)
+
+    @property
+    def slice_bytes(self) -> float:
+        """Sent to other slices."""
+        return self.collectives.get(BETWEEN, {}).get("wire_bytes", 0.0)
 
 
 def moved(text: str) -> Moved:
@@ -213,6 +221,8 @@ class _Reader:
             first, second = found.arrays[:2]
             size = min(first.bytes, second.bytes)
             return size * (first.in_hbm + second.in_hbm)
+        if found.opcode in ("send", "recv"):
+            return _hbm(found.arrays[:1])
         if found.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * _hbm(found.arrays)
         if found.opcode == "dynamic-update-slice":
@@ -266,6 +276,8 @@ class _Reader:
     ) -> None:
         for one, around, inside in self._inside(found, computation):
             kind, result = one.opcode.removesuffix("-start"), one.arrays
+            if kind == "send" and "xla_megascale" in one.rest:
+                self._record(BETWEEN, times, result[0].bytes, 1)
             if kind not in KINDS:
                 continue
             operands = [a for name in one.operands if name in around for a in around[name].arrays]
@@ -276,11 +288,12 @@ class _Reader:
             n = group_size(one.rest, self.devices)
             size = _size(operands) if kind == "reduce-scatter" else _size(result)
             factor = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1}.get(kind, (n - 1) / n)
-            record = self.collectives.setdefault(
-                kind, {"count": 0, "bytes": 0.0, "wire_bytes": 0.0}
-            )
-            for key, value in (("count", 1), ("bytes", size), ("wire_bytes", size * factor)):
-                record[key] += times * value
+            self._record(kind, times, size, factor)
+
+    def _record(self, kind: str, times: float, size: float, factor: float) -> None:
+        record = self.collectives.setdefault(kind, {"count": 0, "bytes": 0.0, "wire_bytes": 0.0})
+        for key, value in (("count", 1), ("bytes", size), ("wire_bytes", size * factor)):
+            record[key] += times * value
 
     def _inside(
         self, found: Instruction, computation: dict[str, Instruction]

@@ -67,6 +67,7 @@ def measure(
             peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
         found |= {"fits": not chip or peak <= chip.hbm_bytes, "peak_bytes": peak}
         found |= {"moved_bytes": moved.hbm_bytes, "wire_bytes": moved.wire_bytes}
+        found |= {"slice_bytes": moved.slice_bytes}
         found |= {"collectives": moved.collectives, "unknown_loops": moved.unknown_loops}
         found |= roofline(found, chips, chip) if chip else {}
     found |= {"compile_s": time.perf_counter() - wall, "compile_cpu_s": time.process_time() - cpu}
@@ -82,15 +83,16 @@ def needed_bytes(message: str) -> float | None:
 
 
 def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:
-    """{"compute_s", "memory_s", "link_s", "bound_s", "bound_by", "mfu_bound"} of one call.
+    """{"compute_s", "memory_s", "link_s", "slice_s", "bound_s", "bound_by", "mfu_bound"} of a call.
 
     A call takes at least as long as its arithmetic at the chip's bfloat16 peak, as its bytes at the
-    full bandwidth of the memory, and as what it sends over all links at once. The bound of the
-    model FLOPs utilisation is what is reached if the longest of them hides the others. Measured
-    times are longer.
+    full bandwidth of the memory, as what it sends over all links at once, and as what it sends to
+    other slices (left out where that bandwidth is unknown). The bound of the model FLOPs
+    utilisation is what is reached if the longest of them hides the others. Measured times are
+    longer.
 
     Args:
-      facts: flops and model_flops of all chips, moved_bytes and wire_bytes of one.
+      facts: flops and model_flops of all chips; moved_bytes, wire_bytes, slice_bytes of one.
       chips: how many.
       chip: which.
     """
@@ -99,6 +101,8 @@ def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:
         "memory_s": facts["moved_bytes"] / chip.hbm_bandwidth,
         "link_s": facts["wire_bytes"] / chip.link_bandwidth,
     }
+    if facts["slice_bytes"] and chip.slice_bandwidth:
+        seconds["slice_s"] = facts["slice_bytes"] / chip.slice_bandwidth
     slowest = max(seconds, key=lambda name: seconds[name])
     bound = max(seconds[slowest], 1e-12)
     mfu = facts["model_flops"] / (chips * chip.peak_flops) / bound
@@ -178,6 +182,8 @@ def table(report: Report) -> str:
         )
     rows = [["", *programs]]
     for title, cell in _ROWS.items():
+        if title == "time between slices" and report["slices"] == 1:
+            continue
         rows.append([title, *(_try(cell, facts) for facts in programs.values())])
         if title == "sent per device":
             for kind in sorted({k for p in programs.values() for k in p.get("collectives", ())}):
@@ -196,8 +202,8 @@ def table(report: Report) -> str:
             lines.append(f"{name}: a loop's rounds depend on the images; the most are counted.")
         if facts.get("flops_at_least") or facts.get("unknown_loops"):
             lines.append(f"{name}: a loop's rounds are unknown; one is counted.")
-    if report["slices"] > 1:
-        lines.append("What is sent between slices is in these sums, at the speed of links within.")
+    if report["slices"] > 1 and chip and not chip["slice_bandwidth"]:
+        lines.append("The bandwidth between slices is not known: it bounds nothing here.")
     if found := report.get("largest"):
         lines.append(_largest_line(found, report["chips"]))
     return "\n".join(lines).rstrip()
@@ -243,7 +249,7 @@ def _collective(found: Mapping[str, float] | None) -> str:
 
 _ROWS: dict[str, Callable[[Report], str]] = {
     "batch": lambda p: f"{p['batch']:,}",
-    "batch per chip": lambda p: f"{p['batch_per_chip']:g}",
+    "batch per chip": lambda p: f"{p['batch_per_chip']:,.10g}",
     "arguments per device": lambda p: _gib(p["argument_bytes"]),
     "  of them state": lambda p: _gib(p["state_bytes"]),
     "peak memory per device": lambda p: _gib(p["peak_bytes"]),
@@ -255,6 +261,7 @@ _ROWS: dict[str, Callable[[Report], str]] = {
     "time of arithmetic": lambda p: _seconds(p["compute_s"]),
     "time of memory": lambda p: _seconds(p["memory_s"]),
     "time of links": lambda p: _seconds(p["link_s"]),
+    "time between slices": lambda p: _seconds(p["slice_s"]),
     "bound by": lambda p: p["bound_by"],
     "model FLOPs utilisation": lambda p: f"<= {100 * p['mfu_bound']:.1f} %",
     "compilation": lambda p: f"{p['compile_s']:.0f} s ({p['compile_cpu_s']:.0f} of CPU)",

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from launch import aot_formula, aot_render, aot_table, chips
-from launch.aot_table import Point
+from launch import aot_formula, aot_grid, aot_render, aot_table, chips
+from launch.aot_grid import Point
 from tests.launch.test_report import V5E
 
 STEP = {
@@ -22,13 +22,15 @@ TOO_LARGE = {"fits": False, "peak_bytes": 50 * 2**30, "error": "RESOURCE_EXHAUST
 
 
 def test_the_grid_has_only_topologies_that_exist_and_no_point_twice():
-    points = aot_table.grid()
+    points = aot_grid.grid()
     assert len(set(points)) == len(points)
     for point in points:
         topology = chips.parse_topology(point.topology)
         chips.parse_mesh(point.mesh, topology.chips)
-    sizes = {(p.model, p.topology.partition(":")[0], aot_table._chips(p.topology)) for p in points}
-    for model in aot_table.MODELS:
+    sizes = {
+        (p.model, p.topology.partition(":")[0], chips.Topology(p.topology).chips) for p in points
+    }
+    for model in aot_grid.MODELS:
         assert {(model, chip, n) for chip in chips.TPUS for n in (4, 16, 64, 256)} <= sizes
         assert {(model, "v5p", 512), (model, "v4", 512)} <= sizes
 
@@ -56,7 +58,7 @@ def folder(tmp_path, monkeypatch):
         (Point("mae", "v4:2x2x1"), {"error": "error: it went wrong"}),
     ]  # fmt: skip
     text = "".join(json.dumps({"point": p._asdict()} | line) + "\n" for p, line in lines)
-    (tmp_path / aot_table.LINES).write_text(text)
+    (tmp_path / aot_grid.LINES).write_text(text)
     return tmp_path
 
 
@@ -67,7 +69,7 @@ def test_lines_become_tables_and_a_plot(folder):
     (folder / "docs").mkdir()
     (folder / aot_render.DOCUMENT).write_text("Before\n" + "\nold\n".join(marks) + "\nAfter\n")
     for _ in range(2):  # the second time over the first
-        aot_render.write(aot_table.done(), "by formula")
+        aot_render.write(aot_grid.done(), "by formula")
     text = (folder / aot_render.DOCUMENT).read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and text.count("MAGE-B") > 2
     for part in (
@@ -78,7 +80,7 @@ def test_lines_become_tables_and_a_plot(folder):
         "by formula",
         "MAE-L v4:2x2x1: error: it went wrong",
         "jax 0.10.2, libtpu 0.0.42.1; 2026-11-26.",
-        "MAE-L v5e:4x4 (mesh 1:16)",
+        "\n- MAE-L: v5e:4x4, v5p:2x2x4, v5e:4x4 (mesh 1:16)",
     ):
         assert part in text
     assert (folder / aot_render.PLOT).stat().st_size > 1000
@@ -88,7 +90,7 @@ def test_a_document_without_marks_is_left_alone(folder):
     (folder / "docs").mkdir()
     (folder / aot_render.DOCUMENT).write_text("Other\n")
     with pytest.raises(ValueError, match="Expected <!-- steps"):
-        aot_render.write(aot_table.done(), "by formula")
+        aot_render.write(aot_grid.done(), "by formula")
     assert (folder / aot_render.DOCUMENT).read_text() == "Other\n"
 
 
@@ -100,7 +102,7 @@ def test_only_what_is_missing_is_compiled(folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(aot_table.subprocess, "run", run)
-    monkeypatch.setattr(aot_table, "grid", lambda: [*aot_table.done(), Point("mae", "v6e:4x4")])
+    monkeypatch.setattr(aot_table, "grid", lambda: [*aot_grid.done(), Point("mae", "v6e:4x4")])
     with pytest.raises(KeyboardInterrupt):
         aot_table.compile_missing(0)
     assert len(asked) == 1 and "--topology=v6e:4x4" in asked[0]

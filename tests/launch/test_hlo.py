@@ -82,6 +82,9 @@ ENTRY %main.3 (param.4: bf16[64,16], param.5: bf16[256,16], param.6: f32[1024,16
   %fusion.2 = f32[256,16]{1,0:T(8,128)S(1)} fusion(%param.6), kind=kCustom, calls=%all-reduce-scatter.1
   %collective-permute-start = (f32[256,16]{1,0:T(8,128)S(1)}, f32[256,16]{1,0:T(8,128)S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%fusion.2), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{4,5}}
   %collective-permute-done = f32[256,16]{1,0:T(8,128)S(1)} collective-permute-done(%collective-permute-start)
+  %after-all = token[] after-all()
+  %send = (f32[256,16]{1,0:T(8,128)S(1)}, u32[], token[]) send(%fusion.2, %after-all), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
   ROOT %get-tuple-element.171 = bf16[64,16]{1,0:T(8,128)(2,1)} get-tuple-element(%while.32), index=1
 }
 """  # noqa: E501
@@ -95,7 +98,9 @@ def test_collectives_of_a_tpu_program():
         "all-gather": {"count": 7, "bytes": 80 * KB, "wire_bytes": 60 * KB},
         "reduce-scatter": {"count": 1, "bytes": 64 * KB, "wire_bytes": 48 * KB},
         "collective-permute": {"count": 1, "bytes": 16 * KB, "wire_bytes": 16 * KB},
+        "between slices": {"count": 1, "bytes": 16 * KB, "wire_bytes": 16 * KB},
     }
+    assert (hlo.moved(TPU).wire_bytes, hlo.moved(TPU).slice_bytes) == (124 * KB, 16 * KB)
     assert hlo.moved(TPU).unknown_loops == 0
 
 

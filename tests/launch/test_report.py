@@ -13,11 +13,14 @@ def test_the_longest_time_is_the_bound():
         "model_flops": 3 * 197e12,
         "moved_bytes": 819e9,
         "wire_bytes": 1e9,
+        "slice_bytes": 0,
     }
     found = report.roofline(facts, 4, V5E)
     assert (found["compute_s"], found["memory_s"], found["link_s"]) == pytest.approx((1, 1, 0.005))
     assert found["mfu_bound"] == pytest.approx(0.75)  # a quarter is computed twice
     assert report.roofline(facts | {"wire_bytes": 400e9}, 4, V5E)["bound_by"] == "link"
+    assert report.roofline(facts | {"slice_bytes": 1e10}, 4, V5E)["slice_s"] == pytest.approx(3.2)
+    assert "slice_s" not in report.roofline(facts | {"slice_bytes": 1e10}, 4, chips.TPUS["v4"])
     slow = report.roofline(facts | {"moved_bytes": 3 * 819e9}, 4, V5E)
     assert (slow["bound_by"], slow["mfu_bound"]) == ("memory", pytest.approx(0.25))
 
@@ -80,7 +83,8 @@ def test_the_table_shows_every_number_it_has():
     step = {
         "batch": 128, "batch_per_chip": 8.0, "argument_bytes": 2**30, "state_bytes": 2**29,
         "fits": True, "peak_bytes": 3 * 2**30, "flops": 5e12, "model_flops": 4e12,
-        "moved_bytes": 2e9, "wire_bytes": 1e9, "compile_s": 60, "compile_cpu_s": 33,
+        "moved_bytes": 2e9, "wire_bytes": 1e9, "slice_bytes": 0, "compile_s": 60,
+        "compile_cpu_s": 33,
         "collectives": {"all-reduce": {"count": 6, "bytes": 5e8, "wire_bytes": 1e9}},
     }  # fmt: skip
     step |= report.roofline(step, 16, V5E)

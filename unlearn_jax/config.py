@@ -7,6 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from unlearn_jax import distributed
+
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
@@ -277,6 +279,8 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
                 f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
                 "remove that one to start again."
             )
+    if not distributed.first():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"config": config.to_dict(), "relevant": facts}, indent=1))

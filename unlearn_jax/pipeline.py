@@ -4,7 +4,8 @@
 
 Every part can be run alone (`train`, `audit`, `evaluate`, `report`). What has finished is not done
 again: given once more, the command resumes where it was interrupted. With
---config.init_from=WORKDIR the original is taken from there instead of being trained.
+--config.init_from=WORKDIR the original is taken from there instead of being trained. Several
+processes share the work of every part, see `distributed`.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli, report, train
+from unlearn_jax import cli, distributed, report, train
 from unlearn_jax.audit import request
 from unlearn_jax.evaluate import results
 from unlearn_jax.validation import validate
@@ -36,15 +37,17 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         train.run(part, workdir / stage)
     request.run(cfg, workdir)
     found = results.run(cfg, workdir)
-    report.write(workdir)
+    if distributed.first():
+        report.write(workdir)
     return found
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary."""
     found = run(cfg, workdir)
-    print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
+    if distributed.first():
+        print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=("config", "workdir"))
+    cli.start(main, needs=("config", "workdir"), several=True)

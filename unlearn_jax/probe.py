@@ -38,10 +38,8 @@ def make_probe(
             batch_size=-(-len(rows) // mesh.size) * mesh.size,
             task=cfg.task.to_dict(),
             seed=cfg.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
         )
-        batches[name] = sharding.global_batch(next(iter(loader)), mesh)
+        batches[name] = sharding.split_batch(next(iter(loader)), mesh)
 
     def mean_loss(params, batch):
         return masked_mean(model.loss(params, batch, key), batch["valid"])

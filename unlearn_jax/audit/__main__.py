@@ -9,13 +9,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli
+from unlearn_jax import cli, distributed
 from unlearn_jax.audit import request
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary."""
     found = request.run(cfg, workdir)
+    if not distributed.first():
+        return
     for name, verdict in found["verdicts"].items():
         for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
             reasons = "; ".join(of["reasons"])
@@ -25,4 +27,4 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=("config", "workdir"))
+    cli.start(main, needs=("config", "workdir"), several=True)

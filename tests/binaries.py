@@ -1,6 +1,7 @@
 """Starting the package's binaries as a user does, in a process of their own."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,13 +45,15 @@ def start_job(
 
 
 def ended(job: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of every process of a job."""
-    try:
-        with ThreadPoolExecutor(len(job)) as pool:
+    """(exit code, stdout, stderr) of every process of a job; one that hangs says where."""
+    with ThreadPoolExecutor(len(job)) as pool:
+        try:
             outputs = list(pool.map(lambda p: p.communicate(timeout=timeout), job))
-    finally:
-        for process in job:
-            process.kill()
+        except subprocess.TimeoutExpired:
+            for process in job:
+                process.send_signal(signal.SIGABRT)
+            outputs = list(pool.map(lambda p: p.communicate(), job))
+            raise AssertionError(f"hung for {timeout} s: {[err for _, err in outputs]}") from None
     return [(p.returncode, *output) for p, output in zip(job, outputs, strict=True)]
 
 

@@ -228,16 +228,10 @@ class Campaign:
     def finish(self, scene: Scene, folder: Path, processes: int, tries: int = 3) -> None:
         """Gives the same command until it succeeds."""
         for _ in range(tries):
-            found = self.end(scene.start(folder, processes))
+            found = binaries.ended(scene.start(folder, processes), HANG_S)
             if all(code == 0 for code, *_ in found):
                 return
         raise AssertionError("did not succeed again:\n" + found[0][2][-2000:])
-
-    def end(self, job: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-        try:
-            return binaries.ended(job, timeout=HANG_S)
-        except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"hung: {error}") from error
 
     def round(self, name: str, processes: int, faults: list[str]) -> None:
         """One round; a fault that could not be injected, as the run was over, does not count."""
@@ -289,7 +283,7 @@ class Campaign:
             alive = [process for process in job if process.poll() is None]
             for process in [rng.choice(alive)] if alive and " one" in fault else alive:
                 process.send_signal(number)
-            found = self.end(job)
+            found = binaries.ended(job, HANG_S)
             if alive and number == signal.SIGKILL and name != "prepare":
                 assert any(code for code, *_ in found), "nobody noticed a SIGKILL"
             return fault if alive else None
@@ -298,7 +292,7 @@ class Campaign:
             if mounted:
                 _fill(filler, leave=limit)
             small = None if mounted else _limit(min(limit, 16384))
-            found = self.end(scene.start(folder, processes, preexec_fn=small))
+            found = binaries.ended(scene.start(folder, processes, preexec_fn=small), HANG_S)
             filler.unlink(missing_ok=True)
             if not any(code for code, *_ in found):
                 return None  # there was room
@@ -310,7 +304,7 @@ class Campaign:
                 self.wait_for(job, lambda: len(_steps(folder)) > 1)
                 for process in job:
                     process.kill()
-                self.end(job)
+                binaries.ended(job, HANG_S)
             DAMAGE[fault](folder / "original/checkpoints" / str(max(_steps(folder))))
             return fault
         if fault == "unreadable":
@@ -324,7 +318,7 @@ class Campaign:
                 file.unlink()
             {"a folder": file.mkdir, "gone": lambda: None, "flipped": lambda: _flip(file),
              "truncated": lambda: _truncate(file)}[how]()  # fmt: skip
-            codes = self.end(scene.start(folder, processes))
+            codes = binaries.ended(scene.start(folder, processes), HANG_S)
             file.rmdir() if how == "a folder" else None
             file.write_bytes(data)
             if all(code == 0 for code, *_ in codes):  # of a shard that is not read any more
@@ -342,7 +336,7 @@ class Campaign:
         self.wait(job, rng.uniform(0.3, 1.1) * self.seconds[name])
         for process in job:
             process.kill()
-        found = self.end(job)
+        found = binaries.ended(job, HANG_S)
         assert found[0][0] in (0, -signal.SIGKILL), found[0][2][-2000:]
         for file in [path for path in folder.rglob("*") if path.is_file()]:
             moved = file.stat().st_mtime + rng.uniform(-3e8, 3e8)

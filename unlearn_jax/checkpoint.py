@@ -4,6 +4,7 @@ A checkpoint of step k is a directory WORKDIR/checkpoints/k with three items: `p
 model, so that a checkpoint can be used by itself), `opt` (optimizer state, key, step) and `meta`
 (JSON: what the run was doing, and a checksum of every array). orbax writes it in the background
 and renames it into place when it is whole; the checksums catch what changes after that.
+Several processes save and restore together: each its part of the arrays, the first one the rest.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from unlearn_jax import distributed
 from unlearn_jax.models import Params
 from unlearn_jax.sharding import leaf_path
 
@@ -100,7 +102,7 @@ def _explained(directory: Path) -> Iterator[None]:
     except Exception as error:  # orbax and tensorstore wrap an OSError in various types
         free = shutil.disk_usage(directory).free / 2**20
         reason = re.search(r"Failed to write \d+ bytes.*?: (.*?) \[os_error", str(error))
-        reason = reason[1] if reason else str(error)[:300]
+        reason = reason[1] if reason else str(error).partition(" [")[0][:300]
         raise OSError(
             f"Could not write a checkpoint under {directory}: {reason}\n({free:.0f} MiB are free "
             "on that disk. Checkpoints written before are kept; make room and run the same "
@@ -171,16 +173,18 @@ def restore_latest(
     """
     directory = Path(manager.directory)
     damaged = []
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in distributed.agreed(sorted(manager.all_steps(), reverse=True)):
         try:
             meta = _restore_meta(directory, step)
             params, opt = like(meta)
             return (*_restore_checked(directory, step, meta, params=params, opt=opt), meta)
         except Damaged as error:
             aside = directory.parent / "damaged" / str(step)
-            aside.parent.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            (directory / str(step)).rename(aside)
+            if distributed.first():
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                (directory / str(step)).rename(aside)
+            distributed.agreed(step)  # that it is gone
             manager.reload()
             damaged.append(step)
             print(f"warning: {error}; moved to {aside}, trying an older one", file=sys.stderr)
@@ -209,6 +213,7 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
     """
     _quiet()
     directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
+    steps = distributed.agreed(steps)
     if not steps:
         raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
     step = max(steps)
@@ -242,7 +247,7 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         meta = _restore_meta(directory, step)
-        with _damage(directory, step, "params"), ocp.StandardCheckpointer() as reader:
+        with _damage(directory, step, "params"), _reader() as reader:
             tree = reader.metadata(directory / str(step) / "params").item_metadata.tree
             like = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
@@ -260,11 +265,25 @@ class Damaged(Exception):
 
 @contextlib.contextmanager
 def _damage(directory: Path, step: int, item: str) -> Iterator[None]:
+    """Makes of any exception a `Damaged`, on all processes if it is raised on one of them."""
+    found = None
     try:
         yield
     except Exception as error:  # damage shows up as almost any exception type
-        reason = f"{item}: {type(error).__name__}: {str(error).splitlines()[:1]}"[:200]
-        raise Damaged(f"Checkpoint {directory / str(step)} is damaged ({reason})") from error
+        found = error
+    if not distributed.everywhere(found is None):
+        reason = f"{type(found).__name__}: {str(found).splitlines()[:1]}"[:200]
+        reason = f"{item}: {reason if found else 'another process could not read it'}"
+        raise Damaged(f"Checkpoint {directory / str(step)} is damaged ({reason})") from found
+
+
+def _reader() -> ocp.StandardCheckpointer:
+    """Waits for no other process, which may have met damage that this one has not."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _sha256(meta: Meta) -> str:
@@ -272,8 +291,8 @@ def _sha256(meta: Meta) -> str:
 
 
 def _restore_meta(directory: Path, step: int) -> Meta:
-    with _damage(directory, step, "meta"), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta = reader.restore(directory / str(step) / "meta")
+    with _damage(directory, step, "meta"):
+        meta = json.loads((directory / str(step) / "meta" / "metadata").read_text("utf-8"))
         if meta.pop("sha256") != _sha256(meta):
             raise ValueError("checksum of meta is wrong")
     return meta
@@ -281,10 +300,13 @@ def _restore_meta(directory: Path, step: int) -> Meta:
 
 def _restore(directory: Path, step: int, item: str, like: Any) -> Any:
     path = directory / str(step) / item
-    with _damage(directory, step, item), ocp.StandardCheckpointer() as reader:
+    restored = None
+    with _damage(directory, step, item), _reader() as reader:
         mismatches = differences(like, reader.metadata(path).item_metadata.tree)
         if not mismatches:
-            return reader.restore(path, like)
+            restored = reader.restore(path, like)
+    if not mismatches:
+        return restored
     listed = "\n".join(f"  {line}" for line in mismatches)
     raise ValueError(
         f"The checkpoint {path} is of another model than the config's:\n{listed}\n"

@@ -10,21 +10,33 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from unlearn_jax import distributed
+
 _EXAMPLE = "--config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
 
 
-def start(main: Callable[..., None], needs: Sequence[str], example: str = _EXAMPLE) -> None:
+def start(
+    main: Callable[..., None],
+    needs: Sequence[str],
+    example: str = _EXAMPLE,
+    several: bool = False,
+) -> None:
     """Runs a binary as `main(*values)`, of the flags that it needs, in this order.
 
     "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
     a ValueError, an OSError or a flag that cannot be parsed, ends it with its message and exit
     code 1; --traceback shows where it was raised.
+
+    Where `several` processes can share the work, flags say which of them this is, see
+    `distributed.start`. Any of them that fails ends them all, with exit codes that are not 0.
     """
     if "config" in needs:
         config_flags.DEFINE_config_file("config", None, "A file with get_config().")
     if "workdir" in needs:
         flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    if several:
+        distributed.define_flags()
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -37,6 +49,7 @@ def start(main: Callable[..., None], needs: Sequence[str], example: str = _EXAMP
 
     def run(argv: list[str]) -> None:
         values = {name: getattr(flags.FLAGS, name) for name in needs}
+        shared = False
         try:
             missing = [f"--{name}=…" for name, value in values.items() if value is None]
             if missing or argv[1:]:
@@ -46,9 +59,21 @@ def start(main: Callable[..., None], needs: Sequence[str], example: str = _EXAMP
                 )
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
+            shared = several and distributed.start(flags.FLAGS)
             main(*values.values())
+            if shared:
+                distributed.leave()
         except (OSError, ValueError, FloatingPointError) as error:
-            _fail(error, show=flags.FLAGS.traceback)
+            _fail(error, show=flags.FLAGS.traceback, shared=shared)
+        except SystemExit:
+            if shared:
+                distributed.leave()
+            raise
+        except BaseException:  # whatever it is, nobody may wait for this process
+            if shared:
+                traceback.print_exc()
+                distributed.abandon(distributed.PEER_LOST)
+            raise
 
     keep_freed_memory()
     app.run(run, flags_parser=parse)
@@ -67,7 +92,7 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-def _fail(error: BaseException, show: bool) -> None:
+def _fail(error: BaseException, show: bool, shared: bool = False) -> None:
     if show:
         traceback.print_exception(error)
     message = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
@@ -75,4 +100,6 @@ def _fail(error: BaseException, show: bool) -> None:
     if traced and not show:  # of a config file: what was wrong is in its last line
         message = f"{head.strip()}\n  {trace.strip().splitlines()[-1].strip()}"
     print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
+    if shared:
+        distributed.abandon(distributed.exit_code(error))
     sys.exit(1)

@@ -9,6 +9,8 @@ as out-models (shadow models) of the membership attacks. It can be interrupted a
 same command goes on. Models trained from scratch are kept under `config.compare.models`, by a hash
 of all that they depend on, and shared with other requests.
 
+Several processes share the models' work, see `distributed`; the first one writes.
+
 Writes results.json (every number), examples.npz, grids.npz and the leaderboard.
 """
 
@@ -26,7 +28,16 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, cli, config, data, leaderboard, sharding, train
+from unlearn_jax import (
+    checkpoint,
+    cli,
+    config,
+    data,
+    distributed,
+    leaderboard,
+    sharding,
+    train,
+)
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
 from unlearn_jax.data import poison, splits, transforms
@@ -59,6 +70,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     found = assemble(cfg, runs, measured)
     examples = {"index/forget": next(iter(measured.values()))["index/forget"]}
     examples |= {f"error/{m}/{s}": found["error/forget"] for (m, s), found in measured.items()}
+    if not distributed.first():
+        return found
     workdir.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(workdir / "examples.npz", **examples)
     np.savez_compressed(workdir / "grids.npz", **grids)
@@ -125,19 +138,22 @@ def measure_all(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
     ).hexdigest()[:12]
     measured: dict[tuple[str, int], Measured] = {}
-    for name, seed in tqdm(runs, desc="audit", unit="model", dynamic_ncols=True):
+    quiet = not distributed.first()
+    for name, seed in tqdm(runs, desc="audit", unit="model", dynamic_ncols=True, disable=quiet):
         folder = runs[name, seed][0]
         path = workdir / "measured" / f"{name}-{seed}-{of_request}.npz"
-        if not path.exists():
+        if not distributed.agreed(path.exists()):
             params, _ = checkpoint.load_params(folder, like)
             splits.check_model(split, folder, name if name in FIXED else "unlearned")
             target, _ = checkpoint.load_params(runs["original", seed][0], like)
             found = measure(params, target, of_views=name == "retrained")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.savez_compressed(file, **found)
-            partial.replace(path)
+            if distributed.first():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                with partial.open("wb") as file:
+                    np.savez_compressed(file, **found)
+                partial.replace(path)
+            distributed.agreed(True)  # that it is there
         with np.load(path, allow_pickle=False) as archive:
             measured[name, seed] = {key: archive[key] for key in archive.files}
     return measured, _grids(setup, runs)
@@ -165,8 +181,8 @@ def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
         shown = {"input": batch["image"] * (1 - batch["mask"]), "truth": batch["image"]}
         for name, folder in folders.items():
             params, _ = checkpoint.load_params(folder, like)
-            output = generate(params, sharding.global_batch(batch, mesh), jax.random.key(0))
-            shown[name] = np.asarray(output)
+            output = generate(params, sharding.split_batch(batch, mesh), jax.random.key(0))
+            shown[name] = distributed.fetch(output)
         grids |= {f"{kind}/{k}": transforms.to_uint8(v[batch["valid"]]) for k, v in shown.items()}
     return grids
 
@@ -185,7 +201,13 @@ def assemble(
     found: dict[str, Any] = {}
     names = dict(FIXED)
     names |= {name: cfg.compare.methods[name].label for name in config.chosen_methods(cfg)}
-    for name, label in tqdm(names.items(), desc="judge", unit="model", dynamic_ncols=True):
+    for name, label in tqdm(
+        names.items(),
+        desc="judge",
+        unit="model",
+        dynamic_ncols=True,
+        disable=not distributed.first(),
+    ):
         method = cfg.compare.methods.get(name)
         phases = method.phases if method else cfg.stages[name].phases
         found[name] = {
@@ -234,8 +256,11 @@ def assemble(
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary."""
     found = run(cfg, workdir)
-    print(leaderboard.markdown(found), f"Leaderboard: {workdir / 'leaderboard.html'}", sep="\n\n")
+    if distributed.first():
+        print(
+            leaderboard.markdown(found), f"Leaderboard: {workdir / 'leaderboard.html'}", sep="\n\n"
+        )
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=("config", "workdir"))
+    cli.start(main, needs=("config", "workdir"), several=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import sharding
+from unlearn_jax import distributed, sharding
 
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 # Keys that change where or how fast a run goes, not what it computes.
@@ -281,13 +281,15 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
     facts = json.loads(json.dumps(relevant(config, **more)))
     if path.exists():
         changed = changes(json.loads(path.read_text())["relevant"], facts)
-        if not changed:
-            return
-        listed = "\n".join(f"  {line}" for line in changed[:20])
-        raise ValueError(
-            f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
-            "remove that one to start again."
-        )
+        if changed:
+            listed = "\n".join(f"  {line}" for line in changed[:20])
+            raise ValueError(
+                f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
+                "remove that one to start again."
+            )
+        return
+    if not distributed.first():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"config": config.to_dict(), "relevant": facts}, indent=1))

@@ -9,12 +9,11 @@ loss, then applied to the forget images.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unlearn_jax import data, metrics, sharding
+from unlearn_jax import data, distributed, metrics, sharding
 from unlearn_jax.models import Batch, Params
 from unlearn_jax.setup import Setup
 
@@ -189,12 +188,12 @@ def make(
         )
         columns: dict[str, list[np.ndarray]] = {}
         for host_batch in batches:
-            batch = sharding.global_batch(host_batch, mesh)
+            batch = sharding.split_batch(host_batch, mesh)
             if compiled is None:
                 lowered = by_rows.lower(target, reference, batch)
                 compiled, per_batch = lowered.compile(), metrics.flops(lowered)
             flops += per_batch
-            for part, values in jax.device_get(compiled(target, reference, batch)).items():
+            for part, values in distributed.fetch(compiled(target, reference, batch)).items():
                 columns.setdefault(part, []).append(values[host_batch["valid"]])
         found[name] = {part: np.concatenate(values) for part, values in columns.items()}
     seen = [found[name].pop("output", None) for name in rows]

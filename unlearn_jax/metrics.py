@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 from tqdm import tqdm
+
+from unlearn_jax import distributed
 
 
 def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -77,10 +80,16 @@ def flops(lowered: jax.stages.Lowered) -> float:
 
 
 class JsonlWriter:
-    """Appends one JSON object per line, after dropping what a resumed run will write again."""
+    """Appends one JSON object per line, after dropping what a resumed run will write again.
+
+    Of several processes only the first one writes.
+    """
 
     def __init__(self, path: Path, resume_step: int):
         """Opens path; of the lines already there, those with step <= resume_step stay."""
+        if not distributed.first():
+            self._file = open(os.devnull, "w")
+            return
         kept = [line for line in read_jsonl(path) if line["step"] <= resume_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")

@@ -5,7 +5,8 @@
 Every part can be run alone (`train`, `audit`, `evaluate`, `report`). What has finished is not done
 again: given once more, the command resumes where it was interrupted. With
 --config.init_from=WORKDIR the original is taken from there instead of being trained. A certificate
-is verified and its mechanism attacked; the report says how that went.
+is verified and its mechanism attacked; the report says how that went. Several processes share the
+work of every part, see `distributed`.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli, report, train
+from unlearn_jax import cli, distributed, report, train
 from unlearn_jax.audit import mechanism, request
 from unlearn_jax.certify import certificate
 from unlearn_jax.evaluate import results
@@ -38,9 +39,11 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         part.stage, part.init_from = stage, str(original) if stage == "unlearned" else ""
         train.run(part, workdir / stage)
     request.run(cfg, workdir)
-    _attack(workdir / "unlearned")
+    if distributed.first():
+        _attack(workdir / "unlearned")
     found = results.run(cfg, workdir)
-    report.write(workdir)
+    if distributed.first():
+        report.write(workdir)
     return found
 
 
@@ -57,8 +60,9 @@ def _attack(unlearned: Path) -> None:
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary."""
     found = run(cfg, workdir)
-    print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
+    if distributed.first():
+        print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=("config", "workdir"))
+    cli.start(main, needs=("config", "workdir"), several=True)

@@ -38,10 +38,8 @@ def make_probe(
             batch_size=-(-len(rows) // mesh.size) * mesh.size,
             task=cfg.task.to_dict(),
             seed=cfg.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
         )
-        batches[name] = sharding.global_batch(next(iter(loader)), mesh)
+        batches[name] = sharding.split_batch(next(iter(loader)), mesh)
 
     loss, generate = (sharding.jit_rows(f, mesh) for f in (model.loss, model.generate))
 

@@ -41,8 +41,7 @@ def make(
         task=cfg.task.to_dict(),
         seed=cfg.seed,
         is_forget=True,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        places=sharding.local_rows(cfg.batch_size, mesh),
         num_threads=cfg.data.num_threads,
         prefetch=cfg.data.prefetch,
     )

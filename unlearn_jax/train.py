@@ -6,6 +6,11 @@
 
 The three stages are the same loop over other phases. A run that was interrupted, by whatever,
 resumes when the same command is given again, and ends with the same parameters, bit for bit.
+
+Several processes train together (see `distributed`); a run may resume with another number of them:
+
+    python -m unlearn_jax.train --config=… --workdir=… --coordinator=HOST:PORT \\
+        --num_processes=2 --process_id=0   # and the same with --process_id=1
 """
 
 import contextlib
@@ -29,6 +34,7 @@ from unlearn_jax import (
     combine,
     config,
     data,
+    distributed,
     goals,
     metrics,
     objectives,
@@ -60,7 +66,8 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
       ValueError: the config, the data or the workdir are not what they must be.
       OSError: a file could not be read or written.
       FloatingPointError: training diverged.
-      SystemExit: with code 0, after SIGTERM or SIGINT, once everything is saved.
+      SystemExit: with code 0, after SIGTERM or SIGINT, of any one process, once everything is
+        saved.
     """
     # ---- data --------------------------------------------------------------------------------
     validate(cfg)
@@ -116,11 +123,15 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     states = [jax.eval_shape(lambda p, i=i: new_state(p, 0, i), params) for i in range(len(phases))]
     shardings = [sharding.params_sharding(state, mesh, **cfg.sharding) for state in states]
 
+    def placed_state(params, step, i):
+        return jax.jit(new_state, static_argnums=2, out_shardings=shardings[i])(params, step, i)
+
     # ---- where an earlier run stopped --------------------------------------------------------
     inherited = [found and found["checksums"] for found in (parent, reference_meta)]
     seen = splits.trained_on(split, retain_rows) if stage.scratch else split.manifest["hash"]
     config.claim(workdir, cfg, rows=seen, init_from=inherited)
-    if not (workdir / "split.json").exists():  # of the first request that the model served
+    # Of the first request that the model served.
+    if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")
     meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": False,
             "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
@@ -143,13 +154,13 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 certified.issue(setup, workdir, manager, original, init_key)
             return meta
         if not resumed:
-            state = jax.device_put(new_state(params, 0, 0), shardings[0])
+            state = placed_state(params, 0, 0)
         del params, resumed
 
         noised = None
         if noised_from is not None:
             noised = certified.prepare(setup, original, trainable, init_key, workdir)
-        probe = make_probe(setup, target, probe_key)
+        probe, ask = make_probe(setup, target, probe_key), distributed.make_asker(mesh)
         writer = metrics.JsonlWriter(workdir / "metrics.jsonl", meta["step"])
         began, step, last = time.perf_counter() - meta["wall_s"], meta["step"], {}
 
@@ -163,7 +174,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
         for i, (name, phase) in list(enumerate(phases))[meta["phase"] :]:
             if i > meta["phase"]:
                 meta.update(phase=i, phase_start=step)
-                state = jax.device_put(new_state(state.params, step, i), shardings[i])
+                state = placed_state(state.params, step, i)
             done, stopped_by, columns = step - meta["phase_start"], "", {}
             constants, constants_sharding = (), None
             if noised and i >= noised_from:  # from here on, nothing of the original
@@ -210,8 +221,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 seed=int(np.random.SeedSequence([cfg.seed, i]).generate_state(1)[0]),
                 first_step=done,
                 num_steps=phase.steps - done,
-                shard_index=jax.process_index(),
-                shard_count=jax.process_count(),
+                places=sharding.local_rows(batch_size, mesh),
                 num_threads=cfg.data.num_threads,
                 prefetch=cfg.data.prefetch,
                 columns=columns,
@@ -256,10 +266,11 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                         log.end_interval(step, probed)
                     if stopped_by or step == meta["phase_start"] + phase.steps:
                         break
-                    if stop:
+                    if ask(step, bool(stop)):
                         save()
                         log.flush()
-                        print(f"\nStopped by {stop[0]}, saved at step {step} in {workdir}. "
+                        by = stop[0] if stop else "another process"
+                        print(f"\nStopped by {by}, saved at step {step} in {workdir}. "
                               "The same command resumes.", file=sys.stderr)  # fmt: skip
                         raise SystemExit(0)
                     if step % cfg.checkpoint.every == 0:
@@ -288,7 +299,7 @@ def _progress(title: str, steps: int, done: int, batch_size: int) -> tqdm:
         unit="img",
         unit_scale=True,
         dynamic_ncols=True,
-        disable=jax.process_index() > 0,
+        disable=not distributed.first(),
     )
 
 
@@ -313,6 +324,8 @@ def _signals() -> Iterator[list[str]]:
 def main(cfg: ConfigDict, workdir: Path, profile: str) -> None:
     """The binary."""
     meta = run(cfg, workdir, profile)
+    if not distributed.first():
+        return
     for ended in meta["phases"]:
         steps = f"steps {ended['first_step']} to {ended['last_step']}"
         print(f"{cfg.stage}: {ended['name']}, {steps}, ended by {ended['stopped_by']}")
@@ -325,4 +338,4 @@ def main(cfg: ConfigDict, workdir: Path, profile: str) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("profile", "", "Folder for a trace of a few steps, for XProf or Perfetto.")
-    cli.start(main, needs=("config", "workdir", "profile"))
+    cli.start(main, needs=("config", "workdir", "profile"), several=True)

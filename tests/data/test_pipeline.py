@@ -107,19 +107,17 @@ def test_masks_differ_between_epochs_and_streams():
     assert of_retain.tolist() != of_forget.tolist()
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4])
-def test_hosts_together_have_the_batch_of_one_host(shards):
-    whole = train()
-    parts = [train(shard_index=i, shard_count=shards) for i in range(shards)]
-    for step, batch in enumerate(whole):
-        local = [part[step] for part in parts]
-        assert all(len(p["index"]) == 16 // shards for p in local)
-        assert all(p["is_forget"].sum() == 4 // shards for p in local)
-        joined = {name: np.concatenate([p[name] for p in local]) for name in batch}
-        for flag in (True, False):  # within a stream even the order is the same
-            here, there = batch["is_forget"] == flag, joined["is_forget"] == flag
-            for name in batch:
-                np.testing.assert_array_equal(batch[name][here], joined[name][there])
+@pytest.mark.parametrize(
+    "places", [[range(16)], [range(8), range(8, 16)], [[0, 3, 13], [1, 2], range(4, 13), [14, 15]]]
+)
+def test_processes_together_have_the_batch_of_one(places):
+    parts = [train(places=np.array(here)) for here in places]
+    order = np.argsort(np.concatenate(places))
+    joined = [
+        {name: np.concatenate([p[name] for p in local])[order] for name in local[0]}
+        for local in zip(*parts, strict=True)
+    ]
+    check_equal(joined, train())
 
 
 @pytest.mark.parametrize(
@@ -151,10 +149,7 @@ def test_single_rows_repeat():
         ({"retain_rows": None, "forget_rows": None}, "expected retain rows or forget rows"),
         ({"forget_fraction": 0.01}, r"is 0 forget rows; expected 1\.\.15"),
         ({"forget_fraction": 1.0}, r"is 16 forget rows; expected 1\.\.15"),
-        ({"shard_count": 3}, r"12 \+ 4 rows .* 3 hosts"),
-        ({"shard_count": 8}, r"cannot be divided evenly between 8 hosts"),
-        ({"shard_count": 2, "shard_index": 2}, r"shard_index: expected 0\.\.1, got 2"),
-        ({"batch_size": 0, "forget_rows": None}, "positive multiple"),
+        ({"batch_size": 0, "forget_rows": None}, "batch_size: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected 0"),
         ({"seed": 2**32}, "seed: expected 0"),
         ({"task": {"name": "random_mask", "ratio": 0.5, "patch": 3}}, "image size 8, got 3"),
@@ -228,9 +223,9 @@ def test_evaluation_masks_depend_on_seed_and_row_only():
 
 
 @pytest.mark.parametrize("shards", [2, 4])
-def test_evaluation_hosts_together_have_the_batches_of_one(shards):
+def test_evaluating_processes_together_have_the_batches_of_one(shards):
     whole = evaluate()
-    parts = [evaluate(shard_index=i, shard_count=shards) for i in range(shards)]
+    parts = [evaluate(places=places) for places in np.arange(4).reshape(shards, -1)]
     assert {len(part) for part in parts} == {len(whole)}
     joined = [
         {name: np.concatenate([p[name] for p in local]) for name in local[0]}
@@ -242,8 +237,6 @@ def test_evaluation_hosts_together_have_the_batches_of_one(shards):
 def test_bad_evaluations():
     with pytest.raises(ValueError, match="got none"):
         evaluate(rows=ROWS[:0])
-    with pytest.raises(ValueError, match="4 rows .* 3 hosts"):
-        evaluate(shard_count=3)
     with pytest.raises(ValueError, match="0 < hole < 1"):
         evaluate(task={"name": "inpaint", "hole": 2.0})
 

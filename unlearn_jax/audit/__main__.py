@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli
+from unlearn_jax import cli, distributed
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
@@ -23,6 +23,8 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
     from unlearn_jax.audit import request
 
     found = request.run(cfg, workdir)
+    if not distributed.first():
+        return
     for name, verdict in found["verdicts"].items():
         for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
             reasons = "; ".join(of["reasons"])
@@ -59,4 +61,4 @@ if __name__ == "__main__":
         needs = ("workdir", "runs", "significance")
         cli.start(main_epsilon, needs, example="epsilon --workdir=runs/certified/unlearned")
     else:
-        cli.start(main, needs=("config", "workdir"))
+        cli.start(main, needs=("config", "workdir"), several=True)

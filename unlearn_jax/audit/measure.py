@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, goals, objectives, optim, sharding
+from unlearn_jax import data, distributed, goals, objectives, optim, sharding
 from unlearn_jax.data import poison, transforms
 from unlearn_jax.data.splits import Split
 from unlearn_jax.evaluate.reconstruction import displacement, masked_mse
@@ -80,15 +80,15 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     def errors(params, target, chosen):
         columns = []
         for batch in batches(chosen):
-            values = jax.device_get(measure(params, target, sharding.global_batch(batch, mesh)))
+            values = distributed.fetch(measure(params, target, sharding.split_batch(batch, mesh)))
             columns.append([column[batch["valid"]] for column in values])
         return [np.concatenate(column) for column in zip(*columns, strict=True)]
 
     def view_errors(params, chosen):
         found = []
         for batch in batches(chosen):
-            values = measure_views(params, sharding.global_batch(batch, mesh))
-            found.append(np.asarray(values)[batch["valid"]].T)
+            values = measure_views(params, sharding.split_batch(batch, mesh))
+            found.append(distributed.fetch(values)[batch["valid"]].T)
         return np.concatenate(found, axis=1)
 
     def regions(params, show):
@@ -96,8 +96,9 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
         for batch in batches(rows["holdout"]):
             valid, images = batch["valid"], transforms.to_uint8(batch["image"])
             batch |= {"image": transforms.to_float(show(images))}
-            output = generate(params, sharding.global_batch(batch, mesh), key)
-            found.append(np.asarray(output, np.float16)[(valid, *backdoor.region())])
+            output = generate(params, sharding.split_batch(batch, mesh), key)
+            output = distributed.fetch(output).astype(np.float16)
+            found.append(output[(valid, *backdoor.region())])
         return np.concatenate(found)
 
     tx = optim.make_optimizer(learning_rate=settings.learning_rate, steps=1)
@@ -106,17 +107,20 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     shardings = sharding.params_sharding(like, mesh, **cfg.sharding)
     step = _finetune_step(model, tx, shardings, mesh)
 
+    @partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def fresh_state(params, seed):
+        return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(seed))
+
     def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
         """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
         seen = [probe(params)] if probe else []
         params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
-        opt_state = tx.init(params)
-        state = UnlearnState(np.int32(0), params, opt_state, jax.random.key(seed))
-        state = jax.device_put(state, shardings)
+        state = fresh_state(params, seed)
         loader = data.make_train(
             source, retain_rows=chosen, forget_rows=None, batch_size=settings.batch_size,
             forget_fraction=0.5, task=task, first_step=0, num_steps=steps,
             seed=int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]),
+            places=sharding.local_rows(settings.batch_size, mesh),
         )  # fmt: skip
         for k, batch in enumerate(loader, start=1):
             state, _ = step(state, {}, sharding.global_batch(batch, mesh))

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, train
+from unlearn_jax import checkpoint, distributed, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.data import splits
@@ -20,6 +20,8 @@ MODELS = ("original", "unlearned", "retrained")
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The audits, as they are written to workdir/audit.json.
+
+    Several processes share the models' work; each prepares all images, the first one writes.
 
     {"audits": {name: {"label", "unit"}}, "models": {model: {name: {"value", "ci_low", "ci_high",
     "n"}}}, "differences": {name: {"label", "unit", "value", …}}, "verdicts": {"ood",
@@ -47,7 +49,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     like, measure = setup.like(), make_measure(setup)
     target, _ = checkpoint.load_params(folders["original"], like)
     measured = {}
-    for name, folder in tqdm(folders.items(), desc="audit", unit="model", dynamic_ncols=True):
+    quiet = not distributed.first()
+    for name, folder in tqdm(
+        folders.items(), desc="audit", unit="model", dynamic_ncols=True, disable=quiet
+    ):
         splits.check_model(setup.split, folder, "retrained" if name.startswith("shadow") else name)
         params, _ = checkpoint.load_params(folder, like)
         measured[name] = measure(params, target, of_views=name.startswith("shadow"))
@@ -80,7 +85,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "verdicts": verdicts,
         "shadows": len(outs),
     }
-    partial = workdir / "audit.partial"
-    partial.write_text(json.dumps(found, indent=1))
-    partial.replace(workdir / "audit.json")
+    if not quiet:
+        partial = workdir / "audit.partial"
+        partial.write_text(json.dumps(found, indent=1))
+        partial.replace(workdir / "audit.json")
     return found

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Key, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, metrics, models
+from unlearn_jax import checkpoint, distributed, metrics, models
 from unlearn_jax.certify import certificate, noisy, public, rules
 from unlearn_jax.models import Params
 from unlearn_jax.setup import Setup
@@ -69,7 +67,7 @@ def prepare(
     for path, leaf in _by_path(original):
         if path not in moved:
             frozen[path] = of_centre[path]
-            if not jnp.array_equal(leaf, of_centre[path]):
+            if not np.array_equal(*distributed.fetch((leaf, of_centre[path]))):
                 private.append(path)
     if private:
         raise ValueError(
@@ -142,15 +140,16 @@ def issue(
     All checkpoints but the last are removed too: to release an earlier iterate would cost epsilon.
     """
     path = workdir / certificate.FILE
-    if not path.exists():
+    if not distributed.agreed(path.exists()):
         manager.wait_until_finished()
         params, meta = checkpoint.load_params(workdir, setup.like())
         for step in set(manager.all_steps()) - {meta["step"]}:
             manager.delete(step)
         found = make(setup.cfg, workdir, meta, params, original, centre(setup, init_key))
-        if jax.process_index() == 0:
+        if distributed.first():
             certificate.write(found, path)
-    noisy.forget_secret(workdir)
+    if distributed.first():
+        noisy.forget_secret(workdir)
 
 
 def make(
@@ -236,7 +235,7 @@ def params_hash(params: Params) -> str:
     """The sha256 of all leaves: paths, dtypes, shapes and bits."""
     digest = hashlib.sha256()
     for path, leaf in sorted(_by_path(params), key=lambda item: item[0]):
-        array = np.ascontiguousarray(np.asarray(jax.device_get(leaf)))
+        array = np.ascontiguousarray(distributed.fetch(leaf))
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{path}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(array.tobytes())
@@ -244,18 +243,15 @@ def params_hash(params: Params) -> str:
 
 
 def _secret(workdir: Path) -> bytes:
-    secret = noisy.secret_file(workdir) if jax.process_index() == 0 else bytes(32)
-    if jax.process_count() > 1:
-        shared = multihost_utils.broadcast_one_to_all(np.frombuffer(secret, np.uint8))
-        secret = np.asarray(shared, np.uint8).tobytes()
-    return secret
+    secret = noisy.secret_file(workdir).hex() if distributed.first() else ""
+    return bytes.fromhex(distributed.agreed(secret))
 
 
 def _distance(params: Params, reference: Params) -> float:
     """The L2 distance in float64, leaf by leaf on the host."""
     total = 0.0
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(reference), strict=True):
-        a, b = (np.asarray(jax.device_get(x), np.float64) for x in (a, b))
+        a, b = (x.astype(np.float64) for x in distributed.fetch((a, b)))
         total += float(np.square(a - b).sum())
     return math.sqrt(total)
 

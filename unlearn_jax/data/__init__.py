@@ -1,10 +1,10 @@
-"""Batches as a pure function of (seed, step): no iterator state, the same rows on any host count.
+"""Batches as a pure function of (seed, step): no iterator state, the same for all process counts.
 
 Row k of a stream (the retain rows, or the forget rows, over the whole run) is k modulo the number
 of rows, through a permutation keyed by seed, stream and epoch. Resuming at a step costs nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -74,26 +74,24 @@ def make_train(
     seed: int,
     first_step: int,
     num_steps: int,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    places: Int[np.ndarray, "_"] | None = None,
     num_threads: int = 4,
     prefetch: int = 8,
     columns: Mapping[str, Shaped[np.ndarray, "n ..."]] | None = None,
 ) -> grain.DatasetIterator:
-    """An iterator over this host's part of the batches first_step .. first_step + num_steps - 1.
+    """An iterator over the batches first_step .. first_step + num_steps - 1, or parts of them.
 
     A batch has `image` [b h w 3] float32 in [-1, 1], `mask` [b h w 1] float32 (1 = to be
-    generated), `label`, `index` (row of the source) int32 [b], `is_forget`, `valid` bool [b], with
-    b = batch_size / shard_count; retain rows come first. Every row of a stream comes once per
-    epoch, so the smaller set is repeated as often as the fixed share of forget rows needs. Images
-    of an augmented source are random views, others in every epoch. Call `close()` when done before
-    the end.
+    generated), `label`, `index` (row of the source) int32 [b], `is_forget`, `valid` bool [b];
+    retain rows come first. Every row of a stream comes once per epoch, so the smaller set is
+    repeated as often as the fixed share of forget rows needs. Images of an augmented source are
+    random views, others in every epoch. Call `close()` when done before the end.
 
     Args:
         source: the images.
         retain_rows: None or empty: batches have forget rows only.
         forget_rows: None or empty: batches have retain rows only.
-        batch_size: rows per step over all hosts.
+        batch_size: rows per step over all processes.
         forget_fraction: exactly round(batch_size * forget_fraction) rows of each batch are forget
             rows, if there are both.
         task: see `transforms.make_mask`; random masks differ between epochs. Its "train" names
@@ -101,8 +99,8 @@ def make_train(
         seed: in 0 .. 2^32 - 1.
         first_step: the batches depend on seed and step only, so a run can resume anywhere.
         num_steps: how many.
-        shard_index: this host.
-        shard_count: how many hosts; the global batch is the same for any number.
+        places: in the batch, of the rows to make, such as `sharding.local_rows`; None: all. What
+            is at a place does not depend on who makes it.
         num_threads: that prepare batches.
         prefetch: batches prepared ahead.
         columns: more that a batch shall have, by name: one value per row of the source.
@@ -124,7 +122,7 @@ def make_train(
                 f"{n_forget} forget rows; expected 1..{batch_size - 1}. Change one of them."
             )
         counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
-    _check_shards(shard_index, shard_count, *counts.values())
+    _check_batch_size(batch_size)
     _check_seed(seed)
     task = {**task, "name": task.get("train") or task["name"]}
     _check_task(source, task)
@@ -135,15 +133,19 @@ def make_train(
         )
     mask_keys = {stream: _key(seed, stream, _MASK, 0) for stream in streams}
     view_keys = {stream: _key(seed, stream, _VIEW, 0) for stream in streams}
+    local, before = {}, 0  # places within each stream's part of a batch
+    for stream, count in counts.items():
+        here = np.arange(batch_size) if places is None else places
+        local[stream] = here[(before <= here) & (here < before + count)] - before
+        before += count
 
     def batch_of_step(step: int) -> Batch:
         parts, keys, views = [], [], []
         for stream, rows in streams.items():
-            local = counts[stream] // shard_count
-            first = step * counts[stream] + shard_index * local
-            parts.append(_rows_at(rows, seed, stream, range(first, first + local)))
-            keys += [(mask_keys[stream], position) for position in range(first, first + local)]
-            views += [(view_keys[stream], position) for position in range(first, first + local)]
+            positions = (step * counts[stream] + local[stream]).tolist()
+            parts.append(_rows_at(rows, seed, stream, positions))
+            keys += [(mask_keys[stream], position) for position in positions]
+            views += [(view_keys[stream], position) for position in positions]
         index = np.concatenate(parts)
         is_forget = np.repeat([s == _FORGET for s in streams], [len(part) for part in parts])
         views = np.array(views, np.uint64) if source.augmented else None
@@ -161,29 +163,28 @@ def make_eval(
     task: Mapping[str, Any],
     seed: int,
     is_forget: bool = False,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    places: Int[np.ndarray, "_"] | None = None,
     num_threads: int = 4,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
-    """An iterator over this host's part of the rows, once, in order, as batches of `make_train`.
+    """An iterator over the rows, once, in order, as batches of `make_train`, or parts of them.
 
     The last batch is filled up with copies of the last row that have `valid` False, `is_forget`
     False and `index` -1. Random masks depend on seed and row only: every model sees the same ones.
 
     Raises:
-        ValueError: no rows, a batch that cannot be divided so, an unsuitable task.
+        ValueError: no rows, no batch size, an unsuitable task.
     """
     if not len(rows):
         raise ValueError("make_eval: expected rows to evaluate, got none.")
-    _check_shards(shard_index, shard_count, batch_size)
+    _check_batch_size(batch_size)
     _check_seed(seed)
     _check_task(source, task)
     mask_key = _key(seed, _EVAL, _MASK, 0)
-    local = batch_size // shard_count
+    local = np.arange(batch_size) if places is None else places
 
     def batch_of_step(step: int) -> Batch:
-        positions = step * batch_size + shard_index * local + np.arange(local)
+        positions = step * batch_size + local
         valid = positions < len(rows)
         index = rows[np.minimum(positions, len(rows) - 1)]
         keys = [(mask_key, row) for row in index.tolist()]
@@ -215,10 +216,10 @@ def _batch(
 
 
 def _rows_at(
-    rows: Int[np.ndarray, "_"], seed: int, stream: int, positions: range
+    rows: Int[np.ndarray, "_"], seed: int, stream: int, positions: Sequence[int]
 ) -> Int[np.ndarray, "_"]:
     """The rows at these positions of an endless stream that shuffles them anew every epoch."""
-    epochs, within = np.divmod(np.asarray(positions), len(rows))
+    epochs, within = np.divmod(np.asarray(positions, np.int64), len(rows))
     chosen = np.empty(len(positions), rows.dtype)
     for epoch in np.unique(epochs).tolist():
         here = epochs == epoch
@@ -247,15 +248,9 @@ def _iterate(
     return iter(dataset.to_iter_dataset(options))
 
 
-def _check_shards(shard_index: int, shard_count: int, *counts: int) -> None:
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index: expected 0..{shard_count - 1}, got {shard_index}.")
-    if any(count < 1 or count % shard_count for count in counts):
-        raise ValueError(
-            f"batch_size: {' + '.join(map(str, counts))} rows (retain + forget) cannot be divided "
-            f"evenly between {shard_count} hosts. Make each a positive multiple of {shard_count}: "
-            "change batch_size or forget_fraction."
-        )
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
 
 
 def _check_task(source: Source, task: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ Beside results.json it writes examples.npz (every metric of every example) and g
         --checkpoints=original=runs/mage/original,unlearned=runs/mage/unlearned
 
 is the published evaluation instead: FID, Inception Score and CLIP of completed validation images,
-in workdir/protocol; see evaluate/protocol.py.
+in workdir/protocol; see evaluate/protocol.py. Several processes share the work, see `distributed`.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli
+from unlearn_jax import cli, distributed
 from unlearn_jax.evaluate import protocol, results, tables
 
 
@@ -25,13 +25,15 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary."""
     if flags.FLAGS.checkpoints is None:
         results.run(cfg, workdir)
-        print(f"Wrote {workdir / 'results.json'}.")
+        if distributed.first():
+            print(f"Wrote {workdir / 'results.json'}.")
         return
     pairs = [text.partition("=") for text in flags.FLAGS.checkpoints]
     found = protocol.run(cfg, {name: Path(folder) for name, _, folder in pairs}, workdir)
-    print(tables.text(found), f"Wrote {workdir / protocol.FOLDER}/results.json.", sep="\n\n")
+    if distributed.first():
+        print(tables.text(found), f"Wrote {workdir / protocol.FOLDER}/results.json.", sep="\n\n")
 
 
 if __name__ == "__main__":
     flags.DEFINE_list("checkpoints", None, "NAME=WORKDIR,…: the published evaluation of these.")
-    cli.start(main, needs=("config", "workdir"))
+    cli.start(main, needs=("config", "workdir"), several=True)

@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 from tqdm import tqdm
 
-from unlearn_jax import sharding
+from unlearn_jax import distributed, sharding
 from unlearn_jax.evaluate import preprocessing
 from unlearn_jax.evaluate.towers import Extractor
 
@@ -43,8 +42,8 @@ def extract(
 ) -> Iterator[Batch]:
     """Yields ({"NAME/ROLE": features [b d] on the mesh}, positions [b], valid [b]), in order.
 
-    The same items give the same features, whatever the number of threads. With several processes,
-    each has its own items, equally many batches of them, and batch_size is its share.
+    The same items give the same features, whatever the number of threads. Several processes have
+    the same items, and share the towers' work.
 
     Args:
       items: or functions that give them, which threads call: decode there.
@@ -59,7 +58,7 @@ def extract(
       ValueError: a batch size that does not fit, an item without one of the images; what `items`
         raises passes through.
     """
-    sharding.check_batch_size(batch_size * jax.process_count(), mesh)
+    sharding.check_batch_size(batch_size, mesh)
     run = {
         name: partial(
             _forward, found.tower, _hashable(found.recipe), mesh, _on_mesh(found.params, mesh)
@@ -67,38 +66,37 @@ def extract(
         for name, found in extractors.items()
     }
 
-    def dispatch(rows: list[dict[str, Any]]) -> tuple[Outputs, dict[str, jax.Array], int]:
+    def dispatch(rows: list[dict[str, Any]]) -> Batch:
         n = len(rows)
         rows = rows + [rows[-1]] * (batch_size - n)
         batch = {name: np.stack([row[name] for row in rows]) for name in run}
-        batch["position"] = np.array([row["position"] for row in rows], np.int32)
-        batch["valid"] = np.arange(batch_size) < n
-        batch = sharding.global_batch(batch, mesh)
-        return {name: call(batch[name]) for name, call in run.items()}, batch, n
+        batch = sharding.split_batch(batch, mesh)
+        positions = np.array([row["position"] for row in rows], np.int32)
+        outputs = {name: call(batch[name]) for name, call in run.items()}
+        return outputs, positions, np.arange(batch_size) < n
 
-    def finish(outputs: Outputs, batch: dict[str, jax.Array], n: int) -> Batch:
-        bar.update(n)
-        return outputs, fetch(batch["position"]), fetch(batch["valid"])
+    def finish(batch: Batch) -> Batch:
+        bar.update(int(batch[2].sum()))
+        return batch
 
     with (
-        tqdm(desc=title, total=total, unit="img", dynamic_ncols=True) as bar,
+        tqdm(
+            desc=title,
+            total=total,
+            unit="img",
+            dynamic_ncols=True,
+            disable=not distributed.first(),
+        ) as bar,
         _prepared(items, extractors, batch_size, threads) as prepared,
     ):
         late = None  # the towers have the next batch before the statistics wait for this one
         while rows := list(itertools.islice(prepared, batch_size)):
             queued = dispatch(rows)
             if late:
-                yield finish(*late)
+                yield finish(late)
             late = queued
         if late:
-            yield finish(*late)
-
-
-def fetch(array: jax.Array | np.ndarray) -> np.ndarray:
-    """All rows of a batch's array, on the host of every process."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
+            yield finish(late)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int, PRNGKeyArray, UInt8
 from PIL import Image
 
-from unlearn_jax import config, data, sharding
+from unlearn_jax import config, data, distributed, sharding
 from unlearn_jax.data import transforms
 from unlearn_jax.models import Batch, Params
 
@@ -47,6 +47,7 @@ def complete(
 
     A model's noise for an image depends on the seed and the image's row only, so the files do not
     depend on batches, on shards or on interruptions. A shard counts once all its files are there.
+    Several processes share the model's work, the first one writes.
 
     Args:
       generate: compiled `model.generate`.
@@ -72,7 +73,7 @@ def complete(
     ids = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     facts = {**facts, "task": dict(task), "seed": seed, "ids": ids, "format": format}
     facts |= {"shard_size": shard_size}
-    done = _claim(folder, facts)
+    done = distributed.agreed(_claim(folder, facts))
     key = jax.random.key(seed)
     for number, first in enumerate(range(0, len(rows), shard_size)):
         shard = slice(first, first + shard_size)
@@ -86,16 +87,19 @@ def complete(
         with ThreadPoolExecutor(2) as pool:
             writing = []
             for batch in batches:
-                output = generate(params, sharding.global_batch(batch, mesh), key)
-                images = np.asarray(output)[batch["valid"]]
+                output = generate(params, sharding.split_batch(batch, mesh), key)
+                images = distributed.fetch(output)[batch["valid"]]
                 pairs = zip(files[place : place + len(images)], images, strict=True)
-                writing += [pool.submit(_write, *pair, format) for pair in pairs]
+                if distributed.first():
+                    writing += [pool.submit(_write, *pair, format) for pair in pairs]
                 place += len(images)
                 seen(len(images))
             for future in writing:
                 future.result()
         done.append(number)
-        _save(folder, facts, done)
+        if distributed.first():
+            _save(folder, facts, done)
+    distributed.agreed(len(done))  # that all files are there
     return files
 
 

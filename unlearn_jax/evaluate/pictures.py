@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from unlearn_jax import distributed
 from unlearn_jax.data import transforms
 from unlearn_jax.evaluate import features, generation, towers, tsne
 from unlearn_jax.evaluate.tables import SETS
@@ -69,6 +70,8 @@ def plot_embeddings(
             for name in SETS
         }
         n = sum(map(len, groups.values()))
+        if not distributed.first():
+            continue
         points = tsne.embed(groups, every=1, perplexity=min(20, n // 4), seed=setup.cfg.seed)
         tsne.plot(points, root / f"tsne_{model}.png", f"{task} {size}/16, {known[0]}")
 
@@ -92,5 +95,5 @@ def _embed(
         title="embeddings",
     )
     return np.concatenate(
-        [features.fetch(towers.pooled(out["it/generated"]))[valid] for out, _, valid in batches]
+        [distributed.fetch(towers.pooled(out["it/generated"]))[valid] for out, _, valid in batches]
     )

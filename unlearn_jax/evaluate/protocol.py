@@ -3,7 +3,8 @@
 Tables of Li et al. (ICLR 2024, arXiv 2402.00351): for each model, task and size of the hole, FID,
 Inception Score and CLIP cosine of the images of forgotten classes, which should be far from the
 originals, and of those of kept classes, which should be near. What is finished is kept: the same
-command goes on where it was interrupted.
+command goes on where it was interrupted. Several processes share the work of models and towers;
+each decodes all images, the first one writes.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, data, sharding
+from unlearn_jax import checkpoint, data, distributed, sharding
 from unlearn_jax.data import published
 from unlearn_jax.evaluate import (
     features,
@@ -109,10 +110,12 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
         "compat": settings.compat.to_dict(),
         "rows": found,
     }
-    pictures.save_grids(setup, tasks(settings), rows, files, root / "grids.npz")
+    if distributed.first():
+        pictures.save_grids(setup, tasks(settings), rows, files, root / "grids.npz")
     pictures.plot_embeddings(setup, extractors, files, root)
-    tables.write_csv(root / "rows.csv", results)
-    write_json(root / "results.json", results)
+    if distributed.first():
+        tables.write_csv(root / "rows.csv", results)
+        write_json(root / "results.json", results)
     return results
 
 
@@ -218,7 +221,8 @@ def _complete_all(
     like = setup.like()
     files, models = {}, {}
     total = len(checkpoints) * len(todo) * sum(map(len, rows.values()))
-    with tqdm(desc="complete", total=total, unit="img", dynamic_ncols=True) as bar:
+    quiet = not distributed.first()
+    with tqdm(desc="complete", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:
         for model, folder in checkpoints.items():
             params, meta = checkpoint.load_params(folder, like)
             facts = {"model": cfg.model.to_dict(), "checksums": _digest(meta["checksums"])}
@@ -322,8 +326,8 @@ def _measure(
     key = [statistics.provenance(plan), known, plan.is_split_order, plan.seed, plan.splits]
     key = _digest([*key, [_sha256(file) for file in files]])
     done, half_done = part / f"{key[:16]}.json", part / f"{key[:16]}.npz"
-    if done.exists():
-        return json.loads(done.read_text())
+    if found := distributed.agreed(json.loads(done.read_text()) if done.exists() else None):
+        return found
     try:
         gathered = statistics.load(half_done, plan)
     except FileNotFoundError:
@@ -348,13 +352,15 @@ def _measure(
         gathered = statistics.update(gathered, plan, outputs, positions, valid)
         unsaved += len(positions)
         if unsaved >= settings.shard_size:
-            statistics.save(half_done, gathered, plan)
+            if distributed.first():
+                statistics.save(half_done, gathered, plan)
             unsaved = 0
     bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
     metrics = statistics.results(gathered, plan, **bootstrap)
-    done.parent.mkdir(parents=True, exist_ok=True)
-    write_json(done, metrics)
-    half_done.unlink(missing_ok=True)
+    if distributed.first():
+        done.parent.mkdir(parents=True, exist_ok=True)
+        write_json(done, metrics)
+        half_done.unlink(missing_ok=True)
     return metrics
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scipy import stats
 from skimage.metrics import structural_similarity
 
-from unlearn_jax import sharding
+from unlearn_jax import distributed, sharding
 from unlearn_jax.data import transforms
 from unlearn_jax.models import Batch, Model, Params
 
@@ -122,21 +122,24 @@ def measure(
     kept = 0
     for number, batch in enumerate(batches):
         valid = batch["valid"]
-        device_batch = sharding.global_batch(batch, mesh)
+        device_batch = sharding.split_batch(batch, mesh)
         batch_key = jax.random.fold_in(key, number)
         outputs = {name: generate(p, device_batch, batch_key) for name, p in params.items()}
         row = {"index": batch["index"], "label": batch["label"]}
-        for name, output in outputs.items():
-            values = pixel_metrics(output, outputs["original"], device_batch)
-            values |= {"ssim": ssim(np.asarray(output), batch["image"])}
+        original = outputs["original"]
+        for name, output in list(outputs.items()):
+            values = pixel_metrics(output, original, device_batch)
+            values = distributed.fetch(values)
+            outputs[name] = output = distributed.fetch(output)
+            values |= {"ssim": ssim(output, batch["image"])}
             if name == "original":
                 del values["displacement"]
-            row |= {f"{name}/{metric}": np.asarray(value) for metric, value in values.items()}
+            row |= {f"{name}/{metric}": value for metric, value in values.items()}
         for name, value in row.items():
             columns.setdefault(name, []).append(value[valid])
         if kept < keep:
             shown = {"index": batch["index"], "input": batch["image"] * (1 - batch["mask"])}
-            shown |= {"truth": batch["image"]} | {n: np.asarray(o) for n, o in outputs.items()}
+            shown |= {"truth": batch["image"]} | outputs
             for name, value in shown.items():
                 value = value[valid][: keep - kept]
                 value = value if name == "index" else transforms.to_uint8(value)

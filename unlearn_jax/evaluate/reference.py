@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from unlearn_jax import distributed
 from unlearn_jax.evaluate import features, fid, npz, towers
 from unlearn_jax.evaluate.statistics import Reference
 from unlearn_jax.evaluate.towers import Extractor
@@ -56,7 +57,8 @@ def reference(
 
     Where a file of this `cache_key` is there and undamaged, `items` are not touched. A damaged one
     is made anew, which is said on stderr. Files are named by their key and written whole or not at
-    all; an old one can be removed at any time.
+    all; an old one can be removed at any time. Several processes share the tower's
+    work, the first one writes.
 
     Args:
       directory: of the cache.
@@ -64,7 +66,7 @@ def reference(
       items: {"position", "reference": image} of all positions, in any order.
       extractor: what features are made with.
       mesh: where the tower runs.
-      batch_size: rows on all devices of this process.
+      batch_size: rows on all devices.
       treated: what was done to the images after they were hashed.
       keep_features: keep them, as kinds "kernel" and "cosine" need: 4 bytes a number.
       options: of `features.extract`.
@@ -85,14 +87,15 @@ def reference(
     except (KeyError, ValueError) as error:
         print(f"warning: {error} It is computed again.", file=sys.stderr)
         moments = None
-    if moments is None:
+    if not distributed.everywhere(moments is not None):
         moments, found = _compute(
             len(hashes), items, extractor, mesh, batch_size, keep_features, options
         )
         rows = None if found is None else found[by_hash]
         kept = {} if rows is None else {"features": rows}
         about = {"key": key, "n": len(hashes), "provenance": dict(extractor.provenance)}
-        npz.write(path, moments._asdict() | kept, about)
+        if distributed.first():
+            npz.write(path, moments._asdict() | kept, about)
     if rows is not None:
         position_of_row = np.empty_like(by_hash)
         position_of_row[by_hash] = np.arange(len(by_hash))
@@ -115,7 +118,7 @@ def _compute(n, items, extractor, mesh, batch_size, keep_features, options):
         moments = fid.update(moments, found, valid)
         if keep_features:
             rows = np.zeros((n, found.shape[1]), np.float32) if rows is None else rows
-            rows[kept] = features.fetch(found)[valid]
+            rows[kept] = distributed.fetch(found)[valid]
     if not seen.all():
         raise ValueError(f"Expected {n} reference images, got {int(seen.sum())}.")
-    return fid.Moments(*map(np.asarray, moments)), rows
+    return fid.Moments(*distributed.fetch(tuple(moments))), rows

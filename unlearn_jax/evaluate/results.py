@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import unlearn_jax
-from unlearn_jax import checkpoint, config, data, sharding
+from unlearn_jax import checkpoint, config, data, distributed, sharding
 from unlearn_jax.audit import guarantee
 from unlearn_jax.data import splits
 from unlearn_jax.evaluate import displacement, reconstruction
@@ -30,6 +30,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """The results, as they are written to workdir/results.json.
+
+    Several processes share the models' work; each prepares all images, the first one writes.
 
     Raises:
       ValueError: there is no original, or a run has not finished.
@@ -56,7 +58,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     if len(sets["retain"]) > cfg.evaluation.retain_rows:
         sets["retain"] = np.sort(rng.choice(sets["retain"], cfg.evaluation.retain_rows, False))
     total = sum(map(len, sets.values()))
-    with tqdm(desc="evaluate", total=total, unit="img", dynamic_ncols=True) as bar:
+    quiet = not distributed.first()
+    with tqdm(desc="evaluate", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:
         for number, (name, rows) in enumerate(sets.items()):
             rows = rng.permutation(rows)  # so that the first ones, which are shown, are typical
             batches = data.make_eval(
@@ -83,6 +86,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "displacement": displacement.of_request(examples, cfg, list(params)),
         **costs(stages),
     }
+    if quiet:
+        return results
     np.savez_compressed(workdir / "examples.npz", **examples)
     np.savez_compressed(workdir / "grids.npz", **grids)
     partial = workdir / "results.partial"

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from unlearn_jax import sharding
+from unlearn_jax import distributed, sharding
 from unlearn_jax.evaluate import cosine, features, fid, inception_score, kid, npz, towers
 from unlearn_jax.evaluate.towers import Extractor
 
@@ -144,7 +144,7 @@ def measure(
       items: see `features.extract`, which also takes the options.
       plan: what is measured.
       mesh: where the towers run.
-      batch_size: rows on all devices of this process.
+      batch_size: rows on all devices.
       statistics: of the images before; by default there were none.
       options: total, threads, title.
 
@@ -187,14 +187,14 @@ def update(
         if kind == "score":
             split = _splits(plan.n, plan.splits, plan.is_split_order, plan.seed)
             split = split[np.where(valid, positions, 0)]
-            logits = features.fetch(generated["logits"])
+            logits = distributed.fetch(generated["logits"])
             parts[name] = inception_score.update(part, logits, split, valid)
             continue
-        x = features.fetch(towers.pooled(generated))
+        x = distributed.fetch(towers.pooled(generated))
         if known:
             y = known.features[np.where(valid, positions, 0)]
         else:
-            y = features.fetch(towers.pooled(outputs[f"{use}/reference"]))
+            y = distributed.fetch(towers.pooled(outputs[f"{use}/reference"]))
         if kind == "kernel":
             parts[name] = kid.update(part, x, y, valid)
         else:

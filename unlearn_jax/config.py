@@ -250,7 +250,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     for phase in kept["phases"].values():  # what is off, as before there was any
         if not any(phase["noise"].values()):
             del phase["noise"]
-        if not phase["cache_tokens"]:
+        if phase.get("cache_tokens") is False:
             del phase["cache_tokens"]
     if not values["certificate"]["delta"]:
         kept.pop("certificate", None)

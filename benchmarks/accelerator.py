@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import autoencoder, models
-from unlearn_jax import cli, convert
+from unlearn_jax import cli
 from unlearn_jax.models import Model, build
 
 BATCH_SIZES = {"imagenet_mae": 256, "imagenet_mage": 128, "places365_palette": 32}
@@ -60,14 +60,10 @@ def torch_step(name: str, model: Model, batch: dict[str, np.ndarray], compiled: 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     params = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), params)
-    state = convert.to_torch(convert.find(name), model, params)
     shapes = {k: v.shape for k, v in jax.eval_shape(model.draw, batch, jax.random.key(0)).items()}
     with torch.device(device):
-        state = {k: torch.tensor(v) for k, v in state}
-        net, loss = {"mae": models.mae, "mage": models.mage, "palette": models.palette}[name](
-            model, state
-        )
-        net.to(memory_format=torch.channels_last)
+        made = models.torch_model(name, model, params, channels_last=True)
+        net, loss = made.net, made.loss
         for parameter in net.parameters():
             if parameter.ndim > 1:  # random data: matrix units are faster on constants
                 torch.nn.init.normal_(parameter, std=0.02)

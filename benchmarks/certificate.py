@@ -18,7 +18,6 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +51,7 @@ from unlearn_jax.evaluate.reconstruction import masked_mse
 from unlearn_jax.setup import Setup, resolve
 from unlearn_jax.step import select
 
+COMMAND = "python -m benchmarks.certificate --workdir=runs/certificate --data_dir=DIR"
 SETS = ("forget", "holdout", "retain")
 AUDITS = ("forget_error", "membership_auroc", "membership_auroc_calibrated", "tpr_at_1_fpr",
           "score_spread")  # fmt: skip
@@ -215,7 +215,7 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
         }
     about = results.provenance(cfg, bench.setup.split)
     return {
-        "command": "python -m benchmarks.certificate " + " ".join(sys.argv[1:]),
+        "command": COMMAND,
         **{key: about[key] for key in ("created", "versions", "hardware", "split")},
         "n": {s: len(errors(next(iter(runs)))[f"error/{s}"]) for s in SETS},
         "mechanisms": {k: dataclasses.asdict(m) for k, m in MECHANISMS.items()},

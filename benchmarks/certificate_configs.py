@@ -61,7 +61,7 @@ MECHANISMS = {
     "public": Mechanism("(a) around public weights", "release", 0.01, public=True),
     "biases": Mechanism("(d) all biases", "release", 0.01, (".*/bias",), True, "reference"),
     "last_layer": Mechanism(
-        "(d) last layer", "release", 0.01, ("decoder/up2/.*",), True, "reference"
+        "(d) last layer", "release", 0.01, ("decoder/up1/.*",), True, "reference"
     ),
 }
 
@@ -98,7 +98,7 @@ def base(workdir: Path, part: str, seed: int) -> ConfigDict:
     cfg.name, cfg.seed, cfg.batch_size = "certificate", seed, 64
     cfg.data.kind, cfg.data.path = "arrays", str(workdir / f"{part}.npz")
     cfg.request.kind, cfg.request.fraction = "random", 0.1
-    cfg.model = {"name": "autoencoder", "channels": (16, 32, 64), "latent_dim": 256}
+    cfg.model = {"name": "autoencoder", "channels": (8, 16), "latent_dim": 256}
     with np.load(workdir / f"{part}.npz") as file:
         rows = int((file["split"] == "train").sum())
     steps = max(20, EPOCHS * rows // cfg.batch_size)

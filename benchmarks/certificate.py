@@ -4,10 +4,11 @@ python -m benchmarks.certificate --workdir=runs/certificate --data_dir=DIR [--mi
 
 DIR is a tfds data directory with cifar10; without it, the bundled sample. Every point is a run of
 its own, WORKDIR/request/MECHANISM/EPSILON/SEED/{released,repaired}: what is finished is not done
-again, and after --minutes no new run is begun, so that the same command goes on later. `released`
-ends with the noised phase; `repaired` goes on with free fine-tuning on retain rows, which costs no
-epsilon. Every certificate is verified before its point counts. Writes points.json, table.md and
-curve.png into WORKDIR; docs/certificate.md shows them.
+again, and after --minutes no new run is begun, so that the same command goes on later. Both start
+from the ascended model of their seed, so that the ascent is done once. `released` ends with the
+noised phase, `repaired` goes on with free fine-tuning on retain rows, which costs no epsilon. Every
+certificate is verified before its point counts. Writes points.json, table.md and curve.png into
+WORKDIR; docs/certificate.md shows them.
 
 CIFAR-10 is cut into three disjoint parts: `request` and `tuning` of 5,000 training images each, and
 `public`, 4,000 images of vehicles. On `tuning` the radii were chosen (--part=tuning

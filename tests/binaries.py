@@ -1,8 +1,11 @@
 """Starting the package's binaries as a user does, in a process of their own."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -13,8 +16,8 @@ def command(module: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", module, *flags]
 
 
-def start(module: str, *flags: str, **options) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"}
+def start(module: str, *flags: str, devices: int = 2, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command(module, *flags), cwd=ROOT, env=environment, **(pipes | options))
 
@@ -25,3 +28,37 @@ def run(module: str, *flags: str, code: int = 0, **options) -> tuple[str, str]:
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
     return out, err
+
+
+def start_job(
+    module: str, *flags: str, processes: int, devices: int = 1, **options
+) -> list[subprocess.Popen]:
+    """The processes of one job, that many devices each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    return [
+        start(module, *flags, *job, f"--process_id={i}", devices=devices, **options)
+        for i in range(processes)
+    ]
+
+
+def ended(job: list[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of every process of a job; one that hangs says where."""
+    with ThreadPoolExecutor(len(job)) as pool:
+        try:
+            outputs = list(pool.map(lambda p: p.communicate(timeout=timeout), job))
+        except subprocess.TimeoutExpired:
+            for process in job:
+                process.send_signal(signal.SIGABRT)
+            outputs = list(pool.map(lambda p: p.communicate(), job))
+            raise AssertionError(f"hung for {timeout} s: {[err for _, err in outputs]}") from None
+    return [(p.returncode, *output) for p, output in zip(job, outputs, strict=True)]
+
+
+def run_job(module: str, *flags: str, **options) -> list[tuple[int, str, str]]:
+    """What `ended` returns of a job; asserts that all of its processes succeed."""
+    found = ended(start_job(module, *flags, **options))
+    assert [code for code, *_ in found] == [0] * len(found), "\n".join(err for *_, err in found)
+    return found

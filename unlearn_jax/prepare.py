@@ -8,6 +8,10 @@ Every file is decoded fully. Those that are no images, or truncated, go to quara
 into the shards; the others are stored as they are, unless --resize is given. Interrupted, by
 whatever, the same command goes on after the last whole shard, and ends with the same bytes. Given
 again at the end it changes nothing; with --verify it reads every shard and compares its sha256.
+
+Several processes, on machines that see the same folders, share the work: the same command on each,
+with --num_processes=N --process_id=0 to N - 1. Each writes shards of its own and waits for nobody;
+whichever finds all of them done writes the manifest. One that died is started again.
 The format is described in `unlearn_jax.data.records`.
 """
 
@@ -73,9 +77,13 @@ def run(
     storing: Storing = Storing(),
     images_per_shard: int = 4096,
     workers: int = 0,
+    process_id: int = 0,
+    num_processes: int = 1,
     **which: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """The manifest of the records in `out`, made now unless they are there already.
+
+    None if shards are left, which other processes write.
 
     Args:
         layout: see `layouts.find`.
@@ -85,6 +93,8 @@ def run(
         storing: how images are stored.
         images_per_shard: files that a shard is made of.
         workers: threads, each busy with a shard of its own; 0: as many as there are cores.
+        process_id: which of the processes that share the work.
+        num_processes: how many these are.
         which: further arguments of `layouts.find`.
 
     Raises:
@@ -96,6 +106,11 @@ def run(
             f"expected --images_per_shard of at least 1 and --workers of at least 0, got "
             f"{images_per_shard} and {workers}."
         )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id: expected 0..{num_processes - 1} of --num_processes={num_processes}, "
+            f"got {process_id}."
+        )
     found = layouts.find(layout, source, **which)
     shards = _plan(found, images_per_shard)
     plan = {
@@ -104,12 +119,17 @@ def run(
         **asdict(storing),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with _lock(out):
+    with _lock(out, shared=num_processes > 1) as lock_alone:
         _claim(out, plan)
         if not (out / records.MANIFEST).exists():
-            for partial in out.rglob("*.partial*"):
-                partial.unlink()
-            _write_all(source, out, shards, storing, workers or os.cpu_count() or 1)
+            mine = shards[process_id::num_processes]
+            _write_all(source, out, mine, storing, workers or os.cpu_count() or 1)
+            if any(not _part(out, name) for name, _ in shards):
+                return None
+        lock_alone()
+        for partial in out.rglob("*.partial*"):
+            partial.unlink()
+        if not (out / records.MANIFEST).exists():
             described = {
                 "layout": layout,
                 "stored": asdict(storing) if storing.resize else "original",
@@ -138,12 +158,15 @@ def _digest(files: Sequence[File]) -> str:
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keeps a second preparation out of the folder; the system ends the lock with the process."""
+def _lock(out: Path, shared: bool) -> Iterator[Callable[[], None]]:
+    """Keeps other preparations out of the folder; the system ends the lock with the process.
+
+    A shared one admits others that share: until the function is called, which waits for them.
+    """
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        yield lambda: fcntl.flock(folder, fcntl.LOCK_EX)
     except BlockingIOError as error:
         raise ValueError(f"--out: another preparation is at work in {out}. Wait for it.") from error
     finally:
@@ -159,6 +182,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
             )
         return
     path = out / _PARTS / "plan.json"
+    others = [child for child in out.iterdir() if child.name != _PARTS]
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
         changed = [
@@ -172,7 +196,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
                 f"({'; '.join(changed)}). Undo the change, or choose another folder."
             )
         return
-    if any(child.name != _PARTS for child in out.iterdir()):
+    if others:
         raise ValueError(f"--out: expected a new or empty folder, {out} holds other files.")
     path.parent.mkdir(exist_ok=True)
     _write_text(path, json.dumps(plan, indent=1))
@@ -201,7 +225,9 @@ def _write_all(
             bar.update()
 
     with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_write_shard, source, out, *shard, storing, tick) for shard in todo]
+        futures = [
+            pool.submit(_write_shard_alone, source, out, *shard, storing, tick) for shard in todo
+        ]
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()
@@ -209,6 +235,17 @@ def _write_all(
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _write_shard_alone(source: Path, out: Path, name: str, *rest: Any) -> None:
+    """Writes the shard, unless another process is at work on it or has written it."""
+    with (out / _PARTS / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if not _part(out, name):
+            _write_shard(source, out, name, *rest)
 
 
 def _write_shard(
@@ -329,7 +366,7 @@ def _clean_up(out: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -353,10 +390,15 @@ def main(layout: str, source: str, out: str) -> None:
         storing=storing,
         images_per_shard=given.images_per_shard,
         workers=given.workers,
+        process_id=given.process_id,
+        num_processes=given.num_processes,
         val_labels=given.val_labels,
         classes=given.classes,
         lists=tuple(given.list),
     )
+    if manifest is None:
+        print("The shards of this process are written; others are at work on the rest.")
+        return
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     counts = ", ".join(f"{s}: {facts['count']:,}" for s, facts in manifest["splits"].items())
     print(f"{counts} images of {len(manifest['class_names'])} classes, in {len(shards)} shards.")
@@ -386,6 +428,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("quality", 95, "Of JPEG, 95 to 100.")
     flags.DEFINE_integer("images_per_shard", 4096, "Images of a shard.")
     flags.DEFINE_integer("workers", 0, "Threads; 0: as many as there are cores.")
+    flags.DEFINE_integer("num_processes", 1, "Processes that share the work.", lower_bound=1)
+    flags.DEFINE_integer("process_id", 0, "Which of them this is.", lower_bound=0)
     flags.DEFINE_bool("verify", False, "Compare every shard with its sha256.")
     cli.start(
         main,

@@ -1,6 +1,7 @@
 """Prepared records against the files they come from; interruptions, damage, wrong layouts."""
 
 import csv
+import fcntl
 import io
 import json
 import shutil
@@ -405,10 +406,34 @@ def test_other_options_or_files_do_not_mix(tmp_path, monkeypatch):
 def test_one_preparation_at_a_time(tmp_path):
     imagenet(tmp_path / "raw")
     (tmp_path / "out").mkdir()
-    with prepare._lock(tmp_path / "out"):
+    with prepare._lock(tmp_path / "out", shared=False):
         with pytest.raises(ValueError, match="another preparation is at work"):
             run(tmp_path / "raw", tmp_path / "out")
     run(tmp_path / "raw", tmp_path / "out")
+
+
+def test_processes_share_the_shards_and_wait_for_nobody(tmp_path):
+    imagenet(tmp_path / "raw")
+    run(tmp_path / "raw", tmp_path / "whole")
+    out, last = tmp_path / "out", {"process_id": 1, "num_processes": 2}
+    assert run(tmp_path / "raw", out, process_id=0, num_processes=2) is None
+    written = {path.name for path in out.glob("*.array_record")}
+    assert 0 < len(written) < len(list((tmp_path / "whole").glob("*.array_record")))
+    with prepare._lock(out, shared=True):  # a process that is at work on a shard, then dies
+        lock = next(n for n, _ in shards_of(tmp_path / "raw") if n not in written)
+        with (out / "unfinished" / f"{lock}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert run(tmp_path / "raw", out, **last) is None and not (out / lock).exists()
+        with pytest.raises(ValueError, match="another preparation is at work"):
+            run(tmp_path / "raw", out)
+    assert run(tmp_path / "raw", out, **last)
+    assert contents(out) == contents(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"--process_id: expected 0\.\.1 .* got 2"):
+        run(tmp_path / "raw", out, process_id=2, num_processes=2)
+
+
+def shards_of(raw):
+    return prepare._plan(layouts.find("imagenet", raw), 5)
 
 
 def test_files_that_may_not_be_read_stop_it(tmp_path, monkeypatch):

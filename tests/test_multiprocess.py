@@ -1,0 +1,171 @@
+"""Jobs of several processes on this machine: same numbers, no hang, nothing left behind.
+
+The gate runs the smallest jobs; `python -m pytest -m large tests/test_multiprocess.py` runs jobs of
+four processes, whole requests and the certified phase too.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import binaries, tiny
+from unlearn_jax.evaluate import results
+
+TRAIN = "unlearn_jax.train"
+LONGER = (binaries.TINY, "--config.phases.pretrain.steps=60", "--config.checkpoint.every=10")
+
+
+def sums(workdir):
+    """Checksums of parameters, optimizer and key of the last checkpoint, and its step."""
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    meta = json.loads((workdir / "checkpoints" / str(newest) / "meta/metadata").read_text())
+    return meta["step"], meta["checksums"]
+
+
+def wait_until(job, ready):
+    while all(process.poll() is None for process in job) and not ready():
+        time.sleep(0.02)
+
+
+def logged(workdir, after=0):
+    log = workdir / "metrics.jsonl"
+    return lambda: log.exists() and log.stat().st_size > after
+
+
+def shared_memory():
+    return set(os.listdir("/dev/shm"))
+
+
+def descendants(pid):
+    """Processes that this one has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        found += [int(stat.parent.name)] if parent == pid else []
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process with two devices makes without being disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "original"
+    binaries.run(TRAIN, *LONGER, f"--workdir={workdir}")
+    return workdir
+
+
+def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_path):
+    workdir, memory = tmp_path / "job", shared_memory()
+    flags = [*LONGER, f"--workdir={workdir}"]
+
+    # One process is told to stop: both save the same step and succeed.
+    job = binaries.start_job(TRAIN, *flags, processes=2)
+    wait_until(job, logged(workdir))
+    assert [descendants(process.pid) for process in job] == [[], []]  # data comes from threads
+    job[1].send_signal(signal.SIGTERM)
+    (first, _, err), (second, _, other) = binaries.ended(job)
+    stopped, _ = sums(workdir)
+    assert first == second == 0 and 0 < stopped < 60, err + other
+    assert f"Stopped by another process, saved at step {stopped}" in err
+    assert f"Stopped by SIGTERM, saved at step {stopped}" in other
+
+    # One process dies: the other ends within seconds, with a code that tells of it.
+    size = (workdir / "metrics.jsonl").stat().st_size
+    job = binaries.start_job(TRAIN, *flags, processes=2)
+    wait_until(job, logged(workdir, after=size))
+    job[1].kill()
+    began = time.monotonic()
+    (code, _, err), _ = binaries.ended(job, timeout=60)
+    assert code not in (0, 1), err
+    assert time.monotonic() - began < 30  # 10 s, on a busy machine
+
+    # One process with the devices of both goes on, as if nothing had happened.
+    binaries.run(TRAIN, *flags)
+    assert sums(workdir) == sums(alone) and sums(alone)[0] == 60
+    steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
+    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert not list(workdir.rglob("*tmp*")) + list(workdir.rglob("*.partial*"))
+    assert shared_memory() <= memory
+
+
+def test_two_processes_evaluate_as_one(alone, tmp_path):
+    shutil.copytree(alone, tmp_path / "original")
+    flags = (*LONGER, f"--workdir={tmp_path}")
+    (_, out, _), (_, silent, bars) = binaries.run_job("unlearn_jax.evaluate", *flags, processes=2)
+    assert "Wrote" in out and "Wrote" not in silent and "evaluate" not in bars
+    found, arrays = read(tmp_path)
+    cfg = tiny.get_config()
+    cfg.update_from_flattened_dict({"phases.pretrain.steps": 60, "checkpoint.every": 10})
+    results.run(cfg, tmp_path)
+    expected, others = read(tmp_path)
+    assert found["stages"] == expected["stages"] and arrays.keys() == others.keys()
+    for name, values in others.items():
+        tolerance = 2 if values.dtype == np.uint8 else 1e-4  # other programs, other rounding
+        np.testing.assert_allclose(arrays[name], values, atol=tolerance, rtol=1e-4)
+
+
+def read(workdir):
+    arrays = dict(np.load(workdir / "examples.npz")) | dict(np.load(workdir / "grids.npz"))
+    return json.loads((workdir / "results.json").read_text()), arrays
+
+
+def test_a_user_s_mistakes_are_one_message(tmp_path):
+    flags = [binaries.TINY, f"--workdir={tmp_path}"]
+    for wrong, message in (
+        (["--coordinator=localhost:1"], "all of --coordinator=HOST:PORT --num_processes=N"),
+        (["--distributed", "--process_id=0"], "either --distributed, or all of"),
+        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "expected 0..1 of 2"),
+        (["--coordinator=h", "--num_processes=2", "--process_id=0"], "expected HOST:PORT, got 'h'"),
+        (["--distributed"], "did not find each other"),
+    ):
+        _, err = binaries.run(TRAIN, *flags, *wrong, code=1)
+        assert "error: " in err and message in err, err
+        assert "Traceback" not in err
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("layout", [(4, 1), (2, 2), (1, 4)])
+def test_any_split_of_four_devices_gives_the_same_bits(layout, tmp_path_factory, tmp_path):
+    """With --num_processes=1, too, as then the sums over devices are made by the same code."""
+    processes, devices = layout
+    workdir = tmp_path_factory.getbasetemp() / "four" / f"{processes}x{devices}"
+    flags = [*LONGER, f"--workdir={workdir}"]
+    binaries.run_job(TRAIN, *flags, processes=processes, devices=devices)
+    assert sums(workdir) == sums(workdir.parent / "4x1")
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("victim", [0, 3])
+def test_any_of_four_may_die_and_another_number_goes_on(victim, alone, tmp_path):
+    flags = [*LONGER, f"--workdir={tmp_path}"]
+    job = binaries.start_job(TRAIN, *flags, processes=4)
+    wait_until(job, logged(tmp_path))
+    job[victim].kill()
+    began = time.monotonic()
+    found = binaries.ended(job, timeout=60)
+    assert all(code not in (0, 1) for code, *_ in found) and time.monotonic() - began < 40
+    binaries.run(TRAIN, *flags, devices=2)
+    step, _ = sums(tmp_path)
+    assert step == 60  # with other devices, so with other rounding
+
+
+@pytest.mark.large
+def test_a_whole_request_and_its_certificate(tmp_path):
+    poisoned = (binaries.TINY, "--config.poison.fraction=0.25")
+    found = binaries.run_job(
+        "unlearn_jax.pipeline", *poisoned, f"--workdir={tmp_path / 'two'}", processes=2
+    )
+    assert "Report:" in found[0][1] and found[1][1] == ""
+    binaries.run("unlearn_jax.pipeline", *poisoned, f"--workdir={tmp_path / 'one'}")
+    two, one = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("two", "one"))
+    assert two["verdicts"]["ood"]["word"] == one["verdicts"]["ood"]["word"]
+    for stage in ("original", "unlearned", "retrained", "shadow1"):
+        assert sums(tmp_path / "two" / stage) == sums(tmp_path / "one" / stage), stage

@@ -30,14 +30,17 @@ def run(module: str, *flags: str, code: int = 0, **options) -> tuple[str, str]:
     return out, err
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start_job(
     module: str, *flags: str, processes: int, devices: int = 1, **options
 ) -> list[subprocess.Popen]:
     """The processes of one job, that many devices each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    job = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     return [
         start(module, *flags, *job, f"--process_id={i}", devices=devices, **options)
         for i in range(processes)

@@ -1,5 +1,6 @@
 """The fault campaign at its smallest: always the same faults. See tests/faults.py."""
 
+import os
 import random
 
 import pytest
@@ -9,9 +10,12 @@ from tests import faults
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
+    os.environ.update(faults.SYNCHRONOUS)  # of the processes that the campaign starts
     found = faults.Campaign(tmp_path_factory.mktemp("faults"), random.Random(0))
     found.prepare(("prepare", "train"))
-    return found
+    yield found
+    for name in faults.SYNCHRONOUS:
+        del os.environ[name]
 
 
 @pytest.mark.parametrize(

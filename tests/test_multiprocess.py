@@ -158,6 +158,30 @@ def test_any_of_four_may_die_and_another_number_goes_on(victim, alone, tmp_path)
 
 
 @pytest.mark.large
+def test_an_error_of_one_process_ends_all(tmp_path):
+    port, wrong = binaries.free_port(), ["--config.data.data_dir=nowhere", "--config.data.name=x"]
+    job = [
+        binaries.start(
+            TRAIN, *LONGER, f"--workdir={tmp_path}", f"--coordinator=127.0.0.1:{port}",
+            "--num_processes=2", f"--process_id={i}", *(wrong if i else []),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    (first, *_), (second, _, err) = binaries.ended(job, timeout=100)
+    assert first not in (0, 1) and second == 1 and "error: " in err, err
+
+
+@pytest.mark.large
+def test_a_certified_phase_draws_one_secret(alone, tmp_path):
+    config = f"--config={binaries.ROOT / 'tests/tiny_certified.py'}"
+    from_ = f"--config.init_from={alone}"
+    binaries.run_job(TRAIN, config, from_, f"--workdir={tmp_path / 'run'}", processes=2)
+    assert not (tmp_path / "run/noise.key").exists()
+    out, _ = binaries.run("unlearn_jax.certify", "verify", f"--workdir={tmp_path / 'run'}")
+    assert "is missing" not in out
+
+
+@pytest.mark.large
 def test_a_whole_request_and_its_certificate(tmp_path):
     poisoned = (binaries.TINY, "--config.poison.fraction=0.25")
     found = binaries.run_job(

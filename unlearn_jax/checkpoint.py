@@ -102,7 +102,7 @@ def _explained(directory: Path) -> Iterator[None]:
     except Exception as error:  # orbax and tensorstore wrap an OSError in various types
         free = shutil.disk_usage(directory).free / 2**20
         reason = re.search(r"Failed to write \d+ bytes.*?: (.*?) \[os_error", str(error))
-        reason = reason[1] if reason else str(error)[:300]
+        reason = reason[1] if reason else str(error).partition(" [")[0][:300]
         raise OSError(
             f"Could not write a checkpoint under {directory}: {reason}\n({free:.0f} MiB are free "
             "on that disk. Checkpoints written before are kept; make room and run the same "

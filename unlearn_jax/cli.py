@@ -101,5 +101,5 @@ def _fail(error: BaseException, show: bool, shared: bool = False) -> None:
         message = f"{head.strip()}\n  {trace.strip().splitlines()[-1].strip()}"
     print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
     if shared:
-        distributed.abandon(1)
+        distributed.abandon(distributed.exit_code(error))
     sys.exit(1)

@@ -93,6 +93,15 @@ def abandon(code: int) -> NoReturn:
     os._exit(code)
 
 
+def exit_code(error: BaseException | None) -> int:
+    """1, a mistake of the user; `PEER_LOST` if what lies behind the error broke in JAX."""
+    while error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return PEER_LOST
+        error = error.__cause__
+    return 1
+
+
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from tests import binaries, tiny
+from unlearn_jax import distributed
 from unlearn_jax.evaluate import results
 
 TRAIN = "unlearn_jax.train"
@@ -64,10 +66,10 @@ def alone(tmp_path_factory):
 
 def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_path):
     workdir, memory = tmp_path / "job", shared_memory()
-    flags = [*LONGER, f"--workdir={workdir}"]
+    given = [*LONGER, f"--workdir={workdir}"]
 
     # One process is told to stop: both save the same step and succeed.
-    job = binaries.start_job(TRAIN, *flags, processes=2)
+    job = binaries.start_job(TRAIN, *given, processes=2)
     wait_until(job, logged(workdir))
     assert [descendants(process.pid) for process in job] == [[], []]  # data comes from threads
     job[1].send_signal(signal.SIGTERM)
@@ -79,7 +81,7 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
 
     # One process dies: the other ends within seconds, with a code that tells of it.
     size = (workdir / "metrics.jsonl").stat().st_size
-    job = binaries.start_job(TRAIN, *flags, processes=2)
+    job = binaries.start_job(TRAIN, *given, processes=2)
     wait_until(job, logged(workdir, after=size))
     job[1].kill()
     began = time.monotonic()
@@ -88,7 +90,7 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
     assert time.monotonic() - began < 30  # 10 s, on a busy machine
 
     # One process with the devices of both goes on, as if nothing had happened.
-    binaries.run(TRAIN, *flags)
+    binaries.run(TRAIN, *given)
     assert sums(workdir) == sums(alone) and sums(alone)[0] == 60
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
     assert steps == sorted(set(steps)) and steps[-1] == 60
@@ -98,8 +100,8 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
 
 def test_two_processes_evaluate_as_one(alone, tmp_path):
     shutil.copytree(alone, tmp_path / "original")
-    flags = (*LONGER, f"--workdir={tmp_path}")
-    (_, out, _), (_, silent, bars) = binaries.run_job("unlearn_jax.evaluate", *flags, processes=2)
+    given = (*LONGER, f"--workdir={tmp_path}")
+    (_, out, _), (_, silent, bars) = binaries.run_job("unlearn_jax.evaluate", *given, processes=2)
     assert "Wrote" in out and "Wrote" not in silent and "evaluate" not in bars
     found, arrays = read(tmp_path)
     cfg = tiny.get_config()
@@ -117,18 +119,28 @@ def read(workdir):
     return json.loads((workdir / "results.json").read_text()), arrays
 
 
-def test_a_user_s_mistakes_are_one_message(tmp_path):
-    flags = [binaries.TINY, f"--workdir={tmp_path}"]
-    for wrong, message in (
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
         (["--coordinator=localhost:1"], "all of --coordinator=HOST:PORT --num_processes=N"),
         (["--distributed", "--process_id=0"], "either --distributed, or all of"),
-        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "expected 0..1 of 2"),
-        (["--coordinator=h", "--num_processes=2", "--process_id=0"], "expected HOST:PORT, got 'h'"),
-        (["--distributed"], "did not find each other"),
-    ):
-        _, err = binaries.run(TRAIN, *flags, *wrong, code=1)
-        assert "error: " in err and message in err, err
-        assert "Traceback" not in err
+        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], r"expected 0\.\.1 of 2"),
+        (["--coordinator=h", "--num_processes=2", "--process_id=0"], "HOST:PORT, got 'h'"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(given, message):
+    values = flags.FlagValues()
+    distributed.define_flags(values)
+    values(["binary", *given])
+    with pytest.raises(ValueError, match=message):
+        distributed.start(values)
+
+
+def test_nobody_to_find_is_one_message(tmp_path):
+    given = [binaries.TINY, f"--workdir={tmp_path}", "--distributed"]
+    _, err = binaries.run(TRAIN, *given, code=1)
+    assert "error: The processes of this job did not find each other" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.large
@@ -137,22 +149,22 @@ def test_any_split_of_four_devices_gives_the_same_bits(layout, tmp_path_factory,
     """With --num_processes=1, too, as then the sums over devices are made by the same code."""
     processes, devices = layout
     workdir = tmp_path_factory.getbasetemp() / "four" / f"{processes}x{devices}"
-    flags = [*LONGER, f"--workdir={workdir}"]
-    binaries.run_job(TRAIN, *flags, processes=processes, devices=devices)
+    given = [*LONGER, f"--workdir={workdir}"]
+    binaries.run_job(TRAIN, *given, processes=processes, devices=devices)
     assert sums(workdir) == sums(workdir.parent / "4x1")
 
 
 @pytest.mark.large
 @pytest.mark.parametrize("victim", [0, 3])
 def test_any_of_four_may_die_and_another_number_goes_on(victim, alone, tmp_path):
-    flags = [*LONGER, f"--workdir={tmp_path}"]
-    job = binaries.start_job(TRAIN, *flags, processes=4)
+    given = [*LONGER, f"--workdir={tmp_path}"]
+    job = binaries.start_job(TRAIN, *given, processes=4)
     wait_until(job, logged(tmp_path))
     job[victim].kill()
     began = time.monotonic()
     found = binaries.ended(job, timeout=60)
     assert all(code not in (0, 1) for code, *_ in found) and time.monotonic() - began < 40
-    binaries.run(TRAIN, *flags, devices=2)
+    binaries.run(TRAIN, *given, devices=2)
     step, _ = sums(tmp_path)
     assert step == 60  # with other devices, so with other rounding
 

@@ -25,14 +25,15 @@ ASK_EVERY = 4  # steps between two questions whether a process was told to stop
 PEER_LOST = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 
 
-def define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines --distributed, --coordinator, --num_processes and --process_id."""
-    flags.DEFINE_bool(
-        "distributed", False, "One of several processes, which TPU, SLURM or GKE tell about."
-    )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; of one of several processes.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    which = {"flag_values": values}
+    text = "One of several processes, which TPU, SLURM or GKE tell about."
+    flags.DEFINE_bool("distributed", False, text, **which)
+    text = "HOST:PORT of process 0; of one of several processes."
+    flags.DEFINE_string("coordinator", None, text, **which)
+    flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1, **which)
+    flags.DEFINE_integer("process_id", None, "Which this is, from 0.", lower_bound=0, **which)
 
 
 def start(given: flags.FlagValues) -> bool:

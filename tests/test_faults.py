@@ -18,15 +18,18 @@ def campaign(tmp_path_factory):
         del os.environ[name]
 
 
-@pytest.mark.parametrize(
-    ("name", "processes", "chosen"),
-    [
-        ("train", 1, ["SIGKILL all in save", "64 bytes of data flipped", "full disk"]),
-        ("prepare", 2, ["SIGKILL one"]),
-    ],
-)
-def test_nothing_is_left_of_a_fault(campaign, name, processes, chosen):
-    campaign.round(name, processes, chosen)
+def test_nothing_is_left_of_faults_in_training(campaign):
+    chosen = ["SIGKILL all in save", "64 bytes of data flipped"]
+    campaign.round("train", 1, chosen)
     assert not campaign.failures
-    if name == "train":
-        assert sum(campaign.injected.values()) == len(chosen)
+    assert campaign.injected == {("train", fault): 1 for fault in chosen}
+
+
+def test_another_result_is_noticed(campaign):
+    expected = campaign.expected["prepare"]
+    campaign.expected["prepare"] = expected | {"more": ""}
+    campaign.round("prepare", 2, [])
+    campaign.expected["prepare"] = expected
+    (failure,) = campaign.failures
+    campaign.failures.clear()
+    assert "another result" in failure

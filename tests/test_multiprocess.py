@@ -20,7 +20,11 @@ from unlearn_jax import distributed
 from unlearn_jax.evaluate import results
 
 TRAIN = "unlearn_jax.train"
-LONGER = (binaries.TINY, "--config.phases.pretrain.steps=60", "--config.checkpoint.every=10")
+STEPS = 40
+LONGER = (
+    binaries.TINY, f"--config.phases.pretrain.steps={STEPS}", "--config.checkpoint.every=10",
+    "--config.phases.pretrain.probe_every=20", "--config.request.fraction=0.02",
+)  # fmt: skip
 
 
 def sums(workdir):
@@ -75,7 +79,7 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
     job[1].send_signal(signal.SIGTERM)
     (first, _, err), (second, _, other) = binaries.ended(job)
     stopped, _ = sums(workdir)
-    assert first == second == 0 and 0 < stopped < 60, err + other
+    assert first == second == 0 and 0 < stopped < STEPS, err + other
     assert f"Stopped by another process, saved at step {stopped}" in err
     assert f"Stopped by SIGTERM, saved at step {stopped}" in other
 
@@ -91,9 +95,9 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
 
     # One process with the devices of both goes on, as if nothing had happened.
     binaries.run(TRAIN, *given)
-    assert sums(workdir) == sums(alone) and sums(alone)[0] == 60
+    assert sums(workdir) == sums(alone) and sums(alone)[0] == STEPS
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
-    assert steps == sorted(set(steps)) and steps[-1] == 60
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
     assert not list(workdir.rglob("*tmp*")) + list(workdir.rglob("*.partial*"))
     assert shared_memory() <= memory
 
@@ -105,7 +109,7 @@ def test_two_processes_evaluate_as_one(alone, tmp_path):
     assert "Wrote" in out and "Wrote" not in silent and "evaluate" not in bars
     found, arrays = read(tmp_path)
     cfg = tiny.get_config()
-    cfg.update_from_flattened_dict({"phases.pretrain.steps": 60, "checkpoint.every": 10})
+    cfg.phases.pretrain.steps, cfg.request.fraction = STEPS, 0.02
     results.run(cfg, tmp_path)
     expected, others = read(tmp_path)
     assert found["stages"] == expected["stages"] and arrays.keys() == others.keys()
@@ -166,7 +170,7 @@ def test_any_of_four_may_die_and_another_number_goes_on(victim, alone, tmp_path)
     assert all(code not in (0, 1) for code, *_ in found) and time.monotonic() - began < 40
     binaries.run(TRAIN, *given, devices=2)
     step, _ = sums(tmp_path)
-    assert step == 60  # with other devices, so with other rounding
+    assert step == STEPS  # with other devices, so with other rounding
 
 
 @pytest.mark.large

@@ -140,6 +140,7 @@ def test_flags_that_do_not_fit_together_are_refused(given, message):
         distributed.start(values)
 
 
+@pytest.mark.large
 def test_nobody_to_find_is_one_message(tmp_path):
     given = [binaries.TINY, f"--workdir={tmp_path}", "--distributed"]
     _, err = binaries.run(TRAIN, *given, code=1)

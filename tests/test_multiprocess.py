@@ -207,6 +207,11 @@ def test_a_whole_request_and_its_certificate(tmp_path):
     assert "Report:" in found[0][1] and found[1][1] == ""
     binaries.run("unlearn_jax.pipeline", *poisoned, f"--workdir={tmp_path / 'one'}")
     two, one = (json.loads((tmp_path / name / "audit.json").read_text()) for name in ("two", "one"))
-    assert two["verdicts"]["ood"]["word"] == one["verdicts"]["ood"]["word"]
+    assert two == one
+    for name in ("examples.npz", "grids.npz"):
+        two, one = (dict(np.load(tmp_path / folder / name)) for folder in ("two", "one"))
+        assert two.keys() == one.keys()
+        for key, values in one.items():
+            np.testing.assert_array_equal(two[key], values, err_msg=key)
     for stage in ("original", "unlearned", "retrained", "shadow1"):
         assert sums(tmp_path / "two" / stage) == sums(tmp_path / "one" / stage), stage

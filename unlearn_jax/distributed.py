@@ -99,7 +99,7 @@ def exit_code(error: BaseException | None) -> int:
     while error:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return PEER_LOST
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return 1
 
 

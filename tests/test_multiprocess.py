@@ -140,6 +140,14 @@ def test_flags_that_do_not_fit_together_are_refused(given, message):
         distributed.start(values)
 
 
+def test_a_lost_peer_is_no_mistake_of_the_user():
+    gloo = ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    wrapped = OSError("Could not write a checkpoint")
+    wrapped.__cause__ = gloo
+    assert distributed.exit_code(gloo) == distributed.exit_code(wrapped) == distributed.PEER_LOST
+    assert distributed.exit_code(ValueError("batch_size: UNKNOWN")) == 1
+
+
 @pytest.mark.large
 def test_nobody_to_find_is_one_message(tmp_path):
     given = [binaries.TINY, f"--workdir={tmp_path}", "--distributed"]

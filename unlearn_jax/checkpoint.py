@@ -90,8 +90,8 @@ def open_manager(
     lost = False
     try:
         yield manager
-    except jax.errors.JaxRuntimeError:  # a peer is gone, and its part will never be written
-        lost = jax.process_count() > 1
+    except Exception as error:  # if a peer is gone, its part will never be written
+        lost = jax.process_count() > 1 and distributed.exit_code(error) == distributed.PEER_LOST
         raise
     finally:
         if not lost:

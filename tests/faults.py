@@ -154,6 +154,13 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
+def _progress(name: str, folder: Path) -> int:
+    """Steps of training, files of the rest."""
+    if name == "train":
+        return _logged(folder)
+    return sum(1 for _ in (folder / {"prepare": "data", "evaluate": "out"}[name]).rglob("*.*"))
+
+
 def _logged(folder: Path) -> int:
     """The last step that a run has told of."""
     log = folder / "original/metrics.jsonl"
@@ -280,7 +287,9 @@ class Campaign:
                 self.wait_for(job, lambda: any(folder.glob(temporary)))
                 self.wait(job, rng.uniform(0, 0.02))
             else:
-                self.wait(job, rng.uniform(0.2, 1.1) * self.seconds[name])
+                far = rng.randrange(max(1, _progress(name, self.root / "reference")))
+                self.wait_for(job, lambda: _progress(name, folder) >= far)
+                self.wait(job, rng.uniform(0, 0.3))
             alive = [process for process in job if process.poll() is None]
             for process in [rng.choice(alive)] if alive and " one" in fault else alive:
                 process.send_signal(number)
@@ -386,7 +395,7 @@ def _limit(size: int) -> Callable[[], None]:
 def choose(rng: random.Random) -> tuple[str, int, list[str]]:
     """The scene, the number of processes and the faults of a round."""
     name = rng.choice(["train", "train", "evaluate", "prepare"])
-    processes = rng.choice([1, 1, 2])
+    processes = rng.choice([1, 2])
     kills = [f"{s} {who}" for s in ("SIGKILL", "SIGTERM") for who in ("one", "all")]
     if name == "train":
         kills += [f"{kill} in save" for kill in kills]

@@ -87,12 +87,17 @@ def open_manager(
     directory.mkdir(parents=True, exist_ok=True)
     policy = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     manager = ocp.CheckpointManager(directory, options=policy, **options)
+    lost = False
     try:
         yield manager
+    except Exception as error:  # if a peer is gone, its part will never be written
+        lost = jax.process_count() > 1 and distributed.exit_code(error) == distributed.PEER_LOST
+        raise
     finally:
-        with _explained(directory):
-            manager.wait_until_finished()
-        manager.close()
+        if not lost:
+            with _explained(directory):
+                manager.wait_until_finished()
+            manager.close()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ writes what is not a checkpoint. All of them see the same files.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -96,10 +97,11 @@ def abandon(code: int) -> NoReturn:
 
 def exit_code(error: BaseException | None) -> int:
     """1, a mistake of the user; `PEER_LOST` if what lies behind the error broke in JAX."""
-    while error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+    status = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
+    while error:  # some paths of JAX raise a ValueError with the status of a broken collective
+        if isinstance(error, jax.errors.JaxRuntimeError) or re.match(status, str(error)):
             return PEER_LOST
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return 1
 
 

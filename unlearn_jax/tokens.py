@@ -34,8 +34,7 @@ def make(
         task=cfg.task.to_dict(),
         seed=cfg.seed,
         num_threads=cfg.data.num_threads,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        places=sharding.local_rows(cfg.batch_size, mesh),
     ):
         batch = sharding.global_batch(batch, mesh)
         if not found:

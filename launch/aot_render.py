@@ -175,7 +175,7 @@ def plot(lines: Lines, path: Path) -> None:
         axes[1].plot(chips, sent, **style)
     titles = ("peak memory per chip (GiB)", "sent per chip and step (MB)")
     for axis, title in zip(axes, titles, strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="chips", title=title)
+        axis.set(xscale="log", ylim=(0, None), xlabel="chips", title=title)
         axis.set_xticks([4, 16, 64, 256], ["4", "16", "64", "256"])
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)

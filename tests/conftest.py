@@ -6,6 +6,8 @@ import shutil
 import tempfile
 
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
+# Fake devices share threads: collectives of two programs in flight could wait for each other.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 # Tests compile for longer than they compute. Eight devices share two cores with another worker: one
 # that is late by XLA's default of 40 seconds would end the process.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -10,8 +10,6 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unlearn_jax import distributed
-
 _EXAMPLE = "--config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
 
 
@@ -36,6 +34,8 @@ def start(
         flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     if several:
+        from unlearn_jax import distributed  # jax, which takes seconds: not for all binaries
+
         distributed.define_flags()
 
     def parse(argv: list[str]) -> list[str]:
@@ -101,5 +101,7 @@ def _fail(error: BaseException, show: bool, shared: bool = False) -> None:
         message = f"{head.strip()}\n  {trace.strip().splitlines()[-1].strip()}"
     print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
     if shared:
+        from unlearn_jax import distributed
+
         distributed.abandon(distributed.exit_code(error))
     sys.exit(1)

@@ -172,7 +172,7 @@ def test_threads_and_devices_change_nothing(small, images, mesh):
     valid = np.concatenate([v for *_, v in runs[0]])
     positions = np.concatenate([p for _, p, _ in runs[0]])[valid]
     assert positions.tolist() == list(range(N)) and len(valid) == 48
-    one = jax.make_mesh((1, 1), ("data", "fsdp"), devices=jax.devices()[:1])
+    one = sharding.make_mesh(devices=jax.devices()[:1])
     (pool, *_), *_ = [
         (np.asarray(o["it/generated"]["pool"]), p)
         for o, p, _ in features.extract(stream, extractors, one, batch_size=BATCH)

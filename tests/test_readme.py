@@ -114,7 +114,7 @@ def test_benchmarks_print_one_line_of_json(command):
     assert found["ours_images_per_s"] > 0
     if found["torch_images_per_s"]:
         ratio = found["ours_images_per_s"] / found["torch_images_per_s"]
-        assert found["ratio"] == pytest.approx(ratio, abs=1e-3)
+        assert found["ratio"] == pytest.approx(ratio, rel=0.01)  # speeds are rounded, too
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

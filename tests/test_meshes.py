@@ -15,7 +15,16 @@ import pytest
 
 from tests import tiny
 from tests.toy import make_batch
-from unlearn_jax import checkpoint, models, objectives, optim, saliency, sharding, train
+from unlearn_jax import (
+    checkpoint,
+    distributed,
+    models,
+    objectives,
+    optim,
+    saliency,
+    sharding,
+    train,
+)
 from unlearn_jax.audit.measure import make_measure
 from unlearn_jax.certify import noisy
 from unlearn_jax.evaluate import features, preprocessing, results, towers
@@ -236,9 +245,9 @@ def test_a_request_end_to_end_never_holds_a_whole_leaf(tmp_path, monkeypatch):
     cfg, others = on_mesh(data=2, fsdp=4), jax.live_arrays()
     setup = resolve(cfg)
     kernels = {leaf.shape for leaf in jax.tree.leaves(setup.like()) if leaf.ndim > 1}
-    put, seen = sharding.global_batch, []
+    seen = []
 
-    def watched(batch, mesh):
+    def watched(put, batch, mesh):
         arrays = [x for x in jax.live_arrays() if x.shape in kernels]
         arrays = [x for x in arrays if not any(x is other for other in others)]
         whole = [x.shape for x in arrays if x.addressable_shards[0].data.size * 4 != x.size]
@@ -246,7 +255,9 @@ def test_a_request_end_to_end_never_holds_a_whole_leaf(tmp_path, monkeypatch):
         seen.append(len(arrays))
         return put(batch, mesh)
 
-    monkeypatch.setattr(sharding, "global_batch", watched)
+    for name in ("global_batch", "split_batch"):
+        put = getattr(sharding, name)
+        monkeypatch.setattr(sharding, name, functools.partial(watched, put))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.like())
     fresh = jax.jit(setup.model.init, out_shardings=shardings)(KEY)
     checkpoint.save_params(tmp_path / "original", fresh)
@@ -297,7 +308,7 @@ def test_a_tower_is_split_too():
         }
         found.append(
             np.concatenate(
-                [features.fetch(x)[v] for x, (_, _, v) in zip(pools, batches, strict=True)]
+                [distributed.fetch(x)[v] for x, (_, _, v) in zip(pools, batches, strict=True)]
             )
         )
     assert len(found[0]) == 13

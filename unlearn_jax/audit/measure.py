@@ -107,7 +107,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     shardings = sharding.params_sharding(like, mesh, **cfg.sharding)
     step = _finetune_step(model, tx, shardings, mesh)
 
-    @partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    @partial(jax.jit, out_shardings=shardings)
     def fresh_state(params, seed):
         return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(seed))
 

@@ -100,6 +100,7 @@ def test_given_again_it_trains_and_measures_nothing(finished):
     assert before | {"created": 0} == after | {"created": 0}
 
 
+@pytest.mark.full
 def test_another_request_uses_the_models_that_do_not_depend_on_it(finished, tmp_path):
     workdir, _, _ = finished
     flags = (f"--config.compare.models={workdir / 'models'}", "--config.poison.fraction=0.0")

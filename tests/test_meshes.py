@@ -57,9 +57,9 @@ PHASES = {
     "noised": ("reconstruction", 1.0, 0.0, False),
 }
 ONE, MESHES = (1, 1), ((8, 1), (2, 4), (1, 8))
-GATE = {(name, "l2_encoder", (2, 4)) for name in ("mae", "mage", "palette")}
+GATE = {(name, "l2_encoder", (2, 4)) for name in ("mae", "mage")}
 GATE |= {("autoencoder", "calibrated", shape) for shape in ((2, 4), (1, 8))}
-GATE |= {("autoencoder", "training", (2, 4)), ("vqgan", "gradient_ascent", (2, 4))}
+GATE |= {("autoencoder", "training", (2, 4))}
 GATE |= {(name, "generate", (2, 4)) for name in FIELDS}
 
 

@@ -99,6 +99,7 @@ def test_given_again_it_does_nothing_twice(finished):
     assert before | {"created": 0} == after | {"created": 0}
 
 
+@pytest.mark.full
 def test_an_original_trained_elsewhere_is_used_and_not_trained(finished, tmp_path):
     workdir, _, _ = finished
     elsewhere = f"--config.init_from={workdir / 'original'}"

@@ -44,8 +44,10 @@ def short(flags):
         return []
     name, _, argument = file.partition(":")
     module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    phases = module.get_config(*filter(None, [argument])).phases
-    return SHORT + [f"--config.phases.{k}.steps={min(p.steps, 4)}" for k, p in phases.items()]
+    config = module.get_config(*filter(None, [argument]))
+    seeds = ["--config.compare.seeds=(0,)"] if config.compare.methods else []
+    steps = [f"--config.phases.{k}.steps={min(p.steps, 4)}" for k, p in config.phases.items()]
+    return SHORT + seeds + steps
 
 
 def test_the_readme_shows_the_two_commands_and_the_general_form():

@@ -100,6 +100,7 @@ def test_stop_rule_ends_the_phase_and_the_reason_is_kept(original, tmp_path, met
     assert meta["phases"][1]["first_step"] == 4 and meta["step"] == 10
 
 
+@pytest.mark.full
 def test_one_and_eight_devices_agree(original, tmp_path):
     """The subprocess has two devices, this one eight."""
     binaries.run("unlearn_jax.train", binaries.TINY, f"--workdir={tmp_path / 'two'}")
@@ -172,6 +173,7 @@ def run_until(cfg, workdir, step):
     raise AssertionError("was not killed")
 
 
+@pytest.mark.full
 def test_sigkill_at_random_instants_changes_nothing(original, tmp_path):
     """Kills land in start-up, steps, background saves and renames: a save is due every 2 steps."""
     flags = [

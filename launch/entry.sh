@@ -7,6 +7,7 @@ pid='' stopped=''
 trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid" 2>/dev/null' TERM INT
 "$@" &
 pid=$!
+[[ -z $stopped ]] || kill -TERM "$pid" # it came before the program was known
 wait "$pid"
 code=$?
 while kill -0 "$pid" 2>/dev/null; do # the signal ended the wait, not the program

@@ -30,3 +30,10 @@ os.environ.update(
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("unlearn_jax", "beartype.beartype")
+
+LONGEST = ("rehearsal", "train", "readme", "compare", "meshes", "multiprocess", "pipeline")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)

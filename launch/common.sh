@@ -75,3 +75,11 @@ topology() {
   esac
   export SHAPE CHIPS TYPE RUNTIME NODE MACHINE
 }
+
+# The verb create, where no platform makes machines: the package in VENV, for GPUs.
+venv=${VENV:-.venv}
+create_venv() {
+  [[ -x $venv/bin/python ]] || run python3 -m venv "$venv"
+  run "$venv/bin/pip" install --constraint constraints.txt --editable '.[cuda]'
+  finish "the package is in $venv" "$SELF run COMMAND"
+}

@@ -7,16 +7,11 @@
 source "$(dirname "$0")/common.sh"
 
 need GPUS=1
-venv=${VENV:-.venv}
 
 verb=${1:-}
 shift || true
 case $verb in
-  create)
-    [[ -x $venv/bin/python ]] || run python3 -m venv "$venv"
-    run "$venv/bin/pip" install --constraint constraints.txt --editable '.[cuda]'
-    finish "the package is in $venv" "$SELF run COMMAND"
-    ;;
+  create) create_venv ;;
   run)
     command_needed "$@"
     PATH=$(realpath -m "$venv")/bin:$PATH

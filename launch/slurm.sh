@@ -6,7 +6,6 @@
 source "$(dirname "$0")/common.sh"
 
 need NAME=mage NODES=2 GPUS=8 TIME=24:00:00
-venv=${VENV:-.venv}
 log=slurm-$NAME.log
 
 job() { ask squeue --me --noheader "--name=$NAME" '--format=%A'; }
@@ -14,11 +13,7 @@ job() { ask squeue --me --noheader "--name=$NAME" '--format=%A'; }
 verb=${1:-}
 shift || true
 case $verb in
-  create)
-    [[ -x $venv/bin/python ]] || run python3 -m venv "$venv"
-    run "$venv/bin/pip" install --constraint constraints.txt --editable '.[cuda]'
-    finish "the package is in $venv" "$SELF run COMMAND"
-    ;;
+  create) create_venv ;;
   run)
     command_needed "$@"
     found=$(job)

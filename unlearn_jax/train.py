@@ -196,13 +196,13 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                     phase.goal, setup, target, reference, probe_key, outputs=directed
                 )
                 meta["flops"] += 0.0 if done else flops
-            used = (
-                retain_rows if phase.retain_weight else None,
-                split.forget if phase.forget_weight else None,
-            )
+            used = {
+                "retain_rows": retain_rows if phase.retain_weight else None,
+                "forget_rows": split.forget if phase.forget_weight else None,
+            }
             if phase.cache_tokens:
                 tokens.check_frozen(state.params, phase)
-                rows = np.concatenate([rows for rows in used if rows is not None])
+                rows = np.concatenate([rows for rows in used.values() if rows is not None])
                 made, flops = tokens.make(setup, overlay(target, state.params), rows)
                 columns, meta["flops"] = columns | made, meta["flops"] + (0.0 if done else flops)
             if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state
@@ -213,8 +213,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 meta["flops"] += flops
             batches = data.make_train(
                 source,
-                retain_rows=used[0],
-                forget_rows=used[1],
+                **used,
                 batch_size=batch_size,
                 forget_fraction=phase.forget_fraction,
                 task=cfg.task.to_dict(),

@@ -37,13 +37,13 @@ def make_masking():
 def test_pick_and_spread_are_a_loop_over_tokens(masking):
     kept, _, hidden = masking
     x = jax.random.normal(KEY, (3, 9, 2))
-    picked = layers.pick(x, *masking)
+    picked = layers.pick(x, masking)
     expected = np.zeros((3, 9, 2))
     for row in range(3):
         for i, token in enumerate(kept[row]):
             np.testing.assert_array_equal(picked[row, i], x[row, token])
             expected[row, token] = x[row, token]
-    np.testing.assert_array_equal(layers.spread(picked, *masking), expected)
+    np.testing.assert_array_equal(layers.spread(picked, masking), expected)
     assert (np.abs(expected).sum(-1) == 0).tolist() == hidden.tolist()
 
 
@@ -58,7 +58,7 @@ def test_gradients_are_those_of_a_gather(name, tokens, masking):
         return jnp.where(hidden[..., None], 0, rows)
 
     x = jax.random.normal(KEY, (3, tokens, 2))
-    ours, pull = jax.vjp(lambda x: getattr(layers, name)(x, *masking), x)
+    ours, pull = jax.vjp(lambda x: getattr(layers, name)(x, masking), x)
     theirs, pull_theirs = jax.vjp(gather, x)
     np.testing.assert_array_equal(ours, theirs)
     g = jax.random.normal(jax.random.key(1), ours.shape)
@@ -69,7 +69,7 @@ def test_spread_where_all_tokens_are_kept_and_some_are_hidden():
     everything = jnp.arange(4)[None]
     masking = everything, everything, jnp.array([[True, False, True, False]])
     x = jnp.arange(1.0, 5.0).reshape(1, 4, 1)
-    y, pull = jax.vjp(lambda x: layers.spread(x, *masking), x)
+    y, pull = jax.vjp(lambda x: layers.spread(x, masking), x)
     assert y.ravel().tolist() == [0, 2, 0, 4]
     assert pull(jnp.ones_like(y))[0].ravel().tolist() == [0, 1, 0, 1]
 

@@ -18,7 +18,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
-"""(kept, place, hidden) of tokens, see `pick`."""
+"""(kept, place, hidden): the tokens that are not hidden, each once; where each of them is among these,
+any number if it is hidden; whether it is."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -234,40 +235,23 @@ def one_pass(dtype: DTypeLike) -> bool:
 
 
 @jax.custom_vjp
-def pick(
-    x: Float[Array, "b n d"],
-    kept: Int[Array, "b k"],
-    place: Int[Array, "b n"],
-    hidden: Bool[Array, "b n"],
-) -> Float[Array, "b k d"]:
-    """The rows x[kept]; the gradient is `spread`, where that of a gather would be a scatter.
-
-    Args:
-      x: one row per token.
-      kept: the tokens that are not hidden, each once.
-      place: where each of them is among `kept`; of hidden tokens, any number.
-      hidden: the other tokens.
-    """
+def pick(x: Float[Array, "b n d"], masking: Masking) -> Float[Array, "b k d"]:
+    """The rows x[kept]; the gradient is `spread`, where that of a gather would be a scatter."""
+    kept, _, _ = masking
     return jnp.take_along_axis(x, kept[..., None], axis=1)
 
 
 @jax.custom_vjp
-def spread(
-    x: Float[Array, "b k d"],
-    kept: Int[Array, "b k"],
-    place: Int[Array, "b n"],
-    hidden: Bool[Array, "b n"],
-) -> Float[Array, "b n d"]:
+def spread(x: Float[Array, "b k d"], masking: Masking) -> Float[Array, "b n d"]:
     """The inverse of `pick`, with zeros for hidden tokens; also its adjoint."""
+    _, place, hidden = masking
     rows = jnp.take_along_axis(x, place[..., None], axis=1, mode="clip")
     return jnp.where(hidden[..., None], 0, rows)
 
 
-pick.defvjp(
-    lambda x, *where: (pick(x, *where), where),
-    lambda where, g: (spread(g, *where), None, None, None),
-)
-spread.defvjp(
-    lambda x, *where: (spread(x, *where), where),
-    lambda where, g: (pick(jnp.where(where[2][..., None], 0, g), *where), None, None, None),
-)
+def _spread_backward(masking, g):
+    return pick(jnp.where(masking[2][..., None], 0, g), masking), None
+
+
+pick.defvjp(lambda x, masking: (pick(x, masking), masking), lambda m, g: (spread(g, m), None))
+spread.defvjp(lambda x, masking: (spread(x, masking), masking), _spread_backward)

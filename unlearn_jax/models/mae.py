@@ -82,7 +82,7 @@ class _Decoder(nn.Module):
     def __call__(self, latent, kept, place, hidden):
         x = vit.dense(self.dim, self.dtype, name="embed")(latent)
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.dim))
-        patches = spread(x[:, 1:], kept, place, hidden)
+        patches = spread(x[:, 1:], (kept, place, hidden))
         patches = jnp.where(hidden[..., None], token, patches)
         x = _prepend(x[:, :1], patches) + _position_table(self, place.shape[1], self.dim)
         blocks = vit.Blocks(

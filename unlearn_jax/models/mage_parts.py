@@ -34,14 +34,14 @@ class Encoder(nn.Module):
 
         Args:
           ids: of all tokens, the class slot first.
-          masking: which of them go on after they are embedded, see `layers.pick`; None: all.
+          masking: which of them go on after they are embedded, see `layers.Masking`; None: all.
           scale: factors of the embeddings: dropout.
         """
         x = _TokenEmbedding(self.vocabulary, self.dim, name="token_emb")(ids)
         if scale is not None:
             x = x * scale
         if masking is not None:
-            x = pick(x, *masking)
+            x = pick(x, masking)
         x = Blocks(self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks")(x)
         return layer_norm("norm", dtype=self.dtype)(x)
 
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
           rows: how many of them are asked for.
         """
         x = nn.Dense(self.dim, dtype=self.dtype, name="embed")(latent)
-        first, x = x[:, :1], x if masking is None else spread(x, *masking)
+        first, x = x[:, :1], x if masking is None else spread(x, masking)
         x = jnp.where(jnp.pad(masked, ((0, 0), (1, 0)))[..., None], first, x)
         x = x + self.param("pos_embed_learned", _NORMAL, (1, x.shape[1], self.dim))
         x = Blocks(self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks")(x)

@@ -18,8 +18,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
-"""(kept, place, hidden): the tokens that are not hidden, each once; where each of them is among these,
-any number if it is hidden; whether it is."""
+"""(kept, place, hidden): the tokens that are not hidden, each once; where each is among these, any
+number if it is hidden; whether it is."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 

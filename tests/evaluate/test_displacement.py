@@ -43,10 +43,11 @@ def test_the_bounds_are_attained():
     assert found["example"] == {"lower": 1.0, "measured": 2.0, "upper": 3.0}
 
 
+@pytest.mark.parametrize("errors", [(4.0, 1.0), (1.0, 4.0)])
 @pytest.mark.parametrize("wrong", [0.99, 3.01, np.nan])
-def test_what_no_outputs_can_have_is_counted(wrong):
+def test_what_no_outputs_can_have_is_counted(wrong, errors):
     moved = np.array([1.0, wrong, 2.0])
-    found = displacement.bounds(np.full(3, 4.0), np.full(3, 1.0), moved)
+    found = displacement.bounds(*(np.full(3, error) for error in errors), moved)
     assert (found["held"], found["n"]) == (2, 3)
 
 

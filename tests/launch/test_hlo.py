@@ -152,3 +152,14 @@ def test_traffic_is_xlas_where_there_is_no_loop():
     compiled = jax.jit(f).lower(x, w).compile()
     said = compiled.cost_analysis()["bytes accessed"]
     assert hlo.moved(compiled.as_text()).hbm_bytes == pytest.approx(said, rel=0.1)
+
+
+def test_a_ring_sends_what_is_summed_almost_twice():
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=split)
+    summed = jax.jit(lambda x: x.T @ x, out_shardings=whole).lower(x).compile()
+    moved = hlo.moved(summed.as_text())
+    found = moved.collectives["all-reduce"]
+    assert (found["count"], found["bytes"]) == (1, 32 * 32 * 4)
+    assert moved.wire_bytes == pytest.approx(2 * 7 / 8 * 32 * 32 * 4)

@@ -26,6 +26,16 @@ def test_gelu_in_bfloat16_is_that_of_float32_rounded_once():
     assert slope.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("values", [[1.5, -2], [np.nan, 1], [np.inf, 1], [-np.inf, np.nan]])
+def test_settle_changes_nothing(values, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    x = jnp.array(values)
+    np.testing.assert_array_equal(jax.jit(layers.settle)(x), x)
+    slope = jax.jit(jax.grad(lambda x, g: (layers.settle(x) * g).sum()))(jnp.ones(2), x)
+    np.testing.assert_array_equal(slope, x)
+    np.testing.assert_array_equal(jax.vmap(layers.settle)(jnp.stack([x, x])), [values, values])
+
+
 @pytest.fixture(name="masking")
 def make_masking():
     """Of 5 of 9 tokens, in any order; a different choice in each of three rows."""

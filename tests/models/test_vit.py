@@ -1,6 +1,7 @@
 """Vision transformer parts: against plain numpy in double precision, and published numbers."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,20 @@ import numpy as np
 import pytest
 
 from unlearn_jax.models import vit
+
+
+def test_what_a_gradient_reads_at_once_does_not_grow_with_the_depth(monkeypatch):
+    def operands(depth):
+        blocks = vit.Blocks(depth, heads=2)
+        x = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
+        params = jax.eval_shape(blocks.init, jax.random.key(0), x)
+        loss = lambda params, x: blocks.apply(params, x).sum()  # noqa: E731
+        text = jax.jit(jax.grad(loss)).lower(params, x).compile().as_text()
+        return max(found.count("%") for found in re.findall(r" fusion\((.*?)\)", text))
+
+    assert operands(8) > 1.5 * operands(4)  # several devices: as XLA likes it
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert operands(8) == operands(4)
 
 
 def random_like(tree, scale=0.3):

@@ -5,7 +5,7 @@ ones, except where XLA is slow to differentiate them on the CPU: there the same 
 another order, the gradient with respect to a kernel as four matrix products over shifted views of
 the image, and the transposed convolution without the zeros that dilation inserts. What is lowered
 follows the target platform, also when compiling ahead of time for another one. Reverse mode only
-(`custom_vjp`), as `gelu`, `pick` and `spread`.
+(`custom_vjp`), as `gelu`, `settle`, `pick` and `spread`.
 """
 
 import math
@@ -223,6 +223,27 @@ def _normal_cdf(x):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@jax.custom_vjp
+def settle(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The same numbers, computed once; so is their gradient.
+
+    On the CPU, XLA computes what is cheap again wherever it is used: a residual sum as often as
+    there are layers after it, from all that was added before. Neither its optimization barrier nor
+    a loop keeps it from that. What a condition yields it computes once.
+    """
+    if jax.device_count() > 1:  # all would have to be told what the condition is
+        return x
+    return lax.platform_dependent(x, cpu=_settle_cpu, default=lambda x: x)
+
+
+def _settle_cpu(x):
+    always = ~(x[(0,) * x.ndim] > jnp.inf)  # also if it is NaN; the compiler does not see it
+    return lax.cond(always, lambda x: x, jnp.negative, x)
+
+
+settle.defvjp(lambda x: (settle(x), None), lambda _, g: (settle(g),))
 
 
 def one_pass(dtype: DTypeLike) -> bool:

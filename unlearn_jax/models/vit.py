@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from unlearn_jax.models.layers import attention, gelu, one_pass
+from unlearn_jax.models.layers import attention, gelu, one_pass, settle
 
 
 class Attention(nn.Module):
@@ -55,9 +55,10 @@ class Block(nn.Module):
         self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         """Tokens, computed in `dtype`; norms are float32."""
-        x = x + Attention(self.heads, self.dtype, name="attn")(self._norm("norm1")(x), visible)
+        attn = Attention(self.heads, self.dtype, name="attn")
+        x = settle(x + attn(self._norm("norm1")(x), visible))
         hidden = self.mlp_ratio * x.shape[-1]
-        return x + Mlp(hidden, self.dtype, name="mlp")(self._norm("norm2")(x))
+        return settle(x + Mlp(hidden, self.dtype, name="mlp")(self._norm("norm2")(x)))
 
     def _norm(self, name: str) -> nn.Module:
         return layer_norm(name, self.epsilon, self.dtype)

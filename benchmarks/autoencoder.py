@@ -57,9 +57,11 @@ def jax_step(
     params = jax.tree.map(jnp.copy, params if training else select(params, model.trainable))
     state = UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
     shardings = sharding.params_sharding(state, mesh)
+    n_forget = int(np.sum(batch["is_forget"]))
+    forget_part = partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
     update = jit_step(
         model,
-        objectives.build(objective),
+        objectives.build(objective, forget_part=forget_part),
         tx,
         retain_weight=1.0,
         forget_weight=0.0 if training else 1.0,

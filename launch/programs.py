@@ -1,6 +1,7 @@
 """The programs of a config, by shape only: unlearning step, evaluation step and sampler."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from launch import flops
 from launch.chips import Topology, parse_mesh
-from unlearn_jax import combine, models, objectives, optim, sharding
+from unlearn_jax import combine, data, models, objectives, optim, sharding
 from unlearn_jax.certify import run as certified
 from unlearn_jax.models import Model, Params
 from unlearn_jax.step import UnlearnState, jit_step, masked_mean, select
@@ -158,9 +159,12 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         secret = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
         secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)
         more = ({"secret": secret, "reference": params},)
+    both = {"retain": spec.retain_weight > 0, "forget": spec.forget_weight > 0}
+    n_forget = data.forget_count(rows, spec.forget_fraction, **both)
+    forget_part = functools.partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
     fn = jit_step(
         model,
-        objectives.build(spec.objective, **spec.objective_kw),
+        objectives.build(spec.objective, forget_part=forget_part, **spec.objective_kw),
         tx,
         retain_weight=spec.retain_weight,
         forget_weight=spec.forget_weight,

@@ -46,6 +46,7 @@ FIELDS = {
     },
 }
 ROWS = 64
+FORGET = 20
 # Objective, weights of retain and forget rows, whether the phase starts from scratch.
 PHASES = {
     "training": ("reconstruction", 1.0, 0.0, True),
@@ -100,7 +101,8 @@ def place(tree, mesh):
 
 
 def batch_on(mesh, seed=0):
-    batch = make_batch(ROWS, forget=20, invalid=3, seed=seed, size=16)
+    batch = make_batch(ROWS, forget=FORGET, invalid=3, seed=seed, size=16)
+    batch["is_forget"] = batch["is_forget"][::-1]  # the last rows, as `make_train` has them
     batch |= {"goal": jnp.full(ROWS, 0.5), "view_output": batch["image"] / 2}
     return sharding.global_batch(jax.tree.map(np.asarray, batch), mesh)
 
@@ -151,9 +153,10 @@ def steps(name, phase, shape):
         constants = {"secret": noisy.secret_key(bytes(32)), "reference": reference}
         constants = (constants | {"secret": jax.device_put(constants["secret"], everywhere)},)
         noised_sharding = {"secret": everywhere, "reference": reference_sharding}
+    forget_part = functools.partial(sharding.last_rows, at_least=FORGET, mesh=mesh)
     step = jit_step(
         model,
-        objectives.build(objective),
+        objectives.build(objective, forget_part=forget_part),
         tx,
         retain_weight=retain_weight,
         forget_weight=forget_weight,

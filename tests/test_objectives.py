@@ -140,6 +140,7 @@ def test_batch_coupled_are_exactly_those_whose_rows_depend_on_other_rows(name):
 def test_options_and_plug_ins():
     assert objectives.options("gradient_ascent") == {"forget_cap": 0.0}
     assert objectives.options("reconstruction") == {}
+    assert set(objectives.options("l2_encoder")) == {"noise_type", "upstream_weights"}
     plugged = objectives.find("unlearn_jax.objectives:gradient_ascent")
     assert plugged is objectives.gradient_ascent
     with pytest.raises(ValueError, match="Unknown objective 'ascent'.*gradient_ascent"):

@@ -103,6 +103,15 @@ def test_global_batch_is_split_over_all_devices():
     np.testing.assert_array_equal(batch, rows)
 
 
+@pytest.mark.parametrize(("at_least", "rows"), [(1, 8), (8, 8), (9, 16), (24, 24), (0, 0)])
+def test_last_rows_are_split_anew(at_least, rows):
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    batch = sharding.global_batch({"x": np.arange(24.0)}, mesh)["x"]
+    found = jax.jit(lambda x: sharding.last_rows(x, at_least=at_least, mesh=mesh))(batch)
+    np.testing.assert_array_equal(found, np.arange(24.0)[24 - rows :])
+    assert {s.data.shape for s in found.addressable_shards} == {(rows // 8,)}
+
+
 def test_batch_size_error_names_sizes_that_fit():
     with pytest.raises(ValueError, match="8 devices, got 100.*batch_size=96 or 104"):
         sharding.check_batch_size(100, sharding.make_mesh())

@@ -164,6 +164,15 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     }
 
 
+def last_rows(x: jax.Array, *, at_least: int, mesh: Mesh) -> jax.Array:
+    """So many rows at the end of x [b …], or the next number that all devices can share equally.
+
+    They are split anew: in x they may lie on few of the devices, which would work for all others.
+    """
+    rows = -(-at_least // mesh.size) * mesh.size
+    return jax.lax.with_sharding_constraint(x[len(x) - rows :], batch_sharding(mesh))
+
+
 def split_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch, from all of its rows on every process."""
     sharding = batch_sharding(mesh)

@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +226,16 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 prefetch=cfg.data.prefetch,
                 columns=columns,
             )
+            n_forget = data.forget_count(
+                batch_size,
+                phase.forget_fraction,
+                retain=bool(phase.retain_weight) and len(retain_rows) > 0,
+                forget=bool(phase.forget_weight) and len(split.forget) > 0,
+            )
+            forget_part = partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
             step_fn = jit_step(
                 model,
-                objectives.build(phase.objective, **phase.objective_kw),
+                objectives.build(phase.objective, forget_part=forget_part, **phase.objective_kw),
                 txs[i],
                 retain_weight=phase.retain_weight,
                 forget_weight=phase.forget_weight,

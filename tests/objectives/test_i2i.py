@@ -218,6 +218,39 @@ def test_a_model_says_what_methods_compare():
     np.testing.assert_array_equal(terms.forget, 0)
 
 
+class Coded(Toy):
+    """A model that sees its images as codes of 0 and 1, and counts how many it makes."""
+
+    made = 0
+
+    def tokens(self, params, batch):
+        if "tokens" in batch:
+            return batch["tokens"]
+        type(self).made += len(batch["image"])
+        return (batch["image"].reshape(len(batch["image"]), -1) > 0).astype(jnp.int32)
+
+    def encode(self, params, batch, key):
+        seen = self.tokens(params, batch).reshape(batch["image"].shape).astype(jnp.float32)
+        return super().encode(params, {**batch, "image": seen}, key)
+
+
+@pytest.mark.parametrize(("rows", "made"), [(None, 16), (4, 12), (6, 14), (0, 8)])
+def test_codes_of_noise_are_made_for_the_part_with_all_forget_rows(rows, made):
+    batch = make_batch(8, forget=4)
+    batch["is_forget"] = ~batch["is_forget"] if rows != 0 else jnp.zeros(8, bool)
+    part = None if rows is None else lambda x: x[len(x) - rows :]
+    Coded.made, objective = 0, objectives.build("l2_encoder", forget_part=part)
+    terms = objective(Coded(), PARAMS, TARGET, batch, KEY)
+    assert Coded.made == made
+    if rows != 0:
+        every = objectives.build("l2_encoder")(Coded(), PARAMS, TARGET, batch, KEY)
+        np.testing.assert_array_equal(terms.forget[4:], every.forget[4:])
+        np.testing.assert_array_equal(terms.retain[:4], every.retain[:4])
+        code = np.asarray(i2i.noise_image(batch, KEY, "normal") > 0, "f4")
+        moved = mse(encode(PARAMS, batch["image"] > 0, batch), encode(TARGET, code, batch))
+        np.testing.assert_allclose(terms.forget[4:], -moved[4:], rtol=1e-5)
+
+
 def test_a_model_without_a_tokenizer_is_refused():
     with pytest.raises(ValueError, match="Toy has no tokenizer"):
         run("tokenizer", batch_of())

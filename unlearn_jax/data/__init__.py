@@ -113,15 +113,10 @@ def make_train(
     streams = {key: rows for key, rows in streams.items() if rows is not None and len(rows)}
     if not streams:
         raise ValueError("make_train: expected retain rows or forget rows, got neither.")
-    counts = {key: batch_size for key in streams}
-    if len(streams) == 2:
-        n_forget = round(batch_size * forget_fraction)
-        if not 0 < n_forget < batch_size:
-            raise ValueError(
-                f"make_train: forget_fraction {forget_fraction} of batch_size {batch_size} is "
-                f"{n_forget} forget rows; expected 1..{batch_size - 1}. Change one of them."
-            )
-        counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
+    kinds = {"retain": _RETAIN in streams, "forget": _FORGET in streams}
+    n_forget = forget_count(batch_size, forget_fraction, **kinds)
+    counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
+    counts = {stream: counts[stream] for stream in streams}
     _check_batch_size(batch_size)
     _check_seed(seed)
     task = {**task, "name": task.get("train") or task["name"]}
@@ -153,6 +148,29 @@ def make_train(
         return batch | {name: values[index] for name, values in (columns or {}).items()}
 
     return _iterate(batch_of_step, first_step, num_steps, num_threads, prefetch)
+
+
+def forget_count(batch_size: int, forget_fraction: float, *, retain: bool, forget: bool) -> int:
+    """How many rows of each batch of `make_train` are forget rows; they are its last.
+
+    Args:
+        batch_size: rows of a batch.
+        forget_fraction: of them, if there are both kinds.
+        retain: whether there are retain rows.
+        forget: whether there are forget rows.
+
+    Raises:
+        ValueError: there are both kinds, and no such batch has both.
+    """
+    if not (retain and forget):
+        return batch_size if forget else 0
+    count = round(batch_size * forget_fraction)
+    if not 0 < count < batch_size:
+        raise ValueError(
+            f"make_train: forget_fraction {forget_fraction} of batch_size {batch_size} is {count} "
+            f"forget rows; expected 1..{batch_size - 1}. Change one of them."
+        )
+    return count
 
 
 def make_eval(

@@ -70,9 +70,26 @@ def find(name: str) -> Callable[..., Terms]:
 def options(name: str) -> dict[str, Any]:
     """The options of an objective with their default values."""
     parameters = inspect.signature(find(name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name != "forget_part"
+    }
 
 
-def build(name: str, **objective_kw: Any) -> Callable[..., Terms]:
-    """The objective with its options bound: (model, params, target, batch, key) -> Terms."""
-    return partial(find(name), **objective_kw)
+def build(
+    name: str, *, forget_part: Callable[[Any], Any] | None = None, **objective_kw: Any
+) -> Callable[..., Terms]:
+    """The objective with its options bound: (model, params, target, batch, key) -> Terms.
+
+    Args:
+      name: see `find`.
+      forget_part: gives the rows at the end of an array [b …] that are, or among which are, all
+        forget rows of every batch. Bound if the objective has an argument of that name, which can
+        then leave out what it needs of forget rows only.
+      objective_kw: `options`.
+    """
+    function = find(name)
+    if forget_part and "forget_part" in inspect.signature(function).parameters:
+        objective_kw["forget_part"] = forget_part
+    return partial(function, **objective_kw)

@@ -70,6 +70,7 @@ def retain_label(
       upstream_weights: see `l2_encoder`.
     """
     _check_target("retain_label", target)
+    batch = _with_codes(model, target, batch)
 
     def output(p):
         if hasattr(model, "predict"):
@@ -109,6 +110,7 @@ def random_encoder(
       upstream_weights: see `l2_encoder`.
     """
     _check_target("random_encoder", target)
+    batch = _with_codes(model, target, batch)
     mine, original = (model.encode(p, batch, key) for p in (params, target))
     leaves, tree = jax.tree.flatten(original)
     keys = jax.random.split(jax.random.fold_in(key, _NOISE), len(leaves))
@@ -135,6 +137,7 @@ def l2_encoder(
     *,
     noise_type: str = "normal",
     upstream_weights: bool = False,
+    forget_part: Callable[[Array], Array] | None = None,
 ) -> Terms:
     """Distance to the original's latents; on forget rows minus that to its latents of noise.
 
@@ -142,21 +145,24 @@ def l2_encoder(
     retain images stay, those of forget images become what the original makes of noise. The masks
     and noise of the model are the same for the three. A model that sees what is in the hole, as
     diffusion does, may have noise there only (`encode_noise`). The original sees one batch, its
-    forget rows replaced by noise. Cost: two encoder passes forward, one backward.
+    forget rows replaced by noise. Cost: two encoder passes forward, one backward; codes of all
+    images, and of the noise for `forget_part`.
 
     Args:
       noise_type: "normal", "uniform" or "constant", see `noise_image`.
+      forget_part: see `objectives.build`; by default all rows.
       upstream_weights: as released, where both sums are divided by the size of the whole batch, and
         each row counts twice (for tokens; once for diffusion, so halve the weights there);
         otherwise each is a mean over its own rows.
     """
     _check_target("l2_encoder", target)
+    batch = _with_codes(model, target, batch)
     if hasattr(model, "encode_noise"):
         goal = model.encode_noise(target, batch, key, noise_type)
     else:
         noise = noise_image(batch, key, noise_type)
-        image = jnp.where(batch["is_forget"][:, None, None, None], noise, batch["image"])
-        goal = model.encode(target, with_image(batch, image), key)
+        changed = _with_other_images(model, target, batch, noise, forget_part)
+        goal = model.encode(target, changed, key)
     away = distance(model.encode(params, batch, key), goal)
     return _pull(batch, away, away, False, upstream_weights)
 
@@ -192,6 +198,30 @@ def distance(a: Latent, b: Latent) -> Float[Array, "b"]:
         for x, y in pairs
         if jnp.issubdtype(x.dtype, jnp.floating)
     )
+
+
+def _with_codes(model: Model, target: Params, batch: Batch) -> Batch:
+    """The batch with the codes of its images, which the student and the original both need."""
+    return {**batch, "tokens": model.tokens(target, batch)} if hasattr(model, "tokens") else batch
+
+
+def _with_other_images(
+    model: Model,
+    target: Params,
+    batch: Batch,
+    image: Float[Array, "b h w c"],
+    forget_part: Callable[[Array], Array] | None,
+) -> Batch:
+    """The batch of `_with_codes` with these images in its forget rows, or with their codes."""
+    forget = batch["is_forget"]
+    if not hasattr(model, "tokens"):
+        return with_image(batch, jnp.where(forget[:, None, None, None], image, batch["image"]))
+    image, codes = forget_part(image) if forget_part else image, batch["tokens"]
+    if len(image):
+        others = model.tokens(target, {"image": image})
+        others = jnp.concatenate([codes[: len(codes) - len(others)], others])
+        codes = jnp.where(forget[:, None], others, codes)
+    return {**batch, "tokens": codes}
 
 
 def _moments(

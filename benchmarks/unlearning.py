@@ -2,7 +2,7 @@
 
 python -m benchmarks.unlearning [--size=small] [--batch_size=64] [--seconds=60] [--only=mage]
 
-Prints one line of JSON per model, with the images per second of
+Prints one line of JSON per model, and at the end a table of them, with the images per second of
 * `ours`: the package's step with `l2_encoder`; for MAGE also `ours_cached`, with cache_tokens;
 * `published`: what the released loop does in each step: the original sees all images and, again,
   all noise; MAGE's tokenizer makes codes of the images twice and of the noise; and three numbers
@@ -11,14 +11,15 @@ Prints one line of JSON per model, with the images per second of
   of forget rows, once; codes are made once of each; for MAGE also `clever_cached`.
 All train the encoder only, in float32, from the same parameters with Adam; three updates with our
 draws are compared before anything is measured. --size=small are the models of configs/cifar10_*,
-"base" ViT-B at 224, MAGE-B and Palette as published at 64 pixels. Settings and rounds are those of
-benchmarks/models.py, and so is what PyTorch needs.
+"base" MAE ViT-B and MAGE ViT-B as published, and Palette as published but at 64 pixels. Settings
+and rounds are those of benchmarks/models.py, and so is what PyTorch needs.
 """
 
 import copy
 import importlib
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -32,7 +33,7 @@ from unlearn_jax import cli, models
 from unlearn_jax.objectives import i2i
 
 _SIZE = flags.DEFINE_enum("size", "small", ("small", "base"), "Of the models.")
-BASE = {"mae": {}, "mage": {"image_size": 64}, "palette": {"image_size": 64}}
+BASE = {"mae": {}, "mage": {}, "palette": {"image_size": 64}}
 
 
 def build(name: str, size: str) -> models.Model:
@@ -99,8 +100,8 @@ def torch_step(
     return step
 
 
-def measure(name: str, model: models.Model, size: int, seconds: float) -> str:
-    """The model's line of JSON; an AssertionError if the losses of the sides differ."""
+def measure(name: str, model: models.Model, size: int, seconds: float) -> dict[str, float]:
+    """Images per second by side; an AssertionError if the losses of the sides differ."""
     params = jax.jit(model.init)(jax.random.key(0))
     batch = autoencoder.make_batch(size, model.image_size, forget=size // 2)
     sides = {"ours": autoencoder.jax_step(model, params, batch, "l2_encoder")}
@@ -129,13 +130,25 @@ def measure(name: str, model: models.Model, size: int, seconds: float) -> str:
     speeds = {side: [] for side in runs}
     for _ in range(max(1, round(seconds / len(runs)))):
         for side, run in runs.items():
+            time.sleep(0.3)  # OpenMP's threads spin for a while after their work
             speeds[side].append(run(1.0))
-    medians = {side: statistics.median(found) for side, found in speeds.items()}
-    line = {"name": name, **{f"{k}_images_per_s": round(v, 2) for k, v in medians.items()}}
-    for mine in sides:
-        for how in set(medians) - set(sides):
-            line[f"{mine}_over_{how}"] = round(medians[mine] / medians[how], 2)
-    return json.dumps(line)
+    return {side: round(statistics.median(found), 2) for side, found in speeds.items()}
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown of the images per second by model and side, and of what ours are times PyTorch's."""
+    head = ["model", "ours", "published", "clever", "times published", "times clever"]
+    rows = [head, ["---"] * len(head)]
+    for name, speeds in found.items():
+        for suffix in ("", "_cached"):
+            if (ours := speeds.get(f"ours{suffix}")) is None:
+                continue
+            theirs = [speeds.get("published"), speeds.get(f"clever{suffix}")]
+            ratios = [f"{ours / speed:.2f}" if speed else "–" for speed in theirs]
+            texts = [f"{speed:.2f}" if speed else "–" for speed in (ours, *theirs)]
+            title = name + (", codes cached" if suffix else "")
+            rows.append([title, *texts, *ratios])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main(argv: list[str]) -> None:
@@ -143,10 +156,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)
+    found = {}
     for name in training.ONLY.value:
         model = build(name, _SIZE.value)
         size, seconds = autoencoder.BATCH_SIZE.value, autoencoder.SECONDS.value
-        print(measure(name, model, size, seconds), flush=True)
+        found[name] = measure(name, model, size, seconds)
+        print(json.dumps({"name": name, "images_per_s": found[name]}), flush=True)
+    print(table(found))
 
 
 if __name__ == "__main__":

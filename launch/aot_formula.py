@@ -30,7 +30,7 @@ def facts(cfg: ConfigDict) -> dict[str, Any]:
     phase, _ = programs.phase_of(cfg)
     state = {}
     for ways in WAYS:
-        step = programs.step(cfg, _mesh(ways), phase=phase, rows=ways)
+        step = programs.step(cfg, _mesh(ways), phase=phase, rows=2 * ways)
         state[ways] = sum(map(programs.bytes_per_device, step.args[:2]))
     mesh, rows = _mesh(1), 8  # half of them are to forget
     executed = programs.step(cfg, mesh, phase=phase, rows=rows)

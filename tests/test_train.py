@@ -267,6 +267,7 @@ def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp
         (["--config=nowhere.py", workdir], "nowhere.py"),
         (["--config=configs/imagenet_mage.py:rehersal", workdir], "got 'rehersal'"),
         ([binaries.TINY, "--wrkdir=runs"], "Unknown command line flag"),
+        ([binaries.TINY, "--workdir=gs://bucket/run"], "--workdir: expected a path, got the URL"),
     ):  # fmt: skip
         _, err = binaries.run("unlearn_jax.train", *flags, code=1)
         assert "error: " in err and message in err, err

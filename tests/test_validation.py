@@ -107,6 +107,7 @@ def test_unknown_missing_and_mistyped_keys():
         ("data.augment.scale", (0.5, 1.2), "expected 0 < least <= largest <= 1, got"),
         ("data.augment.scale", (0.5,), "augment.scale: expected 0 < least"),
         ("data.augment.ratio", (2.0, 0.5), "augment.ratio: expected 0 < least"),
+        ("data.path", "gs://bucket/records", "data.path: expected a path, got the URL"),
         ("request.pick", "last", "config.request.pick: unknown 'last'"),
         ("request.per_class", -1, "at least 0, got -1"),
         ("retain.kind", "other_clases", "did you mean 'other_classes'"),

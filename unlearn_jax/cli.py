@@ -57,6 +57,12 @@ def start(
                     f"Expected --flags only, got {argv[1:]}; missing: {missing}. For example:\n"
                     f"  {example}"
                 )
+            for name, value in values.items():
+                if isinstance(value, str) and "://" in value:
+                    raise ValueError(
+                        f"--{name}: expected a path, got the URL {value!r}, which would be a "
+                        "folder of that name. Mount the bucket, as launch/README.md says."
+                    )
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
             shared = several and distributed.start(flags.FLAGS)

@@ -56,6 +56,11 @@ def _differences(
             problems.append(
                 f"{path}.{key}: expected {type(like).__name__} like {like!r}, got {value!r}"
             )
+        elif isinstance(value, str) and "://" in value:
+            problems.append(
+                f"{path}.{key}: expected a path, got the URL {value!r}; mount the bucket, as "
+                "launch/README.md says"
+            )
     return problems
 
 

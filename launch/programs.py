@@ -160,7 +160,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)
         more = ({"secret": secret, "reference": params},)
     both = {"retain": spec.retain_weight > 0, "forget": spec.forget_weight > 0}
-    n_forget = data.forget_count(rows, spec.forget_fraction, **both)
+    n_forget = data.forget_count(max(rows, 2), spec.forget_fraction, **both)
     forget_part = functools.partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
     fn = jit_step(
         model,

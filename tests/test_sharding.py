@@ -112,6 +112,15 @@ def test_last_rows_are_split_anew(at_least, rows):
     assert {s.data.shape for s in found.addressable_shards} == {(rows // 8,)}
 
 
+@pytest.mark.parametrize(("at_least", "rows"), [(0, 0), (1, 64), (64, 64), (65, 96)])
+def test_last_rows_of_tpus_are_eight_each_or_all(at_least, rows, monkeypatch):
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", lambda x, _: x)
+    devices = np.array([Device(i, 0, platform="tpu") for i in range(8)])
+    mesh = jax.sharding.Mesh(devices.reshape(2, 4), ("data", "fsdp"))
+    found = sharding.last_rows(jnp.arange(96.0), at_least=at_least, mesh=mesh)
+    np.testing.assert_array_equal(found, np.arange(96.0)[96 - rows :])
+
+
 def test_batch_size_error_names_sizes_that_fit():
     with pytest.raises(ValueError, match="8 devices, got 100.*batch_size=96 or 104"):
         sharding.check_batch_size(100, sharding.make_mesh())

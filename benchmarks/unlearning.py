@@ -33,6 +33,7 @@ from unlearn_jax import cli, models
 from unlearn_jax.objectives import i2i
 
 _SIZE = flags.DEFINE_enum("size", "small", ("small", "base"), "Of the models.")
+_ROUND_S = 1.0
 BASE = {"mae": {}, "mage": {}, "palette": {"image_size": 64}}
 
 
@@ -131,7 +132,7 @@ def measure(name: str, model: models.Model, size: int, seconds: float) -> dict[s
     for _ in range(max(1, round(seconds / len(runs)))):
         for side, run in runs.items():
             time.sleep(0.3)  # OpenMP's threads spin for a while after their work
-            speeds[side].append(run(1.0))
+            speeds[side].append(run(_ROUND_S))
     return {side: round(statistics.median(found), 2) for side, found in speeds.items()}
 
 

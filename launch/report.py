@@ -113,12 +113,13 @@ def largest_batch(
     peak_at: Callable[[int], tuple[bool, float | None]],
     known: Mapping[int, tuple[bool, float | None]],
     limit: float,
-    compiles: int = 3,
+    compiles: int = 6,
 ) -> Report:
     """The largest batch per chip that was compiled and fits, in few compilations.
 
     Memory is close to affine in the batch. Two known batches predict the largest one, which is
-    compiled; what that says improves the prediction, until it says no more.
+    compiled; what that says improves the prediction, until a batch that fits and one that does not
+    are within 5 % of each other.
 
     Args:
       peak_at: (whether it fits, its peak bytes or None) of a batch per chip.
@@ -136,7 +137,8 @@ def largest_batch(
         fitting = max(b for b, (fits, _) in known.items() if fits)
         failing = min((b for b, (fits, _) in known.items() if not fits), default=math.inf)
         predicted = _predict(known, fitting, failing, limit)
-        if used == compiles or not fitting < predicted < failing:
+        close = failing <= 1.05 * fitting
+        if used == compiles or close or not fitting < predicted < failing:
             return {
                 "batch_per_chip": fitting,
                 "peak_bytes": known[fitting][1],
@@ -154,13 +156,18 @@ def _predict(known: Mapping[int, tuple[bool, float | None]], fitting: int, faili
     low = max((b for b in sizes if b <= fitting), default=None)
     others = [b for b in sizes if b != low]
     if low is None or not others:
-        return fitting if failing == math.inf else (fitting + int(failing)) // 2
+        return fitting if failing == math.inf else _between(fitting, int(failing))
     other = failing if failing in others else max(others)  # the steeper side of what is not affine
     slope = (known[other][1] - known[low][1]) / (other - low)
     guess = low + int((limit - known[low][1]) / slope) if slope > 0 else fitting
     if failing < math.inf and guess >= failing:
-        return (fitting + int(failing)) // 2
+        return _between(fitting, int(failing))
     return guess
+
+
+def _between(fitting: int, failing: int) -> int:
+    """In the middle of the logarithms: they may be a factor of ten apart."""
+    return max(fitting + 1, math.isqrt(fitting * failing)) if fitting else failing // 2
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -66,6 +66,19 @@ def test_the_search_halves_when_the_compiler_says_no_sizes():
     assert (found["batch_per_chip"], found["too_large"]) == (11, 12)
 
 
+def test_a_far_guess_that_fails_without_a_size_is_narrowed_down():
+    def peak_at(batch):  # of MAE on a chip of 16: all but affine, and no size when it is too much
+        asked.append(batch)
+        peak = 5 + 0.003 * batch + (batch / 400) ** 2
+        return peak <= 16, peak if peak <= 16 else None
+
+    asked: list[int] = []
+    found = report.largest_batch(peak_at, {0: (True, 4.6), 8: (True, 5.1)}, 16)
+    fits = max(b for b in range(2000) if peak_at(b)[0])
+    assert found["batch_per_chip"] <= fits < found["too_large"] <= 1.3 * found["batch_per_chip"]
+    assert found["compiles"] <= 6
+
+
 @pytest.mark.parametrize(
     ("message", "needed"),
     [

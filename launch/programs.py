@@ -159,8 +159,11 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         secret = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
         secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)
         more = ({"secret": secret, "reference": params},)
-    both = {"retain": spec.retain_weight > 0, "forget": spec.forget_weight > 0}
-    n_forget = data.forget_count(max(rows, 2), spec.forget_fraction, **both)
+    some = {  # which rows does not matter
+        f"{kind}_rows": np.zeros(1, int) if spec[f"{kind}_weight"] else None
+        for kind in ("retain", "forget")
+    }
+    n_forget = data.forget_count(max(rows, 2), spec.forget_fraction, **some)
     forget_part = functools.partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
     fn = jit_step(
         model,

@@ -7,6 +7,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -273,6 +274,25 @@ def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp
         assert "error: " in err and message in err, err
         assert "Traceback" not in err, err
         assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_objectives_are_told_where_the_forget_rows_are(original, tmp_path, monkeypatch):
+    build, make, parts, rows = train.objectives.build, train.data.make_train, [], []
+
+    def told(name, *, forget_part, **options):
+        parts.append(np.asarray(forget_part(jnp.arange(32))))
+        return build(name, forget_part=forget_part, **options)
+
+    def made(*args, **kwargs):
+        rows.append(np.flatnonzero(next(iter(make(*args, **kwargs)))["is_forget"]))
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(train.objectives, "build", told)
+    monkeypatch.setattr(train.data, "make_train", made)
+    train.run(unlearned(original), tmp_path / "run")
+    assert rows and any(len(found) for found in rows)
+    for part, found in zip(parts, rows, strict=True):
+        assert set(found) <= set(part) and len(part) < len(found) + jax.device_count()
 
 
 def test_another_config_in_the_same_workdir_is_refused(original):

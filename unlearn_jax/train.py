@@ -226,12 +226,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 prefetch=cfg.data.prefetch,
                 columns=columns,
             )
-            n_forget = data.forget_count(
-                batch_size,
-                phase.forget_fraction,
-                retain=bool(phase.retain_weight) and len(retain_rows) > 0,
-                forget=bool(phase.forget_weight) and len(split.forget) > 0,
-            )
+            n_forget = data.forget_count(batch_size, phase.forget_fraction, **used)
             forget_part = partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
             step_fn = jit_step(
                 model,

@@ -19,7 +19,8 @@ from unlearn_jax.data.preprocess import Crops
 from unlearn_jax.data.sources import Source, from_arrays, open_source
 from unlearn_jax.data.splits import Split
 
-__all__ = ["Source", "Split", "concat", "from_arrays", "load", "make_eval", "make_train"]
+__all__ = ["Source", "Split", "concat", "forget_count", "from_arrays", "load"]
+__all__ += ["make_eval", "make_train"]
 
 Batch = dict[str, Shaped[np.ndarray, "b ..."]]
 Rows = Int[np.ndarray, "_"] | None
@@ -113,8 +114,8 @@ def make_train(
     streams = {key: rows for key, rows in streams.items() if rows is not None and len(rows)}
     if not streams:
         raise ValueError("make_train: expected retain rows or forget rows, got neither.")
-    kinds = {"retain": _RETAIN in streams, "forget": _FORGET in streams}
-    n_forget = forget_count(batch_size, forget_fraction, **kinds)
+    rows = {"retain_rows": retain_rows, "forget_rows": forget_rows}
+    n_forget = forget_count(batch_size, forget_fraction, **rows)
     counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
     counts = {stream: counts[stream] for stream in streams}
     _check_batch_size(batch_size)
@@ -150,18 +151,21 @@ def make_train(
     return _iterate(batch_of_step, first_step, num_steps, num_threads, prefetch)
 
 
-def forget_count(batch_size: int, forget_fraction: float, *, retain: bool, forget: bool) -> int:
+def forget_count(
+    batch_size: int, forget_fraction: float, *, retain_rows: Rows, forget_rows: Rows
+) -> int:
     """How many rows of each batch of `make_train` are forget rows; they are its last.
 
     Args:
         batch_size: rows of a batch.
         forget_fraction: of them, if there are both kinds.
-        retain: whether there are retain rows.
-        forget: whether there are forget rows.
+        retain_rows: None or empty if there are none.
+        forget_rows: likewise.
 
     Raises:
         ValueError: there are both kinds, and no such batch has both.
     """
+    retain, forget = (rows is not None and len(rows) > 0 for rows in (retain_rows, forget_rows))
     if not (retain and forget):
         return batch_size if forget else 0
     count = round(batch_size * forget_fraction)

@@ -201,7 +201,10 @@ def distance(a: Latent, b: Latent) -> Float[Array, "b"]:
 
 
 def _with_codes(model: Model, target: Params, batch: Batch) -> Batch:
-    """The batch with the codes of its images, which the student and the original both need."""
+    """The batch with the codes of its images, which the student and the original both need.
+
+    They are the original's: the tokenizer has no gradient here.
+    """
     return {**batch, "tokens": model.tokens(target, batch)} if hasattr(model, "tokens") else batch
 
 

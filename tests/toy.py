@@ -1,4 +1,4 @@
-"""A model small enough to differentiate by hand: h(x) = bias + scale * (visible part of x)."""
+"""Small models; `Toy` is small enough to differentiate by hand."""
 
 import dataclasses
 
@@ -6,10 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+VIT = {"dim": 32, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+TOKENIZER = {"ch": 16, "ch_mult": (1, 2), "res_blocks": 1, "z_dim": 8, "codebook": 32, "groups": 4}
+FIELDS = {
+    "autoencoder": {"channels": (8, 16), "latent_dim": 16},
+    "vqgan": TOKENIZER,
+    "mae": {**VIT, "decoder_heads": 2, "patch": 4, "mask_ratio": 0.5},
+    "mage": {**VIT, "decoder_heads": 2, "tokenizer": TOKENIZER, "class_slots": 15, "num_iter": 2},
+    "palette": {
+        **{"inner": 16, "mults": (1,), "res_blocks": 1, "groups": 4, "head_channels": 8},
+        **{"timesteps": 3, "beta_start": 0.1, "beta_end": 0.5},
+    },
+}
+"""By name, of a small one of every model for images of 16 pixels."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """Loss per example: mean over pixels of (h(tau(x)) - x)^2."""
+    """h(x) = bias + scale * (visible part of x); loss per row: mean over pixels of (h - x)^2."""
 
     trainable: tuple[str, ...] = ("encoder/.*",)
 

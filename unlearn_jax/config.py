@@ -156,7 +156,7 @@ def default() -> ConfigDict:
             "log_every": 20,
             "mesh": {"data": -1, "fsdp": 1},  # -1: the devices that are left
             "sharding": {  # of parameters and optimizer, see sharding.py
-                "rules": ((".*", "fsdp"),),  # (regex on a leaf's path, spec)
+                "rules": sharding.RULES,  # (regex on a leaf's path, spec)
                 "min_bytes": sharding.FSDP_MIN_BYTES,  # of a leaf that "fsdp" splits
             },
         },

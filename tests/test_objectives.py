@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from tests.toy import Toy, make_batch
-from unlearn_jax import objectives
+from tests.toy import FIELDS, Toy, make_batch
+from unlearn_jax import models, objectives
 from unlearn_jax.step import unlearn_loss
 
 KEY = jax.random.key(0)
@@ -53,6 +53,23 @@ class Tokenized(Toy):
 def batch_of(n, **flags):
     """A batch with everything that any objective wants."""
     return {**make_batch(n, **flags), "goal": jnp.full(n, 0.5)}
+
+
+@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_model_has_every_objective(name, objective):
+    model = models.build(name, image_size=16, **FIELDS[name])
+    params, function = jax.eval_shape(model.init, KEY), objectives.build(objective)
+    batch = {**make_batch(4, forget=2, size=16), "goal": jnp.ones(4)}
+
+    def terms():
+        return jax.eval_shape(partial(function, model), params, params, batch, KEY)
+
+    if objective == "tokenizer" and not hasattr(model, "tokenizer_loss"):
+        with pytest.raises(ValueError, match="tokenizer"):
+            terms()
+    else:
+        assert [x.shape for x in jax.tree.leaves(terms())] == [(4,), (4,)]
 
 
 def loss_of(name, params, target, batch, **weights):

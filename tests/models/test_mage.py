@@ -182,7 +182,7 @@ def everything(batch, given):
     """Of the model without dropout, in float32, with given draws."""
     latent = MODEL.encode(weights(), batch, KEY, draws=given)
     args = weights(), batch | {"is_forget": jnp.full(2, True)}, KEY
-    ids = MODEL.vqgan.tokens(weights()["vqgan"], (batch["image"] + 1) / 2)
+    ids = MODEL.vqgan.tokenize(weights()["vqgan"], (batch["image"] + 1) / 2)
     labels = MODEL._random_ids(ids, batch, KEY)
     return {
         "latent": latent,

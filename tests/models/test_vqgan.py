@@ -188,7 +188,7 @@ def numbers(params):
 
     def total(params):
         latent = model.features(params, (batch["image"] + 1) / 2)
-        ids = model.tokens(params, (batch["image"] + 1) / 2)
+        ids = model.tokenize(params, (batch["image"] + 1) / 2)
         loss = model.loss(params, batch, KEY)
         found = {"latent": latent, "tokens": ids, "loss": loss}
         found["decoded"] = model.decode_tokens(params, ids)
@@ -225,7 +225,7 @@ def test_generate_is_the_clipped_decoding_of_nearest_codes():
     params = params | {"decoder": params["decoder"] | {}}
     params["decoder"]["conv_out"] = jax.tree.map(lambda x: 3 * x, params["decoder"]["conv_out"])
     seen = jnp.where(batch["mask"] == 1, 2 * jnp.array([0.485, 0.456, 0.406]) - 1, batch["image"])
-    ids = MODEL.tokens(params, (seen + 1) / 2)
+    ids = MODEL.tokenize(params, (seen + 1) / 2)
     decoded = 2 * MODEL.decode_tokens(params, ids) - 1
     assert decoded.max() > 1 and decoded.min() < -1
     close(MODEL.generate(params, batch, KEY), decoded.clip(-1, 1))

@@ -201,7 +201,7 @@ class MAGE:
         if "tokens" in batch:
             return batch["tokens"]
         tokenizer = jax.lax.stop_gradient(params["vqgan"])
-        return self.vqgan.tokens(tokenizer, (batch["image"] + 1) / 2)
+        return self.vqgan.tokenize(tokenizer, (batch["image"] + 1) / 2)
 
     def encode(
         self,
@@ -309,7 +309,7 @@ class MAGE:
         given = _check(draws)
         filled = (fill_hole(image, mask) + 1) / 2
         unknown = token_mask(mask, self.vqgan.stride)
-        ids = jnp.where(unknown, self.mask_id, self.vqgan.tokens(params["vqgan"], filled))
+        ids = jnp.where(unknown, self.mask_id, self.vqgan.tokenize(params["vqgan"], filled))
         keys = self._image_keys(batch, key)
         shapes = {"gumbel_sample": (ids.shape[1], self.vqgan.codebook), "gumbel": (ids.shape[1],)}
 

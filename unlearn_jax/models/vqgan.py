@@ -284,7 +284,7 @@ class VQGAN:
         """
         return jnp.argmin(_squared_distances(latent, params["quantize"]["embedding"]), axis=-1)
 
-    def tokens(
+    def tokenize(
         self, params: Mapping[str, Any], image: Float[Array, "b h w c"]
     ) -> Int[Array, "b n"]:
         """Ids of the codes of images in [0, 1], row by row.

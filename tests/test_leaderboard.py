@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.made_results import AUDITS, MODELS, make_results, make_workdir
-from tests.test_report import Page, assert_self_contained
+from tests.pages import Page, assert_self_contained
 from unlearn_jax import leaderboard
 from unlearn_jax import leaderboard_plots as plots
 from unlearn_jax.page import MINUS

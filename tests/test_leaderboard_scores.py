@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from tests.made_results import make_results, make_workdir, small
-from tests.test_report import Page
+from tests.pages import Page
 from unlearn_jax import leaderboard
 from unlearn_jax import leaderboard_scores as scores
 

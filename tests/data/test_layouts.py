@@ -1,0 +1,136 @@
+"""Folders that are not as they should be, and what is said of them."""
+
+import shutil
+
+import pytest
+
+from tests import binaries
+from tests.data.files import WNIDS, imagenet, places, put, run
+from unlearn_jax import prepare
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        (
+            "imagenet",
+            lambda raw: (
+                [shutil.move(raw / "train" / w, raw / w) for w in WNIDS]
+                + [shutil.rmtree(raw / "train"), shutil.rmtree(raw / "val")]
+            ),
+            "not laid out like imagenet.*It has class folders itself: give the folder above it",
+        ),
+        ("imagenet", lambda raw: shutil.rmtree(raw), "--source: expected a folder"),
+        (
+            "imagenet",
+            lambda raw: (raw / "train" / WNIDS[0]).rename(raw / "train" / "tench"),
+            "class folders like n01440764, found 'tench'. .*--layout=folder",
+        ),
+        (
+            "imagenet",
+            lambda raw: put(raw / "train" / "n01440764.tar", b""),
+            "files outside class folders: 'train/n01440764.tar'. Unpack",
+        ),
+        (
+            "imagenet",
+            lambda raw: shutil.rmtree(raw / "val" / WNIDS[1]),
+            "validation split has no image of 1 of 3 classes: 'n01443537'. .*--classes=FILE",
+        ),
+        (
+            "imagenet",
+            lambda raw: shutil.rmtree(raw / "train" / WNIDS[2]),
+            "train split has no image of 1 of 3 classes: 'n01484850'",
+        ),
+        (
+            "imagenet",
+            lambda raw: put(raw / "train" / WNIDS[1] / f"{WNIDS[0]}_1.JPEG", b""),
+            "1 file names occur twice.*'train/n01440764/n01440764_1.JPEG and train/n01443537/n014",
+        ),
+        (
+            "places365",
+            lambda raw: [shutil.rmtree(raw / "train"), shutil.rmtree(raw / "val")],
+            "not laid out like places365: expected one folder .*found nothing",
+        ),
+        (
+            "folder",
+            lambda raw: put(raw / "train" / WNIDS[0] / "a.txt", b""),
+            "expected only images",
+        ),
+        ("imagnet", lambda raw: None, "--layout: expected one of"),
+    ],
+)
+def test_wrong_layouts_are_refused(tmp_path, layout, change, message):
+    imagenet(tmp_path / "raw")
+    change(tmp_path / "raw")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "raw", tmp_path / "out", layout)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_places_has_twice(tmp_path):
+    places(tmp_path / "raw", flat=True)
+    put(tmp_path / "raw" / "val_256" / "b/badlands" / "b_badlands_Places365_val_00000001.jpg", b"")
+    with pytest.raises(ValueError, match="1 file names occur twice"):
+        run(tmp_path / "raw", tmp_path / "out", "places365")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("{0} 0\n{1} 1", r"does not have 4 of 6 images, such as"),
+        ("{0} 0\n{1} 1\n{2} 2\n{3} 0\n{4} 1\n{5} 3", r"labels 0\.\.3, but .* has 3 classes"),
+        ("{0} 0\n{1} 1\n{2} 0\n{3} 0\n{4} 1\n{5} 1", r"labels 0\.\.1, but .* has 3 classes"),
+        ("{0} n01440765\n{1} n01443537", r"does not have 4 of 6"),
+        (
+            "{0} n01440765\n{1} n01443537\n{2} n01443537\n{3} n01440764\n{4} n01484850\n"
+            "{5} n01440764",
+            "train split has no image of 1 of 4 classes: 'n01440765'",
+        ),
+        ("{0} 0\n{0} 1", "names .* more than once"),
+        ("490\n361\n", "does not have 6 of 6 images"),
+    ],
+)
+def test_bad_files_of_validation_labels(tmp_path, lines, message):
+    class_of = imagenet(tmp_path / "raw", flat=True)
+    (tmp_path / "labels.txt").write_text(lines.format(*class_of))
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "raw", tmp_path / "out", val_labels=str(tmp_path / "labels.txt"))
+
+
+def test_lists_with_errors(tmp_path):
+    imagenet(tmp_path / "raw")
+    (tmp_path / "classes.txt").write_text("n01440764\nn01443573\n")
+    with pytest.raises(ValueError, match=r"no class 'n01443573'. Did you mean 'n01443537'\?"):
+        run(tmp_path / "raw", tmp_path / "out", classes=str(tmp_path / "classes.txt"))
+    (tmp_path / "list.txt").write_text(f"train/{WNIDS[0]}/{WNIDS[0]}_99.JPEG\n")
+    with pytest.raises(ValueError, match=r"--list: 1 of 1 are no .*Nearest: 'train/n01440764/n0"):
+        run(tmp_path / "raw", tmp_path / "out", lists=(str(tmp_path / "list.txt"),))
+    with pytest.raises(ValueError, match="--list: .*none.txt is no readable"):
+        run(tmp_path / "raw", tmp_path / "out", lists=(str(tmp_path / "none.txt"),))
+
+
+def test_a_split_of_bad_images_only(tmp_path):
+    imagenet(tmp_path / "raw", val=1)
+    for file in tmp_path.glob("raw/val/*/*"):
+        file.write_bytes(b"bad")
+    with pytest.raises(ValueError, match=r"no file of the splits \['validation'\] is an image"):
+        run(tmp_path / "raw", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resize": -1}, "--resize: expected pixels"),
+        ({"resize": 16, "encode": "webp"}, "--encode one of"),
+        ({"resize": 16, "encode": "jpeg", "quality": 90}, r"--quality: expected 95\.\.100, got 90"),
+    ],
+)
+def test_bad_ways_to_store(values, message):
+    with pytest.raises(ValueError, match=message):
+        prepare.Storing(**values)
+
+
+def test_the_binary_says_what_is_wrong(tmp_path):
+    flags = ("--layout=imagenet", f"--source={tmp_path}", f"--out={tmp_path / 'out'}")
+    _, err = binaries.run("unlearn_jax.prepare", *flags, code=1)
+    assert err.startswith("error: --source:") and "not laid out like imagenet" in err

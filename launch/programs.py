@@ -1,7 +1,6 @@
 """The programs of a config, by shape only: unlearning step, evaluation step and sampler."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,10 +13,9 @@ from ml_collections import ConfigDict
 
 from launch import flops
 from launch.chips import Topology, parse_mesh
-from unlearn_jax import combine, data, models, objectives, optim, sharding
-from unlearn_jax.certify import run as certified
+from unlearn_jax import data, models, phases, sharding
 from unlearn_jax.models import Model, Params
-from unlearn_jax.step import UnlearnState, jit_step, masked_mean, select
+from unlearn_jax.step import UnlearnState, masked_mean, select
 
 NAMES = ("step", "evaluation", "sampler")
 AXES = ("data", "fsdp")
@@ -144,9 +142,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
     whole = params_like(cfg, model, mesh)
     trainable = (".*",) if scratch else model.trainable
     params = select(whole, trainable)
-    tx = optim.make_optimizer(**spec.optimizer, steps=spec.steps, masked=0 < spec.saliency < 1)
-    if spec.noise.std:
-        tx = certified.optimizer(spec)
+    tx = phases.make_optimizer(spec)
 
     def new_state(params: Params) -> UnlearnState:
         return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(0))
@@ -163,19 +159,13 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         f"{kind}_rows": np.zeros(1, int) if spec[f"{kind}_weight"] else None
         for kind in ("retain", "forget")
     }
-    n_forget = data.forget_count(max(rows, 2), spec.forget_fraction, **some)
-    forget_part = functools.partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
-    fn = jit_step(
+    fn = phases.make_step(
+        spec,
         model,
-        objectives.build(spec.objective, forget_part=forget_part, **spec.objective_kw),
-        tx,
-        retain_weight=spec.retain_weight,
-        forget_weight=spec.forget_weight,
-        combine=combine.build(spec.combine, **spec.combine_kw),
+        mesh,
+        forget_count=data.forget_count(max(rows, 2), spec.forget_fraction, **some),
         state_sharding=_shardings(state),
         target_sharding=_shardings(target),
-        batch_sharding=sharding.batch_sharding(mesh),
-        replicated=everywhere,
         noised_sharding=_shardings(more[0]) if more else None,
     )
     return Program(fn, (state, target, batch_like(cfg, mesh, rows, spec), *more), rows)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import binaries, tiny
-from unlearn_jax import checkpoint, metrics, models, train
+from unlearn_jax import checkpoint, metrics, models, objectives, train
 
 
 def params_of(workdir):
@@ -277,7 +277,7 @@ def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp
 
 
 def test_objectives_are_told_where_the_forget_rows_are(original, tmp_path, monkeypatch):
-    build, make, parts, rows = train.objectives.build, train.data.make_train, [], []
+    build, make, parts, rows = objectives.build, train.data.make_train, [], []
 
     def told(name, *, forget_part, **options):
         parts.append(np.asarray(forget_part(jnp.arange(32))))
@@ -287,7 +287,7 @@ def test_objectives_are_told_where_the_forget_rows_are(original, tmp_path, monke
         rows.append(np.flatnonzero(next(iter(make(*args, **kwargs)))["is_forget"]))
         return make(*args, **kwargs)
 
-    monkeypatch.setattr(train.objectives, "build", told)
+    monkeypatch.setattr(objectives, "build", told)
     monkeypatch.setattr(train.data, "make_train", made)
     train.run(unlearned(original), tmp_path / "run")
     assert rows and any(len(found) for found in rows)

@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,11 @@ from tqdm import tqdm
 from unlearn_jax import (
     checkpoint,
     cli,
-    combine,
     config,
     data,
     distributed,
     goals,
     metrics,
-    objectives,
     optim,
     saliency,
     sharding,
@@ -47,9 +44,10 @@ from unlearn_jax import (
 from unlearn_jax.certify import certificate, rules
 from unlearn_jax.certify import run as certified
 from unlearn_jax.data import splits
+from unlearn_jax.phases import make_optimizer, make_step
 from unlearn_jax.probe import fired, make_probe
 from unlearn_jax.setup import resolve
-from unlearn_jax.step import UnlearnState, jit_step, overlay, select
+from unlearn_jax.step import UnlearnState, overlay, select
 from unlearn_jax.validation import validate
 
 
@@ -106,12 +104,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
 
     # ---- phases ------------------------------------------------------------------------------
     phases = [(name, cfg.phases[name]) for name in stage.phases]
-    txs = [
-        certified.optimizer(p)
-        if p.noise.std
-        else optim.make_optimizer(**p.optimizer, steps=p.steps, masked=0 < p.saliency < 1)
-        for _, p in phases
-    ]
+    txs = [make_optimizer(phase) for _, phase in phases]
     noised_from = rules.position(cfg)
 
     def new_state(params, step, i):
@@ -226,21 +219,14 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 prefetch=cfg.data.prefetch,
                 columns=columns,
             )
-            n_forget = data.forget_count(batch_size, phase.forget_fraction, **used)
-            forget_part = partial(sharding.last_rows, at_least=n_forget, mesh=mesh)
-            step_fn = jit_step(
+            step_fn = make_step(
+                phase,
                 model,
-                objectives.build(phase.objective, forget_part=forget_part, **phase.objective_kw),
-                txs[i],
-                retain_weight=phase.retain_weight,
-                forget_weight=phase.forget_weight,
-                combine=combine.build(phase.combine, **phase.combine_kw),
+                mesh,
+                forget_count=data.forget_count(batch_size, phase.forget_fraction, **used),
                 state_sharding=shardings[i],
                 target_sharding=target_sharding,
-                batch_sharding=sharding.batch_sharding(mesh),
-                replicated=sharding.replicated(mesh),
                 noised_sharding=constants_sharding,
-                clip_norm_l2=phase.optimizer.clip_norm_l2 if phase.noise.std else 0.0,
             )
             bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, batch_size)
             log = metrics.IntervalLog(writer, name, batch_size, bar)

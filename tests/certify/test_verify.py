@@ -149,10 +149,10 @@ def test_two_runs_draw_other_noise(runs, tmp_path):
 def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch):
     """Keys and counts of the phases from the noise on are the same after 2 and after 3 steps."""
     seen = []
-    unlearn_step = train.jit_step
+    make_step = train.make_step
 
     def recorded(*args, **options):
-        step_fn = unlearn_step(*args, **options)
+        step_fn = make_step(*args, **options)
 
         class Recorded:
             def lower(self, state, *rest):
@@ -161,7 +161,7 @@ def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch
 
         return Recorded()
 
-    monkeypatch.setattr(train, "jit_step", recorded)
+    monkeypatch.setattr(train, "make_step", recorded)
     for steps in (2, 3):
         cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "noisy", "retain"))
         cfg.phases.decouple.steps = steps

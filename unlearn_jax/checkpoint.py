@@ -36,8 +36,12 @@ def checksums(tree: Any) -> dict[str, int]:
     Computed on the device from bits and positions, so it is the same on any mesh and needs no copy
     of the array on the host. Any change of a single element changes it.
     """
+    values = {}
     # Leaf by leaf: one program for all would need as much memory again as the tree.
-    values = {leaf_path(p): _checksum(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        values[leaf_path(path)] = value = _checksum(leaf)
+        if jax.default_backend() == "cpu":  # sums over devices in flight share its few threads:
+            value.block_until_ready()  # each could wait for one that another one holds, for ever
     return {path: int(value) for path, value in jax.device_get(values).items()}
 
 

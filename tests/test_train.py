@@ -245,26 +245,23 @@ def test_full_disk_is_a_clear_error_and_the_run_can_be_resumed(tmp_path):
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    wide = "--config.model.channels=32,64,128"
+    wide = ["--config.model.channels=32,64,128", "--config.phases.pretrain.steps=4"]
     workdir = f"--workdir={tmp_path / 'run'}"
     _, err = binaries.run(
-        "unlearn_jax.train", binaries.TINY, workdir, wide, code=1, preexec_fn=no_large_files
+        "unlearn_jax.train", binaries.TINY, workdir, *wide, code=1, preexec_fn=no_large_files
     )
     assert "error: Could not write a checkpoint under" in err
     assert "checkpoints: File too large\n(" in err and "MiB are free" in err
     assert "Traceback" not in err.split("error: ")[-1]
-    binaries.run("unlearn_jax.train", binaries.TINY, workdir, wide)
+    binaries.run("unlearn_jax.train", binaries.TINY, workdir, *wide)
 
 
 def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
-    classes = [binaries.TINY, workdir, "--config.request.kind=classes"]
     for flags, message in (
         ([workdir], "missing: ['--config=…']"),
         ([binaries.TINY, workdir, "--config.bach_size=8"], 'Did you mean "batch_size"'),
         ([binaries.TINY, workdir, "--config.batch_size=31"], "batch_size=30 or 32"),
-        ([binaries.TINY, workdir, "--config.stage=unlearned"], "--config.init_from=WORKDIR"),
-        ([*classes, "--config.request.classes=catt"], "Did you mean 'cat'"),
         (["--config=nowhere.py", workdir], "nowhere.py"),
         (["--config=configs/imagenet_mage.py:rehersal", workdir], "got 'rehersal'"),
         ([binaries.TINY, "--wrkdir=runs"], "Unknown command line flag"),
@@ -273,6 +270,18 @@ def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp
         _, err = binaries.run("unlearn_jax.train", *flags, code=1)
         assert "error: " in err and message in err, err
         assert "Traceback" not in err, err
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_it_raises_says_what_to_do(tmp_path):
+    for changes, message in (
+        ({"stage": "unlearned"}, "--config.init_from=WORKDIR"),
+        ({"request.kind": "classes", "request.classes": ("catt",)}, "Did you mean 'cat'"),
+    ):
+        cfg = tiny.get_config()
+        cfg.update_from_flattened_dict(changes)
+        with pytest.raises(ValueError, match=message):
+            train.run(cfg, tmp_path / "run")
         assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -175,6 +175,29 @@ def test_the_two_bounds_are_side_by_side_and_never_mixed_up(tmp_path, no_charts)
     assert "not tested" in untested and "ε ≥" not in untested
 
 
+def test_a_bound_that_is_not_there_has_its_reason(tmp_path, no_charts):
+    results = certified(make_results())
+    results["certificate"]["lower"] = {"reason": "nobody attacked it"}
+    assert words(results)[SURE] == ("unclear", "certified")
+    assert "Not tested." in report.summary(results)
+    page = section(report.write(make_workdir(tmp_path, results, rows=1)), "certificate")
+    assert "nobody attacked it" in page and "ε ≤" in page and "ε ≥" not in page
+
+    unread = {"verified": False, "reason": "damaged", "record": None, "cautions": []}
+    results["certificate"]["upper"] = unread
+    assert words(results)[SURE] == ("bad", "not verified")
+    page = section(report.write(make_workdir(tmp_path, results, rows=1)), "certificate")
+    assert "damaged" in page and "ε ≤" not in page and "ε ≥" not in page
+
+
+@pytest.mark.parametrize("name", sorted(set(RECORD) - {"mu"}))  # not shown
+def test_a_record_that_is_not_whole_is_damage(tmp_path, name):
+    results = certified(make_results(), upper={"verified": False})
+    del results["certificate"]["upper"]["record"][name]
+    with pytest.raises(ValueError, match=f"record/{name} is missing"):
+        report.write(make_workdir(tmp_path, results, rows=1))
+
+
 def test_a_guarantee_that_is_not_whole_is_damage(tmp_path):
     results = certified(make_results())
     del results["certificate"]["upper"]["record"]["delta"], results["certificate"]["lower"]["n"]

@@ -40,8 +40,9 @@ def checksums(tree: Any) -> dict[str, int]:
     # Leaf by leaf: one program for all would need as much memory again as the tree.
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         values[leaf_path(path)] = value = _checksum(leaf)
-        if jax.default_backend() == "cpu":  # sums over devices in flight share its few threads:
-            value.block_until_ready()  # each could wait for one that another one holds, for ever
+        # The devices of a CPU share few threads: two sums over them could wait for each other's.
+        if jax.default_backend() == "cpu":
+            value.block_until_ready()
     return {path: int(value) for path, value in jax.device_get(values).items()}
 
 

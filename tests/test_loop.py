@@ -159,5 +159,5 @@ def test_codes_are_cached_only_where_they_stay_right():
     assert "pretrain.cache_tokens: data.augment makes another view" in str(error.value)
     cfg = tiny.get_config()
     cfg.phases.pretrain.cache_tokens = True
-    with pytest.raises(ValueError, match="cache_tokens: 'autoencoder' has no tokenizer"):
+    with pytest.raises(ValueError, match="cache_tokens: 'autoencoder' computes from images"):
         validate(cfg)

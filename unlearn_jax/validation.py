@@ -197,8 +197,9 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
 
 
 def _cannot_cache(path: str, config: ConfigDict, spec: ConfigDict) -> list[str]:
+    model = config.model.name
     reasons = {
-        f"{config.model.name!r} has no tokenizer": hasattr(MODELS.get(config.model.name), "tokens"),
+        f"{model!r} computes from images, not codes of them": hasattr(MODELS.get(model), "tokens"),
         "the objective trains the tokenizer": spec.get("objective") != "tokenizer",
         "data.augment makes another view of an image in every epoch": not config.data.augment.name,
     }

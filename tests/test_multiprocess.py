@@ -102,6 +102,17 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
     assert shared_memory() <= memory
 
 
+def test_all_hear_the_first_and_one_of_them_can_say_no():
+    job = binaries.start_job("tests.agreement", processes=2)
+    found = []
+    for code, out, err in binaries.ended(job):
+        assert code == 0, err
+        found.append(json.loads(out.splitlines()[-1]))  # after what gloo says
+    assert [one.pop("first") for one in found] == [True, False]
+    expected = {"agreed": {"of": 0, "text": "ü"}, "everywhere": [True, False, False, False]}
+    assert found == [expected | {"fetched": [0, 1]}] * 2
+
+
 def test_two_processes_evaluate_as_one(alone, tmp_path):
     shutil.copytree(alone, tmp_path / "original")
     given = (*LONGER, f"--workdir={tmp_path}")
@@ -165,6 +176,23 @@ def test_any_split_of_four_devices_gives_the_same_bits(layout, tmp_path_factory,
     given = [*LONGER, f"--workdir={workdir}"]
     binaries.run_job(TRAIN, *given, processes=processes, devices=devices)
     assert sums(workdir) == sums(workdir.parent / "4x1")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_peer_that_hangs_is_given_up(victim, tmp_path):
+    """Its connections stay open, so only its silence tells."""
+    job = binaries.start_job(TRAIN, *LONGER, f"--workdir={tmp_path}", processes=2)
+    wait_until(job, logged(tmp_path))
+    began = time.monotonic()
+    job[victim].send_signal(signal.SIGSTOP)
+    try:
+        ((code, _, err),) = binaries.ended([job[1 - victim]], timeout=60)
+    finally:
+        job[victim].kill()
+        job[victim].communicate()
+    assert code not in (0, 1), err
+    assert time.monotonic() - began < 40  # 10 s of silence, on a busy machine
 
 
 @pytest.mark.full

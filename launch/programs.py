@@ -162,6 +162,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
     fn = phases.make_step(
         spec,
         model,
+        tx,
         mesh,
         forget_count=data.forget_count(max(rows, 2), spec.forget_fraction, **some),
         state_sharding=_shardings(state),

@@ -28,6 +28,7 @@ def make_optimizer(phase: ConfigDict) -> optax.GradientTransformation:
 def make_step(
     phase: ConfigDict,
     model: Model,
+    tx: optax.GradientTransformation,
     mesh: Mesh,
     *,
     forget_count: int,
@@ -40,9 +41,10 @@ def make_step(
     Args:
       phase: of a valid config.
       model: the architecture.
+      tx: from `make_optimizer`.
       mesh: over which batches are split.
       forget_count: rows at the end of every batch that are forget rows, `data.forget_count`.
-      state_sharding: of an `UnlearnState` with the state of `make_optimizer`.
+      state_sharding: of an `UnlearnState` with the state of tx.
       target_sharding: of the frozen original; {} if there is none.
       noised_sharding: of "secret" and "reference", if the phase has noise.
     """
@@ -50,7 +52,7 @@ def make_step(
     return jit_step(
         model,
         objectives.build(phase.objective, forget_part=forget_part, **phase.objective_kw),
-        make_optimizer(phase),
+        tx,
         retain_weight=phase.retain_weight,
         forget_weight=phase.forget_weight,
         combine=combine.build(phase.combine, **phase.combine_kw),

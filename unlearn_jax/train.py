@@ -222,6 +222,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
             step_fn = make_step(
                 phase,
                 model,
+                txs[i],
                 mesh,
                 forget_count=data.forget_count(batch_size, phase.forget_fraction, **used),
                 state_sharding=shardings[i],

@@ -188,7 +188,6 @@ def test_checksums_see_single_bits_and_order_and_not_the_mesh():
 
 SPLIT = """
 import jax, numpy as np
-from tests import binaries
 from unlearn_jax import checkpoint, sharding
 tree = {str(i): np.ones((4 * (i % 3 + 1), 8), np.float32) for i in range(100)}
 shardings = sharding.params_sharding(tree, sharding.make_mesh(fsdp=2, data=1), min_bytes=0)

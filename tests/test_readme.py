@@ -45,9 +45,7 @@ def short(flags):
     name, _, argument = file.partition(":")
     module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
     config = module.get_config(*filter(None, [argument]))
-    seeds = []
-    if config.compare.methods:
-        seeds = ["--config.compare.seeds=(0,)", "--config.compare.only=('gradient_ascent',)"]
+    seeds = ["--config.compare.seeds=(0,)"] if config.compare.methods else []
     steps = [f"--config.phases.{k}.steps={min(p.steps, 4)}" for k, p in config.phases.items()]
     return SHORT + seeds + steps
 

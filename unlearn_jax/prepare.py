@@ -12,34 +12,42 @@ again at the end it changes nothing; with --verify it reads every shard and comp
 Several processes, on machines that see the same folders, share the work: the same command on each,
 with --num_processes=N --process_id=0 to N - 1. Each writes shards of its own and waits for nobody;
 whichever finds all of them done writes the manifest. One that died is started again.
+
+    python -m unlearn_jax.prepare --out=DIR --remove=LIST
+
+takes the images that a list names out of prepared records for good, see `data.removal`. What was
+forgotten of the source's images (its `forgotten.json`) stays forgotten of the records.
 The format is described in `unlearn_jax.data.records`.
 """
 
 import concurrent.futures
-import contextlib
 import csv
 import fcntl
 import io
 import json
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from unlearn_jax import cli
-from unlearn_jax.data import index, layouts, preprocess, records
+from unlearn_jax.data import copies, index, layouts, preprocess, records, removal, served
 from unlearn_jax.data.layouts import File
 
 RESIZE_HOW = ("short_bicubic", "squash_bilinear", "squash_bicubic")
 ENCODE = ("jpeg", "png")
-_PARTS = "unfinished"  # what is known of finished shards, until all are
+_EXAMPLE = "--layout=imagenet --source=imagenet1k --out=data/imagenet"
+_MAKES = ("layout", "source", "name", "val_labels", "classes", "list", "resize", "resize_how")
+_MAKES += ("encode", "quality", "images_per_shard", "num_processes", "process_id")
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,10 @@ def run(
     workers: int = 0,
     process_id: int = 0,
     num_processes: int = 1,
+    say: Callable[[str], Any] = lambda note: None,
     **which: Any,
 ) -> dict[str, Any] | None:
-    """The manifest of the records in `out`, made now unless they are there already.
+    """Return the manifest of the records in `out`, made now unless they are there already.
 
     None if shards are left, which other processes write.
 
@@ -95,6 +104,7 @@ def run(
         workers: threads, each busy with a shard of its own; 0: as many as there are cores.
         process_id: which of the processes that share the work.
         num_processes: how many these are.
+        say: is given, before the work, what a user should see of how the source was understood.
         which: further arguments of `layouts.find`.
 
     Raises:
@@ -112,6 +122,8 @@ def run(
             f"got {process_id}."
         )
     found = layouts.find(layout, source, **which)
+    for note in found.notes:
+        say(note)
     shards = _plan(found, images_per_shard)
     plan = {
         "files": records.digest([_digest(files) for _, files in shards]),
@@ -119,7 +131,7 @@ def run(
         **asdict(storing),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with _lock(out, shared=num_processes > 1) as lock_alone:
+    with records.lock(out, shared=num_processes > 1) as lock_alone:
         _claim(out, plan)
         if not (out / records.MANIFEST).exists():
             mine = shards[process_id::num_processes]
@@ -127,17 +139,17 @@ def run(
             if any(not _part(out, name) for name, _ in shards):
                 return None
         lock_alone()
-        for partial in out.rglob("*.partial*"):
-            partial.unlink()
         if not (out / records.MANIFEST).exists():
             described = {
                 "layout": layout,
                 "stored": asdict(storing) if storing.resize else "original",
             }
             described |= {"lists": [Path(file).name for file in which.get("lists", ())]}
+            _carry_forgotten(source, out)
             _finish(out, shards, found, name or _name(layout, source), described, plan)
-        _clean_up(out)
-        return records.read_manifest(out)
+        manifest = records.read_manifest(out)
+        removal.sweep(out, manifest)
+        return manifest
 
 
 def _plan(found: layouts.Found, per_shard: int) -> list[tuple[str, Sequence[File]]]:
@@ -157,22 +169,6 @@ def _digest(files: Sequence[File]) -> str:
     return records.digest([(file.id, file.path, file.label) for file in files])
 
 
-@contextlib.contextmanager
-def _lock(out: Path, shared: bool) -> Iterator[Callable[[], None]]:
-    """Keeps other preparations out of the folder; the system ends the lock with the process.
-
-    A shared one admits others that share: until the function is called, which waits for them.
-    """
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        yield lambda: fcntl.flock(folder, fcntl.LOCK_EX)
-    except BlockingIOError as error:
-        raise ValueError(f"--out: another preparation is at work in {out}. Wait for it.") from error
-    finally:
-        os.close(folder)
-
-
 def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Writes the plan, or refuses a folder that holds anything else than what it leads to."""
     if (out / records.MANIFEST).exists():
@@ -181,8 +177,8 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
                 f"--out: {out} holds records of other files or options. Choose another folder."
             )
         return
-    path = out / _PARTS / "plan.json"
-    others = [child for child in out.iterdir() if child.name != _PARTS]
+    path = out / records.UNFINISHED / "plan.json"
+    others = [child for child in out.iterdir() if child.name != records.UNFINISHED]
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
         changed = [
@@ -199,7 +195,15 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     if others:
         raise ValueError(f"--out: expected a new or empty folder, {out} holds other files.")
     path.parent.mkdir(exist_ok=True)
-    _write_text(path, json.dumps(plan, indent=1))
+    records.write_text(path, json.dumps(plan, indent=1))
+
+
+def _carry_forgotten(source: Path, out: Path) -> None:
+    """Writes what models were made to forget of the source into the records made of it."""
+    entries = served.of_data(served.place(ConfigDict({"kind": "folder", "path": str(source)})))
+    if entries:
+        entries = [{**entry, "data": out.resolve().name} for entry in entries]
+        served.write(out / served.FILE, {"format": served.FORMAT, "requests": entries})
 
 
 def _write_all(
@@ -239,7 +243,7 @@ def _write_all(
 
 def _write_shard_alone(source: Path, out: Path, name: str, *rest: Any) -> None:
     """Writes the shard, unless another process is at work on it or has written it."""
-    with (out / _PARTS / f"{name}.lock").open("w") as lock:
+    with (out / records.UNFINISHED / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -257,7 +261,7 @@ def _write_shard(
     tick: Callable[[], None],
 ) -> None:
     """Writes one shard, then what is known of it: with that file it is finished."""
-    rows, bad = [], []
+    rows, hashes, bad = [], [], []
     partial = out / f"{name}.partial"
     try:
         writer = records.open_writer(partial)
@@ -269,40 +273,37 @@ def _write_shard(
             except ValueError as error:
                 bad.append((file.path, str(error).removeprefix(f"{file.path}: ")))
                 continue
-            data, size = _store(image, data, storing)
+            data, image = _store(image, data, storing)
             writer.write(records.pack(file.id, data))
-            rows.append((file.id, file.label, *size))
+            rows.append((file.id, file.label, *image.size))
+            hashes.append(np.concatenate(copies.hash_image(np.asarray(image))).tobytes().hex())
         writer.close()
     except RuntimeError as error:
         raise OSError(f"{partial} could not be written: {error}") from error
-    with partial.open("rb+") as written:
-        os.fsync(written.fileno())
-    facts = {"file": name, "count": len(rows), "bytes": partial.stat().st_size}
-    facts |= {"sha256": records.file_digest(partial)}
-    partial.replace(out / name)
-    _write_text(_part_path(out, name), json.dumps({"shard": facts, "rows": rows, "bad": bad}))
+    part = {"shard": records.seal(partial, out / name, len(rows)), "rows": rows, "bad": bad}
+    records.write_text(_part_path(out, name), json.dumps(part | {"hashes": hashes}))
 
 
-def _store(image: Image.Image, data: bytes, storing: Storing) -> tuple[bytes, tuple[int, int]]:
-    """The bytes to store of an image file, and the width and height of the image in them."""
+def _store(image: Image.Image, data: bytes, storing: Storing) -> tuple[bytes, Image.Image]:
+    """The bytes to store of an image file, and the image in them."""
     side = storing.resize
     if not side:
-        return data, image.size
+        return data, image
     size = (side, side)
     if storing.resize_how == "short_bicubic":
         size = preprocess.short_side(image.size, side)
     if size == image.size:
-        return data, size
+        return data, image
     bilinear = storing.resize_how == "squash_bilinear"
     filter = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
     stored = io.BytesIO()
     options = {"quality": storing.quality, "subsampling": 0} if storing.encode == "jpeg" else {}
     image.resize(size, filter).save(stored, storing.encode, **options)
-    return stored.getvalue(), size
+    return stored.getvalue(), preprocess.decode(stored.getvalue(), "")
 
 
 def _part_path(out: Path, name: str) -> Path:
-    return out / _PARTS / f"{name}.json"
+    return out / records.UNFINISHED / f"{name}.json"
 
 
 def _part(out: Path, name: str) -> dict[str, Any] | None:
@@ -313,7 +314,7 @@ def _part(out: Path, name: str) -> dict[str, Any] | None:
     part = json.loads(path.read_text("utf-8"))
     shard = out / name
     finished = shard.exists() and shard.stat().st_size == part["shard"]["bytes"]
-    return part if finished else None
+    return part if finished and "hashes" in part else None  # earlier versions did not hash
 
 
 def _finish(
@@ -324,9 +325,9 @@ def _finish(
     described: dict[str, Any],
     plan: dict[str, Any],
 ) -> None:
-    """Writes index, quarantine list and, last, the manifest."""
+    """Writes index, hashes, quarantine list and, last, the manifest."""
     splits: dict[str, Any] = {split: {"count": 0, "shards": []} for split in found.splits}
-    ids, numbers, bad = [], [], []
+    ids, numbers, hashes, bad = [], [], [], []
     for shard, _ in shards:
         part = _part(out, shard)
         split = splits[shard.rsplit("-", 3)[0]]
@@ -334,15 +335,18 @@ def _finish(
         split["count"] += part["shard"]["count"]
         ids += [row[0] for row in part["rows"]]
         numbers.append(np.array([row[1:] for row in part["rows"]], np.int32).reshape(-1, 3))
+        hashes.append(np.frombuffer(bytes.fromhex("".join(part["hashes"])), np.uint64))
         bad += part["bad"]
     empty = [split for split, facts in splits.items() if not facts["count"]]
     if empty:
         raise ValueError(f"{out}: no file of the splits {empty} is an image: {bad[0]}.")
     table = np.concatenate(numbers)
     index.write(out / records.INDEX, index.Index(ids, table[:, 0], table[:, 1:]))
+    of_image = np.concatenate(hashes).reshape(-1, 6)  # 128 and 256 bits
+    copies.save(out / copies.FILE, ids, copies.Hashes(of_image[:, :2], of_image[:, 2:]))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *bad])
-    _write_text(out / records.QUARANTINE, text.getvalue())
+    records.write_text(out / records.QUARANTINE, text.getvalue())
     manifest = {
         "format": records.FORMAT,
         "name": name,
@@ -353,36 +357,49 @@ def _finish(
         "index": records.file_digest(out / records.INDEX),
         "plan": records.digest(plan),
     }
-    manifest["hash"] = records.digest(manifest)
-    _write_text(out / records.MANIFEST, json.dumps(manifest, indent=1))
-
-
-def _clean_up(out: Path) -> None:
-    parts = out / _PARTS
-    for path in parts.iterdir() if parts.exists() else ():
-        path.unlink()
-    with contextlib.suppress(FileNotFoundError):
-        parts.rmdir()
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    records.write_manifest(out, manifest)
 
 
 def _name(layout: str, source: Path) -> str:
     return source.resolve().name if layout == "folder" else layout
 
 
-def main(layout: str, source: str, out: str) -> None:
-    """The binary."""
+def main(layout: str, source: str, out: str, remove: str) -> None:
+    """Run the binary; raises ValueError and OSError as `run` and `removal.remove` do."""
+    if not remove:
+        manifest = _prepare(layout, source, out)
+    elif others := [f"--{name}" for name in _MAKES if flags.FLAGS[name].present]:
+        raise ValueError(f"--remove: expected only --out=DIR beside it, got {others}.")
+    else:
+        manifest, count = removal.remove(Path(out), remove)
+        done = f"{count:,} images were" if count else "Nothing left to do: its images are already"
+        print(f"{remove}: {done} taken out of {out}. What is left:")
+    if manifest is None:
+        print("The shards of this process are written; others are at work on the rest.")
+        return
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    counts = ", ".join(f"{s}: {facts['count']:,}" for s, facts in manifest["splits"].items())
+    print(f"{counts} images of {len(manifest['class_names'])} classes, in {len(shards)} shards.")
+    if manifest["quarantined"]:
+        where = Path(out) / records.QUARANTINE
+        print(f"{manifest['quarantined']} files are no readable images and were left out: {where}")
+    if flags.FLAGS.verify:
+        records.check_shards(
+            Path(out), tqdm(shards, "verifying", unit="shard", disable=None), contents=True
+        )
+        print("Every shard has the sha256 that it was written with.")
+    fields = {"kind": "records", "path": out, "splits": tuple(manifest["splits"])}
+    print(f"For a config:\n  config.data.update({fields})")
+
+
+def _prepare(layout: str, source: str, out: str) -> dict[str, Any] | None:
     given = flags.FLAGS
+    if not layout or not source:
+        raise ValueError(
+            f"Expected --layout=… and --source=…, or --remove=…. For example:\n  {_EXAMPLE}"
+        )
     storing = Storing(given.resize, given.resize_how, given.encode, given.quality)
-    manifest = run(
+    return run(
         layout,
         Path(source),
         Path(out),
@@ -395,28 +412,13 @@ def main(layout: str, source: str, out: str) -> None:
         val_labels=given.val_labels,
         classes=given.classes,
         lists=tuple(given.list),
+        say=lambda note: print(note, file=sys.stderr),
     )
-    if manifest is None:
-        print("The shards of this process are written; others are at work on the rest.")
-        return
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    counts = ", ".join(f"{s}: {facts['count']:,}" for s, facts in manifest["splits"].items())
-    print(f"{counts} images of {len(manifest['class_names'])} classes, in {len(shards)} shards.")
-    if manifest["quarantined"]:
-        where = Path(out) / records.QUARANTINE
-        print(f"{manifest['quarantined']} files are no readable images and were left out: {where}")
-    if given.verify:
-        records.check_shards(
-            Path(out), tqdm(shards, "verifying", unit="shard", disable=None), contents=True
-        )
-        print("Every shard has the sha256 that it was written with.")
-    fields = {"kind": "records", "path": out, "splits": tuple(manifest["splits"])}
-    print(f"For a config:\n  config.data.update({fields})")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("layout", None, layouts.LAYOUTS, "How the source is laid out.")
-    flags.DEFINE_string("source", None, "The folder of the images.")
+    flags.DEFINE_enum("layout", "", ("", *layouts.LAYOUTS), "How the source is laid out.")
+    flags.DEFINE_string("source", "", "The folder of the images.")
     flags.DEFINE_string("out", None, "The folder to make, or to go on with.")
     flags.DEFINE_string("name", "", "Of the dataset; by default the layout's or the folder's.")
     flags.DEFINE_string("val_labels", "", "Classes of validation images without class folders.")
@@ -431,8 +433,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_processes", 1, "Processes that share the work.", lower_bound=1)
     flags.DEFINE_integer("process_id", 0, "Which of them this is.", lower_bound=0)
     flags.DEFINE_bool("verify", False, "Compare every shard with its sha256.")
-    cli.start(
-        main,
-        needs=("layout", "source", "out"),
-        example="--layout=imagenet --source=imagenet1k --out=data/imagenet",
-    )
+    flags.DEFINE_string("remove", "", "A list of images to take out of the records in --out.")
+    cli.start(main, needs=("layout", "source", "out", "remove"), example=_EXAMPLE)

@@ -1,6 +1,7 @@
 """Preparation that is interrupted, repeated or shared, and files that cannot be read."""
 
 import fcntl
+import json
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests import binaries
 from tests.data.files import WNIDS, contents, imagenet, jpeg, opened, put, run
 from unlearn_jax import prepare
-from unlearn_jax.data import layouts
+from unlearn_jax.data import layouts, records
 
 
 class Killed(BaseException):
@@ -86,6 +87,21 @@ def test_a_second_kill_and_finished_shards_are_not_written_again(tmp_path, monke
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_shards_of_a_version_that_did_not_hash_are_written_again(tmp_path, monkeypatch):
+    imagenet(tmp_path / "raw")
+    run(tmp_path / "raw", tmp_path / "whole")
+    monkeypatch.setattr(prepare, "_finish", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        run(tmp_path / "raw", tmp_path / "out")
+    monkeypatch.undo()
+    for path in (tmp_path / "out").glob("unfinished/*.array_record.json"):
+        part = json.loads(path.read_text())
+        del part["hashes"]
+        path.write_text(json.dumps(part))
+    run(tmp_path / "raw", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_sigkill_with_threads_at_work(tmp_path):
     for c, wnid in enumerate(WNIDS):
         for i in range(80):
@@ -135,7 +151,7 @@ def test_other_options_or_files_do_not_mix(tmp_path, monkeypatch):
 def test_one_preparation_at_a_time(tmp_path):
     imagenet(tmp_path / "raw")
     (tmp_path / "out").mkdir()
-    with prepare._lock(tmp_path / "out", shared=False):
+    with records.lock(tmp_path / "out"):
         with pytest.raises(ValueError, match="another preparation is at work"):
             run(tmp_path / "raw", tmp_path / "out")
     run(tmp_path / "raw", tmp_path / "out")
@@ -148,7 +164,7 @@ def test_processes_share_the_shards_and_wait_for_nobody(tmp_path):
     assert run(tmp_path / "raw", out, process_id=0, num_processes=2) is None
     written = {path.name for path in out.glob("*.array_record")}
     assert 0 < len(written) < len(list((tmp_path / "whole").glob("*.array_record")))
-    with prepare._lock(out, shared=True):  # a process that is at work on a shard, then dies
+    with records.lock(out, shared=True):  # a process that is at work on a shard, then dies
         lock = next(n for n, _ in shards_of(tmp_path / "raw") if n not in written)
         with (out / "unfinished" / f"{lock}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.data.files import WNIDS, contents, imagenet, jpeg, opened, places, put, run
 from unlearn_jax import prepare
-from unlearn_jax.data import index, layouts, preprocess, records, sources
+from unlearn_jax.data import copies, index, layouts, preprocess, records, served, sources
 
 
 def test_imagenet_is_stored_as_it_is(tmp_path):
@@ -23,7 +24,8 @@ def test_imagenet_is_stored_as_it_is(tmp_path):
     for shard in manifest["splits"]["train"]["shards"]:
         assert records.file_digest(tmp_path / "out" / shard["file"]) == shard["sha256"]
     assert set(contents(tmp_path / "out")) == {
-        "manifest.json", "index.gz", "quarantine.csv", "validation-00000-of-00002.array_record",
+        "manifest.json", "index.gz", "quarantine.csv", "copies.npz",
+        "validation-00000-of-00002.array_record",
         "validation-00001-of-00002.array_record",
         *(f"train-{i:05d}-of-00003.array_record" for i in range(3)),
     }  # fmt: skip
@@ -207,6 +209,50 @@ def test_resizing_is_recorded_and_exact_as_png(tmp_path, how, encode):
     assert difference == 0 if encode == "png" else 0 < difference < 12
     if how != "short_bicubic":  # every image has the size already
         opened(tmp_path / "out", resize="none")
+
+
+@pytest.mark.parametrize("storing", [{}, {"resize": 16, "encode": "jpeg"}, {"resize": 17}])
+def test_hashes_are_those_of_the_images_as_stored(tmp_path, storing):
+    imagenet(tmp_path / "raw")
+    put(tmp_path / "raw" / "train" / WNIDS[1] / "bad.JPEG", b"bad")
+    run(tmp_path / "raw", tmp_path / "out", storing=prepare.Storing(**storing), workers=2)
+    source = opened(tmp_path / "out")
+    found = copies.load(tmp_path / "out" / copies.FILE, source.ids)
+    for kept, new in zip(found, copies.hash_source(source), strict=True):
+        np.testing.assert_array_equal(kept, new)
+    assert len(np.unique(found.pixels, axis=0)) == 18
+    before = (tmp_path / "out" / copies.FILE).stat().st_mtime_ns
+    copies.hash_source(source, tmp_path / "out" / copies.FILE)
+    assert (tmp_path / "out" / copies.FILE).stat().st_mtime_ns == before
+
+
+def test_what_was_forgotten_of_the_source_stays_forgotten(tmp_path):
+    imagenet(tmp_path / "raw")
+    config = ConfigDict({"kind": "folder", "path": str(tmp_path / "raw")})
+    folder = sources.open_source(
+        kind="folder", path=str(tmp_path / "raw"), image_size=16, splits=("train", "val"),
+        resize="crop",
+    )  # fmt: skip
+    hashes = copies.hash_source(folder)
+    made = [
+        served.entry(f"hash{i}", "text", folder, np.array(rows), hashes.pixels)
+        for i, rows in enumerate(([3, 16], [5]))
+    ]
+    for entry in made:
+        served.remember(served.place(config), entry)
+    served.remember((tmp_path / served.FILE, "other"), made[0] | {"hash": "of other data"})
+    for name, storing in (("out", prepare.Storing()), ("small", prepare.Storing(16))):
+        run(tmp_path / "raw", tmp_path / name, storing=storing)
+        config = ConfigDict({"kind": "records", "path": str(tmp_path / name)})
+        entries = served.of_data(served.place(config))
+        assert [e["hash"] for e in entries] == ["hash0", "hash1"]
+        source = opened(tmp_path / name)
+        pixels = copies.hash_source(source, tmp_path / name / copies.FILE).pixels
+        assert [served.rows_of(e, source, pixels).tolist() for e in entries] == [[3, 16], [5]]
+    (tmp_path / served.FILE).write_text("{}")
+    with pytest.raises(ValueError, match="expected the list of what was forgotten"):
+        run(tmp_path / "raw", tmp_path / "third")
+    assert not (tmp_path / "third" / "manifest.json").exists()
 
 
 def test_exact_sizes_are_checked_without_reading_an_image(tmp_path):

@@ -5,12 +5,13 @@ Nothing is read but names and lists. Hidden files are skipped, links are followe
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from unlearn_jax.data.published import closest, match, read_classes, read_images, read_text
-from unlearn_jax.data.readers import folder_splits, list_folder, some, visible
+from unlearn_jax.data.names import Ids, closest, find_images, read_text
+from unlearn_jax.data.published import read_classes
+from unlearn_jax.data.readers import folder_splits, list_folder, some, split_ranges, visible
 
 LAYOUTS = ("imagenet", "places365", "folder")
 # Split -> folders that it may be called; the first that is there is taken.
@@ -33,10 +34,14 @@ class File:
 
 @dataclass(frozen=True)
 class Found:
-    """The classes in alphabetical order, and the files of each split, sorted by id."""
+    """The classes in alphabetical order, and the files of each split, sorted by id.
+
+    Notes say what a user should check.
+    """
 
     class_names: tuple[str, ...]
     splits: Mapping[str, Sequence[File]]
+    notes: tuple[str, ...] = ()
 
 
 def find(
@@ -47,7 +52,7 @@ def find(
     classes: str = "",
     lists: Sequence[str] = (),
 ) -> Found:
-    """The files of a dataset.
+    """Return the files of a dataset.
 
     Args:
         layout: "imagenet", `{train,val}/{wnid}/*`, splits "train" and "validation";
@@ -61,11 +66,11 @@ def find(
             commas separate as well, so ImageNet's LOC_val_solution.csv is one. Places365's
             places365_val.txt is found in the source.
         classes: a list, see `published.read_classes`; only these classes are taken.
-        lists: files of image paths, see `published.read_images`; only these images are taken.
+        lists: files of image paths, see `names.find_images`; only these images are taken.
 
     Raises:
-        ValueError: another layout, classes without images, files without a class, two files of one
-            name, an unknown class or image.
+        ValueError: another layout, classes without images, files without a class, labels that do
+            not count them, two files of one name, an unknown class or image.
     """
     if not source.is_dir():
         raise ValueError(f"--source: expected a folder, got {str(source)!r}.")
@@ -122,13 +127,14 @@ def _splits_of_classes(layout: str, source: Path, val_labels: str) -> Found:
             f"{source}: expected train/CLASS/image, found files outside class folders: "
             f"{some(flat['train'])}. Unpack every archive into a folder of its own name."
         )
+    notes: tuple[str, ...] = ()
     if flat.get("validation"):
         (name,) = there["validation"]
         beside = source / "places365_val.txt"
         if not val_labels and layout == "places365" and beside.exists():
             val_labels = str(beside)
-        class_of = _read_val_labels(val_labels, source / name, flat["validation"], known)
-        paths["validation"] += [(class_of(p), p) for p in flat["validation"]]
+        classes, notes = _read_val_labels(val_labels, source / name, flat["validation"], known)
+        paths["validation"] += zip(classes, flat["validation"], strict=True)
     names_of = tuple(sorted({c for found in paths.values() for c, _ in found}))
     label = {c: i for i, c in enumerate(names_of)}
     splits = {}
@@ -136,7 +142,7 @@ def _splits_of_classes(layout: str, source: Path, val_labels: str) -> Found:
         (name,) = there[split]
         files = [File(_id(p, c, name), p, label[c]) for c, p in found]
         splits[split] = sorted(files, key=lambda file: file.id)
-    return Found(names_of, splits)
+    return Found(names_of, splits, notes)
 
 
 def _walk(source: Path, name: str) -> tuple[list[tuple[str, str]], list[str]]:
@@ -162,14 +168,15 @@ def _id(path: str, class_name: str, folder: str) -> str:
 
 def _read_val_labels(
     file: str, folder: Path, paths: Sequence[str], known: Sequence[str]
-) -> Callable[[str], str]:
+) -> tuple[list[str], tuple[str, ...]]:
+    """The class of every path; if the file has numbers, what they mean."""
     if not file:
         raise ValueError(
             f"{folder}: {len(paths)} images lie outside class folders, such as {paths[0]!r}. Give "
             "their classes with --val_labels=FILE: lines `name class` or `name label`. ImageNet's "
             "LOC_val_solution.csv and Places365's places365_val.txt are such files."
         )
-    table, numbered = {}, 0
+    table: dict[str, str] = {}
     for line in read_text(file, "--val_labels").splitlines():
         fields = re.split(r"[\s,]+", line.strip())
         if len(fields) < 2 or fields == ["ImageId", "PredictionString"]:
@@ -177,9 +184,6 @@ def _read_val_labels(
         name, value = fields[0].rpartition("/")[2], fields[1].strip("/")
         if name in table:
             raise ValueError(f"--val_labels: {file} names {name} more than once.")
-        if value.isdigit() and value not in known:
-            numbered = max(numbered, int(value) + 1)
-            value = known[int(value)] if int(value) < len(known) else value
         table[name] = value
     missing = [p for p in paths if _stem(p) not in table and p.rpartition("/")[2] not in table]
     if missing:
@@ -187,13 +191,41 @@ def _read_val_labels(
             f"--val_labels: {file} does not have {len(missing)} of {len(paths)} images, such as "
             f"{missing[0]!r}. Its lines must be `name class` or `name label`."
         )
-    if numbered and numbered != len(known):
-        raise ValueError(
-            f"--val_labels: {file} has labels 0..{numbered - 1}, but the training split has "
-            f"{len(known)} classes, so the labels cannot be told. Have all class folders there, or "
-            "write lines `name class`."
-        )
-    return lambda path: table.get(path.rpartition("/")[2]) or table[_stem(path)]
+    values = [table.get(path.rpartition("/")[2]) or table[_stem(path)] for path in paths]
+    if not any(value.isdecimal() for value in {*values} - {*known}):
+        return values, ()
+    _check_numbers(file, table.values(), values, known)
+    labels = [int(value) for value in values]
+    examples = (
+        f"label {label} means class {known[label]}, such as {paths[labels.index(label)]}"
+        for label in sorted({min(labels), max(labels)})
+    )
+    note = (
+        f"{file}: {'; '.join(examples)}. Labels are places in the sorted class folders, not "
+        "in the order of a devkit; if one of these is wrong, write lines `name class`."
+    )
+    return [known[label] for label in labels], (note,)
+
+
+def _check_numbers(
+    file: str, every: Iterable[str], used: Sequence[str], known: Sequence[str]
+) -> None:
+    """All labels of a file, and those of the images that are there, must count the classes."""
+    names = [value for value in used if not value.isdecimal()]
+    numbers = [int(value) for value in every if value.isdecimal()]
+    low, high = min(numbers), max(numbers)
+    if names:
+        wrong = f"names of classes, such as {names[0]!r}, and numbers, such as {high}"
+    elif (low, high) == (0, len(known) - 1):
+        return
+    else:
+        wrong = f"labels {low}..{high}, but the training split has {len(known)} classes"
+        wrong += ": they count from 1" if (low, high) == (1, len(known)) else ""
+    raise ValueError(
+        f"--val_labels: {file} has {wrong}; expected labels 0..{len(known) - 1} for all of them, "
+        "sorted. Have all class folders there, or write lines `name class` (a devkit's numbers are "
+        "in another order)."
+    )
 
 
 def _stem(path: str) -> str:
@@ -248,16 +280,18 @@ def _only_classes(found: Found, file: str) -> Found:
         split: [File(f.id, f.path, label[f.label]) for f in files if f.label in label]
         for split, files in found.splits.items()
     }
-    return Found(names, splits)
+    return replace(found, class_names=names, splits=splits)
 
 
 def _only_listed(found: Found, lists: Sequence[str]) -> Found:
     files = [file for of_split in found.splits.values() for file in of_split]
-    ids = [file.id for file in files]
-    names = [name for file in lists for name in read_images(read_text(file, "--list"), file)]
-    kept = {ids[row] for row in match(names, ids, "--list", "the source").tolist()}
+    ranges = split_ranges(list(found.splits), [len(files) for files in found.splits.values()])
+    ids = Ids([file.id for file in files], ranges)
+    kept = {
+        ids.ids[row] for file in lists for row in find_images(file, ids, "--list", "the source")[0]
+    }
     splits = {s: [f for f in of_split if f.id in kept] for s, of_split in found.splits.items()}
-    return Found(found.class_names, {s: of_split for s, of_split in splits.items() if of_split})
+    return replace(found, splits={s: of_split for s, of_split in splits.items() if of_split})
 
 
 def _names(path: Path) -> list[str]:

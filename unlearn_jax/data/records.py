@@ -4,16 +4,24 @@
     DIR/index.gz                             id, label and size of every image, see `index`
     DIR/train-00000-of-00313.array_record    one record per image: id, a zero byte, the image file
     DIR/quarantine.csv                       path and reason of every file that is no image
+    DIR/copies.npz                           hashes of all images, see `copies`; may be missing
+    DIR/forgotten.json                       what models were made to forget, see `served`
 
 `python -m unlearn_jax.prepare` writes them. The manifest has format, name, source (layout, lists
 and how images are stored), class_names, splits (count and shards, each with file, count, bytes and
 sha256), index (its sha256), quarantined (a count), plan (a hash of the files and the options) and
 hash, the sha256 of the canonical JSON of all the rest. Rows are in the order of the shards.
+
+Once images were taken out (`removal`), it also has removed (list, sha256 and n of every list of
+them) and index_file; index and shards that were written anew have a number in their names.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +33,7 @@ from unlearn_jax.data.readers import Listing, brief, check_splits, split_ranges
 
 FORMAT = "unlearn_jax.records.v1"
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.gz", "quarantine.csv"
+UNFINISHED = "unfinished"  # folder of what is known of finished shards, until all are
 _AGAIN = "Prepare it again into a new folder, or copy it again."
 
 
@@ -36,6 +45,61 @@ def pack(id: str, image: bytes) -> bytes:
 def open_writer(path: Path) -> Any:
     """A writer with `write(record)` and `close()`; the file depends on the records only."""
     return array_record.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+
+@contextlib.contextmanager
+def lock(folder: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
+    """Keep other writers out of the folder; the system ends the lock with the process.
+
+    A shared one admits others that share: until the function is called, which waits for them.
+
+    Raises:
+        ValueError: another one is at work there.
+        OSError: there is no such folder.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        yield lambda: fcntl.flock(handle, fcntl.LOCK_EX)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"--out: another preparation is at work in {folder}. Wait for it."
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def seal(partial: Path, path: Path, count: int) -> dict[str, Any]:
+    """Give a shard that is written its name, once it is on disk; return what a manifest has of it.
+
+    Raises:
+        OSError: it cannot be read, or not be renamed.
+    """
+    sync(partial)
+    facts = {"file": path.name, "count": count, "bytes": partial.stat().st_size}
+    facts |= {"sha256": file_digest(partial)}
+    partial.replace(path)
+    return facts
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on disk; raises OSError if it cannot be."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; raises OSError if it cannot be written."""
+    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
+    partial.write_text(text, "utf-8")
+    sync(partial)
+    partial.replace(path)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest with its hash, atomically; raises OSError if it cannot be written."""
+    rest = {key: value for key, value in manifest.items() if key != "hash"}
+    write_text(folder / MANIFEST, json.dumps(rest | {"hash": digest(rest)}, indent=1))
 
 
 def digest(values: Any) -> str:
@@ -75,14 +139,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def list_records(folder: Path, splits: Sequence[str]) -> Listing:
-    """The images of prepared records; a shard is opened when it is first read.
+    """Return the images of prepared records; a shard is opened when it is first read.
 
     Raises:
         ValueError: manifest, index and shards do not agree, or there is no such split.
     """
     manifest = read_manifest(folder)
     check_splits(splits, manifest["splits"], str(folder))
-    path = folder / INDEX
+    path = folder / manifest.get("index_file", INDEX)
     if not path.exists() or file_digest(path) != manifest["index"]:
         raise ValueError(f"{path}: missing, or not the index of this manifest. {_AGAIN}")
     everything = index.read(path)

@@ -21,6 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 # those, a process that trains takes a quarter longer to start.
 cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
 atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = f"{cache}/user"  # hashes of images: not those of another day
 os.environ.update(
     JAX_COMPILATION_CACHE_DIR=cache,
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",

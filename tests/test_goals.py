@@ -62,7 +62,7 @@ def test_predictors_that_say_nothing_give_everyone_the_same_goal():
 
 
 @pytest.mark.parametrize(
-    ("n", "value", "message"), [(19, 0.5, "19 holdout rows are too few"), (40, 0.0, "positive")]
+    ("n", "value", "message"), [(19, 0.5, "19 calibration rows are too few"), (40, 0.0, "positive")]
 )
 def test_fit_refuses(n, value, message):
     with pytest.raises(ValueError, match=message):
@@ -150,3 +150,20 @@ def test_a_reference_must_be_given():
     args = (resolve(cfg)._replace(model=Toy()), {}, None, jax.random.key(0))
     with pytest.raises(ValueError, match="needs a model trained for a short while"):
         goals.make("reference", *args)
+
+
+def test_goals_are_fitted_to_the_calibration_part_only(monkeypatch):
+    """The audit part must stay unseen: looked at, it would tell what the goals make of it."""
+    setup = resolve(quickstart.get_config())._replace(model=Toy())
+    seen, make_eval = [], data.make_eval
+
+    def watched(source, rows, **options):
+        seen.append(np.asarray(rows))
+        return make_eval(source, rows, **options)
+
+    monkeypatch.setattr(goals.data, "make_eval", watched)
+    target = setup.model.init(jax.random.key(0))
+    goals.make("views", setup, target, None, jax.random.key(0))
+    rows, split = np.concatenate(seen), setup.split
+    np.testing.assert_array_equal(np.unique(rows), np.union1d(split.forget, split.calibration))
+    assert not np.isin(rows, split.audit).any() and len(split.audit)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unlearn_jax import config, data
-from unlearn_jax.data import sources, splits, transforms
+from unlearn_jax.data import served, sources, splits, transforms
 
 INPAINT = {"name": "inpaint", "hole": 0.5}
 PATCHES = {"name": "random_mask", "ratio": 0.5, "patch": 2}
@@ -264,7 +264,9 @@ def test_load_opens_and_splits_what_the_config_says(tmp_path):
     cfg.request.kind, cfg.request.classes = "classes", ("cat",)
     source, split = data.load(cfg)
     assert source.name == "cifar10_sample/1.0.0"
-    assert len(split.forget) == 250 and len(split.holdout) == 50 and len(split.train) == 2500
+    assert len(split.forget) == 250 and len(split.train) == 2500
+    # Of 50 unseen cats, the last bit of each one's hash says where it is.
+    assert len(split.calibration) == 21 and len(split.audit) == 29
 
     np.savez(tmp_path / "proxy.npz", image=np.zeros((9, 32, 32, 3)), label=np.arange(9) % 3)
     cfg.retain.kind = "proxy"
@@ -272,9 +274,100 @@ def test_load_opens_and_splits_what_the_config_says(tmp_path):
     with_proxy, other = data.load(cfg)
     assert len(with_proxy) == 3009 and other.retain.tolist() == list(range(3000, 3009))
     np.testing.assert_array_equal(other.forget, split.forget)
+    assert other.manifest["dataset"] == split.manifest["dataset"]
+    assert other.manifest["proxy"]["name"] == with_proxy.proxy == "proxy"
     splits.save(split, tmp_path / "split.json")
+    splits.load(tmp_path / "split.json", with_proxy)  # proxies are beside the data set
+    cfg.data.train_rows = 2000
+    cfg.retain.kind = "complement"
     with pytest.raises(ValueError, match="was made for cifar10_sample"):
-        splits.load(tmp_path / "split.json", with_proxy)
+        splits.load(tmp_path / "split.json", data.load(cfg)[0])
+
+
+def folder_config(tmp_path, n=6):
+    """Photos of two classes in train/ and test/, and the config of a request for some of them."""
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8))
+                image.save(tmp_path / "photos" / split / name / f"{i}.png")
+    cfg = config.default()
+    cfg.data.update({"kind": "folder", "path": str(tmp_path / "photos"), "image_size": 8})
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/photos/train/ant/1.png\n./train/bee/2.png\n")
+    cfg.request.update({"kind": "ids", "file": str(tmp_path / "list.txt")})
+    return cfg
+
+
+def ids(source, rows):
+    return {source.ids[row] for row in rows.tolist()}
+
+
+def test_load_leaves_out_what_was_forgotten_before_and_what_the_folder_remembers(tmp_path):
+    cfg = folder_config(tmp_path)
+    source, split = data.load(cfg)
+    assert ids(source, split.forget) == {"train/ant/1.png", "train/bee/2.png"}
+    pixels = data.open_data(cfg)[1].pixels
+    made = served.entry(split.manifest["hash"], "first", source, split.forget, pixels)
+    (tmp_path / "list.txt").write_text("train/ant/3.png\n")
+    of_model = data.load(cfg, [made])[1]
+    served.remember(served.place(cfg.data), made)
+    for later in (of_model, data.load(cfg)[1], data.load(cfg, [made])[1]):
+        assert ids(source, later.forget) == {"train/ant/3.png"} and len(later.served) == 1
+        for name in splits.SETS:
+            assert not ids(source, getattr(later, name)) & set(made["ids"])
+    # A run that has begun goes on with the past that it knew.
+    assert not data.load(cfg, known=set())[1].served
+    assert data.load(cfg, known={made["hash"]})[1].served
+    # Other data in the same place never had them.
+    (tmp_path / "photos").rename(tmp_path / "others")
+    cfg.data.path = str(tmp_path / "others")
+    assert not data.load(cfg)[1].served
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["train_99999", "train_07274;1", "train_07274.png", "7274", "train_0727", "test_07274",
+     "test/train_07274", "train"],
+)  # fmt: skip
+def test_ids_of_cifar_that_are_none_are_refused_and_forget_nobody(tmp_path, wrong):
+    """The fault: exit 0, and the last training image was forgotten in place of an unknown one."""
+    cfg = config.default()
+    cfg.data.name = "cifar10_sample"
+    known = next(id for id in data.open_data(cfg)[0].ids if id.startswith("train_07"))
+    for line in (
+        f"{known}\n{wrong}".replace("train_07274", known),
+        wrong.replace("07274", known[6:]),
+    ):
+        (tmp_path / "list.txt").write_text(line)
+        cfg.request.update({"kind": "ids", "file": str(tmp_path / "list.txt")})
+        with pytest.raises(
+            ValueError, match="request.file: 1 of the . names .*cifar10_sample/1.0.0"
+        ):
+            data.load(cfg)
+    (tmp_path / "list.txt").write_text(f"{known}\n./{known}")
+    source, split = data.load(cfg)
+    assert ids(source, split.forget) == {known}
+
+
+def test_load_refuses_copies_unless_it_is_told_what_to_do(tmp_path):
+    import shutil
+
+    cfg = folder_config(tmp_path)
+    photos = tmp_path / "photos"
+    shutil.copy(photos / "train" / "ant" / "1.png", photos / "train" / "bee" / "copy.png")
+    (photos / "test" / "ant" / "link.png").symlink_to(photos / "train" / "bee" / "2.png")
+    with pytest.raises(ValueError, match="request.copies: 2 images.*\n(.|\n)*bee/copy.png"):
+        data.load(cfg)
+    cfg.request.copies = "forget"
+    source, split = data.load(cfg)
+    forgotten = {"train/ant/1.png", "train/bee/2.png", "train/bee/copy.png"}
+    assert ids(source, split.forget) == forgotten
+    assert "test/ant/link.png" not in ids(source, np.union1d(split.calibration, split.audit))
+    cfg.request.copies = "keep"
+    assert len(data.load(cfg)[1].forget) == 2
 
 
 def test_training_may_have_another_task_and_evaluation_keeps_its_own():

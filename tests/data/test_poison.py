@@ -3,7 +3,7 @@ import pytest
 
 from configs import quickstart
 from unlearn_jax import data
-from unlearn_jax.data import poison, sources, transforms
+from unlearn_jax.data import poison, sources, splits, transforms
 
 INPAINT = {"name": "inpaint", "hole": 0.5}
 OUTPAINT = {"name": "outpaint", "visible": 0.5}
@@ -88,6 +88,8 @@ def test_a_config_plants_it_in_the_forget_set_and_the_manifest_says_so():
     source, split = data.load(cfg)
     assert len(split.poisoned) == 50 and np.isin(split.poisoned, split.forget).all()
     assert split.manifest["hash"] != clean.manifest["hash"]
+    for name in splits.SETS:  # it changes who carries it, and nobody's set
+        np.testing.assert_array_equal(getattr(split, name), getattr(clean, name))
     backdoor = poison.design(cfg.task.to_dict(), 32)
     region = source.fetch(split.poisoned)[(slice(None), *backdoor.region())]
     assert (region == backdoor.pattern()).all()

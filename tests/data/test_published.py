@@ -115,7 +115,8 @@ def test_the_released_csv_gives_forget_and_retain_sets(tmp_path, prefix):
     assert by_class(split.forget) == [2, 2, 0, 0, 0] and by_class(split.retain) == [0, 0, 2, 2, 0]
     ids = {source.ids[row] for row in split.forget}
     assert ids == {f"{prefix}{n}/{n}_train_{i}.JPEG" for n in ("n01", "n02") for i in (1, 4)}
-    assert by_class(split.holdout) == [3, 3, 0, 0, 0]
+    assert by_class(split.audit) == [2, 2, 0, 0, 0]
+    assert by_class(split.calibration) == [1, 1, 0, 0, 0]
     assert by_class(split.train) == [6] * 5
     assert split.manifest["retain"]["sha256"] == split.manifest["request"]["sha256"]
     assert splits.describe(split).endswith("the ids listed in released.csv.")
@@ -127,9 +128,10 @@ def test_the_released_csv_gives_forget_and_retain_sets(tmp_path, prefix):
         ("imgs,labels\ntrain/n01/n01_train_0.JPEG,0", "labels below 0 .* or above 0 .*got '0'"),
         ("imgs,labels\ntrain/n01/n01_train_0.JPEG,x", "got 'x'"),
         ("imgs,labels\ntrain/n01/n01_train_0.JPEG,-1", "retain.file names none"),
-        ("imgs,labels\ntrain/n01/n01_train_9.JPEG,1", "retain.file: 1 of 1 are no examples of sm"),
+        ("imgs,labels\ntrain/n01/n01_train_9.JPEG,1", "retain.file: 1 of the 1 names .*of sm"),
         ("imgs,labels\nval/n01/n01_validation_0.JPEG,1", "retain.file: .*not in the training"),
-        ("train/n01/n01_train_0.JPEG", "retain.file: .*n01_train_0.JPEG' are forgotten"),
+        ("train/n01/n01_train_0.JPEG", "retain.file: .*n01_train_0.JPEG' are forgotten or held"),
+        ("image_id,path\na,b", "retain.file: .*one column of images.*with .*retain.column"),
     ],
 )
 def test_bad_lists_of_retain_images(tmp_path, text, message):
@@ -139,16 +141,38 @@ def test_bad_lists_of_retain_images(tmp_path, text, message):
         resolve({"kind": "classes", "classes": ("n01",)}, retain)
 
 
-def test_paths_mean_the_same_split_only():
-    ids = ["train_256/a/attic/1.jpg", "val_256/a/attic/1.jpg", "train_256/b/bar/2.jpg"]
-    find = lambda *names: published.match(names, ids, "x", "y").tolist()  # noqa: E731
-    assert find("/root/data_256/a/attic/1.jpg", "validation/a/attic/1.jpg") == [0, 1]
-    assert find("train/b/bar/2.jpg") == [2]
-    for name in ("val/b/bar/2.jpg", "b/bar/2.jpg", "2.jpg", "test_256/a/attic/1.jpg"):
-        with pytest.raises(ValueError, match="x: 1 of 1 are no examples of y: .*Nearest"):
-            find(name)
-    with pytest.raises(ValueError, match="several paths name one"):
-        find("data_256/a/attic/1.jpg", "train_256/a/attic/1.jpg")
+def test_paths_mean_the_same_split_only(tmp_path):
+    """Of a published list and of the evaluation set, see test_names for all the ways."""
+    source = make_source(prefix="train_256/")
+    (tmp_path / "list.txt").write_text(
+        "/root/data_256/n01/n01_train_0.JPEG\ntrain/n02/n02_train_1.JPEG\n"
+        "data_256/n02/n02_train_1.JPEG\n"
+    )
+    listed = {"kind": "ids", "file": str(tmp_path / "list.txt")}
+    split = resolve(listed, {"kind": "complement"}, source)
+    assert [source.ids[row] for row in split.forget] == [
+        "train_256/n01/n01_train_0.JPEG", "train_256/n02/n02_train_1.JPEG",
+    ]  # fmt: skip
+    assert split.manifest["request"]["repeated"] == 1 and split.manifest["request"]["by_path"] == 3
+    options = {"forget": ("n01",), "retain": ("n03",), "list_file": tmp_path / "list.txt"}
+    for wrong in ("val/n01/n01_train_0.JPEG", "n01/n01_train_0.JPEG", "n01_train_0.JPEG",
+                  "test_256/n01/n01_train_0.JPEG"):  # fmt: skip
+        (tmp_path / "list.txt").write_text(wrong)
+        with pytest.raises(ValueError, match="request.file: 1 of the 1 names .*of small"):
+            resolve(listed, {"kind": "complement"}, source)
+        with pytest.raises(ValueError, match="list_file: 1 of the 1 names .*of small"):
+            published.evaluation_rows(source, **options)
+    # Evaluation images are those of the split that is evaluated, however its folder is called.
+    (tmp_path / "list.txt").write_text(
+        "val_large/n01/n01_validation_0.JPEG\n/x/validation/n03/n03_validation_2.JPEG"
+    )
+    found = published.evaluation_rows(source, **options)
+    assert [source.ids[row] for rows in found.values() for row in rows] == [
+        "val/n01/n01_validation_0.JPEG", "val/n03/n03_validation_2.JPEG",
+    ]  # fmt: skip
+    (tmp_path / "list.txt").write_text("train/n01/n01_train_0.JPEG")
+    with pytest.raises(ValueError, match="list_file: 1 of the 1 names .*of small"):
+        published.evaluation_rows(source, **options)
 
 
 # Per class, and which classes may be kept.
@@ -180,9 +204,16 @@ def test_so_many_of_each_class_by_seed_or_the_first():
 
 
 def test_holdout_beside_a_part_of_the_classes():
-    split = resolve(FORGET | {"per_class": 4}, LISTED, holdout={"split": "", "fraction": 0.34})
-    # Not out of the forget set: there are images of its classes that nobody asked to forget.
-    assert by_class(split.forget) == [4, 4, 0, 0, 0] and by_class(split.holdout) == [2, 2, 0, 0, 0]
+    section = {"split": "", "fraction": 0.34}
+    source = make_source(train=20)
+    split = resolve(FORGET | {"per_class": 4}, LISTED, source, holdout=section)
+    # Never out of the forget set, and not out of its classes only.
+    assert by_class(split.forget, source) == [4, 4, 0, 0, 0]
+    assert len(split.audit) and set(np.flatnonzero(by_class(split.audit, source))) <= {0, 1}
+    reserved = 20 - np.array(by_class(split.train, source))
+    assert (reserved > 0).all()
+    other = resolve(LISTED | {"per_class": 2}, FORGET, source, holdout=section)
+    np.testing.assert_array_equal(other.train, split.train)
 
 
 def test_other_classes_are_those_neither_listed_nor_forgotten():
@@ -226,8 +257,11 @@ def test_leading_slashes_and_lists_longer_than_messages():
     source = make_source(names=names)
     assert by_class(resolve({"kind": "classes", "classes": ("/a/place7",)}, LISTED | {
         "classes": ("a/place8",)}, source).forget, source)[7] == 6  # fmt: skip
-    with pytest.raises(ValueError, match="Did you mean 'a/place3.*and 35 more") as error:
-        requests.select(source, {"kind": "classes", "classes": ("a/plase33",)})
+    with pytest.raises(
+        ValueError, match="Did you mean 'a/place3.*and 35 more(.|\\n)*a label, 0..39"
+    ) as error:
+        request = {"kind": "classes", "classes": ("a/plase33",)}
+        requests.select(source, request, np.arange(len(source)))
     assert len(str(error.value)) < 300
 
 
@@ -260,8 +294,27 @@ def test_the_evaluation_set_follows_the_published_list(tmp_path):
     with pytest.raises(ValueError, match="no validation image of the retain classes 'n04'"):
         published.evaluation_rows(SOURCE, **{**options, "retain": ("n04",)})
     (tmp_path / "list.csv").write_text("val/n01/n01_validation_7.JPEG")
-    with pytest.raises(ValueError, match="1 of 1 are no examples of small.*'val/n01/n01_val"):
+    with pytest.raises(ValueError, match="1 of the 1 names .*of small(.|\\n)*'val/n01/n01_val"):
         published.evaluation_rows(SOURCE, **options)
+
+
+def test_numbers_mean_the_same_classes_in_training_and_in_evaluation():
+    """The fault: classes=3 of named classes was trained, and could not be evaluated."""
+    for request, retain in (((3,), ("0", 1)), (("3",), ("n01", "n02"))):
+        found = published.evaluation_rows(SOURCE, forget=request, retain=retain)
+        split = resolve(
+            {"kind": "classes", "classes": request}, {"kind": "classes", "classes": retain}
+        )
+        for role in ("forget", "retain"):
+            labels = {*SOURCE.labels[found[role]].tolist()}
+            assert labels == {*SOURCE.labels[getattr(split, role)].tolist()}
+            assert labels == {"forget": {3}, "retain": {0, 1}}[role]
+    listed = published.evaluation_rows(SOURCE, forget=("n01,n02",), retain=("n03", "n03"))
+    assert by_class(listed["forget"]) == [3, 3, 0, 0, 0] and by_class(listed["retain"])[2] == 3
+    with pytest.raises(ValueError, match="'n04' cannot be both"):
+        published.evaluation_rows(SOURCE, forget=(3,), retain=("n04",))
+    with pytest.raises(ValueError, match="evaluation: forget: small has no class '03'"):
+        published.evaluation_rows(SOURCE, forget=("03",), retain=("n04",))
 
 
 @pytest.mark.parametrize(
@@ -280,12 +333,14 @@ def test_bad_evaluation_sets(changes, message):
 def test_load_takes_it_all_from_a_config(tmp_path):
     from PIL import Image
 
+    rng = np.random.default_rng(0)
     for split, n in (("train", 4), ("validation", 2)):
         for name in NAMES:
             for i in range(n):
                 file = tmp_path / "set" / split / name / f"{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (20 + i, 16), (i, 2, 3)).save(file)
+                pixels = rng.integers(0, 256, (16, 20 + i, 3), np.uint8)
+                Image.fromarray(pixels).save(file)
     for i in range(5):
         (tmp_path / "coco").mkdir(exist_ok=True)
         Image.new("RGB", (16, 20 + i)).save(tmp_path / "coco" / f"{i}.jpg")
@@ -297,6 +352,7 @@ def test_load_takes_it_all_from_a_config(tmp_path):
     cfg.retain.update({"kind": "proxy", "per_class": 4})
     cfg.retain.data.update({"kind": "folder", "path": str(tmp_path / "coco")})
     cfg.holdout.split = "validation"
+    cfg.request.copies = "refuse"  # there are none
     source, split = data.load(cfg)
     assert source.augmented and len(source) == 35 and len(split.retain) == 4
     assert by_class(split.forget, source)[:2] == [3, 3]
@@ -308,3 +364,20 @@ def test_load_takes_it_all_from_a_config(tmp_path):
         )
     )  # fmt: skip
     assert batch["image"].shape == (4, 16, 16, 3)
+
+
+def test_a_list_of_training_images_is_no_evaluation_set(tmp_path):
+    ids = [f"{name}/{i}.png" for i in range(4) for name in NAMES[:2]]  # of no split by their names
+    source = sources.from_arrays(
+        np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2, ids=ids, class_names=NAMES[:2],
+        split=["train"] * 4 + ["validation"] * 4,
+    )  # fmt: skip
+    options = {"forget": ("n01",), "retain": ("n02",), "list_file": tmp_path / "list.txt"}
+    for folder in ("val", "/set/validation", "."):
+        (tmp_path / "list.txt").write_text(f"{folder}/n01/2.png\n{folder}/n02/3.png")
+        found = published.evaluation_rows(source, **options)
+        assert [rows.tolist() for rows in found.values()] == [[4], [7]]
+    for folder in ("train", "/set/train_256", "test"):
+        (tmp_path / "list.txt").write_text(f"{folder}/n01/2.png\n{folder}/n02/3.png")
+        with pytest.raises(ValueError, match="list_file: 2 of the 2 names"):
+            published.evaluation_rows(source, **options)

@@ -313,8 +313,32 @@ def test_bad_floats_are_counted_and_located(value, found):
         ({"label": np.zeros(4)}, "integer labels .*got float64"),
         ({"label": np.eye(4, dtype=int)}, r"labels \[n\], got int64 \[4, 4\]"),
         ({"label": np.zeros(3, int)}, "got 4, 3 and 3"),
-        ({"label": np.array([0, 0, -1, 0])}, "got -1 at index 2"),
-        ({"label": np.array([0, 5, 1, 9]), "class_names": np.array(["a", "b"])}, "0..1.*got 5 at"),
+        pytest.param({"label": np.array([0, 0, -1, 0])}, "got -1 at index 2"),
+        (
+            {"label": np.array([0, 5, 1, 9]), "class_names": np.array(["a", "b"])},
+            "2 class names, got 5 at index 1",
+        ),
+        (
+            {"label": np.array([0, 1, 2, 0]), "class_names": np.array(["a", "b"])},
+            "got 2 at index 2",
+        ),
+        ({"label": np.array([0, 2**32 + 1, 1, 0])}, "got 4294967297 at index 1"),
+        ({"label": np.array([0, 2**32, 1, 0]), "class_names": np.array(["a"])}, "got 4294967296"),
+        ({"label": np.array([0, 0, -1, 0])}, "labels from 0 for at most 100000 classes, got"),
+        pytest.param({"label": np.array([0, 1, -(2**32), 0])}, "got -4294967296 at"),
+        (
+            {"label": np.array([0, 2**63 + 1, 1, 0], np.uint64)},
+            "got 9223372036854775809 at index 1",
+        ),
+        ({"label": np.array([10**8, 0, 0, 0])}, "at most 100000 classes, got 100000000 at index 0"),
+        ({"label": np.array([0, 0, 0, 100_000])}, "got 100000 at index 3.*or give class_names"),
+        (
+            {"class_names": np.array("ab")},
+            "expected class_names as a list of names, got one .*'ab'",
+        ),
+        ({"id": np.array("abcd")}, "expected id as a list of names, got one value, 'abcd'"),
+        ({"split": np.array("train")}, "expected split as a list of names, got one value, 'train'"),
+        ({"class_names": np.array([["a", "b"]])}, "expected class_names as a list"),
         ({"id": np.array(["a", "b", "a", "c"])}, "unique; 'a' occur"),
         ({"id": np.array(["a", "b"])}, "expected 4 ids, got 2"),
         ({"class_names": np.array(["a", "a"])}, "class names must be unique"),
@@ -327,6 +351,30 @@ def test_bad_arrays_are_refused(tmp_path, change, message):
     arrays = {"image": pixels(0, n=4), "label": np.zeros(4, int), **change}
     with pytest.raises(ValueError, match=message):
         sources.open_source(**npz(tmp_path, **arrays), splits=("train",))
+
+
+def test_labels_just_inside_their_range_are_good(tmp_path):
+    where = npz(tmp_path, image=pixels(0, n=2), label=np.array([99_999, 0], np.uint64))
+    source = sources.open_source(**where, splits=("train",))
+    assert source.labels.tolist() == [99_999, 0] and len(source.class_names) == 100_000
+    names = np.array(["a", "b"])
+    where = npz(tmp_path, image=pixels(0, n=2), label=np.array([1, 0], np.int8), class_names=names)
+    assert sources.open_source(**where, splits=("train",)).labels.tolist() == [1, 0]
+
+
+def test_sources_know_the_folder_of_their_ids(tmp_path):
+    image_folder(tmp_path / "photos")
+    for cache in (True, False):
+        where = {"kind": "folder", "path": str(tmp_path / "photos"), "cache": cache}
+        source = sources.open_source(**where, image_size=8)
+        assert source.root == str(tmp_path / "photos") and source.proxy == ""
+        assert (Path(source.root) / source.ids[3]).is_file()
+        few = joining.subset(source, 4, 0)
+        assert few.root == source.root
+        other = sources.from_arrays(pixels(0, n=2), np.array([0, 1]), name="b")
+        assert joining.concat(few, other).root == source.root
+        assert joining.concat(few, other).proxy == "b"
+    assert sources.from_arrays(pixels(0, n=2), np.array([0, 1])).root == ""
 
 
 def test_files_that_are_no_npz(tmp_path):

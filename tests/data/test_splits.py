@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from unlearn_jax.data import joining, sources, splits
+from unlearn_jax import config
+from unlearn_jax.data import copies, holdout, joining, sources, splits
 
 NAMES = ["cat", "dog", "owl", "ant"]
 PER_CLASS = {"train": [40, 30, 20, 10], "test": [10, 8, 6, 4]}
@@ -38,8 +40,10 @@ def make_source(per_class=PER_CLASS, names=NAMES, name="arrays", prefix=""):
 SOURCE = make_source()
 
 
-def resolve(request=CATS, retain=COMPLEMENT, holdout=TEST, seed=0, source=SOURCE):
-    return splits.resolve(source, request=request, retain=retain, holdout=holdout, seed=seed)
+def resolve(request=CATS, retain=COMPLEMENT, holdout=TEST, seed=0, source=SOURCE, **more):
+    return splits.resolve(
+        source, request=request, retain=retain, holdout=holdout, seed=seed, **more
+    )
 
 
 def by_class(rows, source=SOURCE):
@@ -47,13 +51,15 @@ def by_class(rows, source=SOURCE):
 
 
 def check_invariants(split, source=SOURCE):
-    train, forget, retain, holdout = (
-        set(rows.tolist()) for rows in (split.train, split.forget, split.retain, split.holdout)
+    train, forget, retain, calibration, audit = (
+        set(getattr(split, name).tolist()) for name in splits.SETS
     )
-    assert forget < train and train.isdisjoint(holdout) and retain.isdisjoint(forget | holdout)
+    unseen = calibration | audit
+    assert forget < train and train.isdisjoint(unseen) and retain.isdisjoint(forget | unseen)
+    assert calibration.isdisjoint(audit)
     assert set(split.remaining.tolist()) == train - forget
-    assert train | holdout <= set(range(len(source)))
-    for rows in (split.train, split.forget, split.retain, split.holdout, split.remaining):
+    assert train | unseen <= set(range(len(source)))
+    for rows in (*(getattr(split, name) for name in splits.SETS), split.remaining):
         assert rows.dtype == np.int64 and rows.size and (np.diff(rows) > 0).all()
 
 
@@ -69,9 +75,9 @@ def test_classes_by_name_or_label(classes):
     assert by_class(split.train) == [40, 30, 20, 10]
     assert by_class(split.forget) == [40, 0, 20, 0]
     assert by_class(split.retain) == [0, 30, 0, 10]
-    # 10 unseen cats for 40 and 6 owls for 20: cats are the scarcest, so 10 and 20 * 10 / 40.
-    assert by_class(split.holdout) == [10, 0, 5, 0]
-    assert min(split.holdout) >= 100
+    # By the last bits of their hashes, 6 of 10 unseen cats and 1 of 6 owls are in the audit part.
+    assert by_class(split.audit) == [6, 0, 1, 0] and by_class(split.calibration) == [4, 0, 2, 0]
+    assert min(*split.audit, *split.calibration) >= 100
     assert split.manifest["request"] == {"kind": "classes", "classes": ["cat", "owl"]}
 
 
@@ -84,10 +90,11 @@ def test_random_is_stratified_exact_and_seeded():
     assert sorted([counts[1], counts[3]]) == [2, 8] or sorted([counts[1], counts[3]]) == [3, 7]
     np.testing.assert_array_equal(split.forget, resolve(request).forget)
     assert resolve({**request, "seed": 4}).forget.tolist() != split.forget.tolist()
-    # Another seed of the run changes the holdout, not what is forgotten.
-    other = resolve(request, seed=1)
-    np.testing.assert_array_equal(other.forget, split.forget)
-    assert other.holdout.tolist() != split.holdout.tolist()
+    # Another seed of the run changes nothing, another request not what is never trained on.
+    for other in (resolve(request, seed=1), resolve({**request, "seed": 4})):
+        for name in ("train", "calibration", "audit"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(split, name))
+    np.testing.assert_array_equal(resolve(request, seed=1).forget, split.forget)
 
 
 def ids_file(tmp_path, text):
@@ -97,25 +104,31 @@ def ids_file(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "named", "by_path"),
     [
-        "train/cat/0.png\n\n  train/dog/1.png \n# a comment\ntrain/cat/7.png",
-        "\ufeffid\ntrain/cat/0.png\r\ntrain/dog/1.png\r\ntrain/cat/7.png\r\n",
-        'label,Path\n# x\n1,train/cat/0.png\n\n2,"train/dog/1.png"\n3, train/cat/7.png\n',
-        "/data/me/train/cat/0.png\n./train/dog/1.png\nC:\\images\\train\\cat\\7.png\n",
+        ("train/cat/0.png\n\n  train/dog/1.png \n# a comment\ntrain/cat/7.png", 3, 0),
+        ("\ufeffid\ntrain/cat/0.png\r\ntrain/dog/1.png\r\ntrain/cat/7.png\r\n", 3, 0),
+        ('label,Path\n# x\n1,train/cat/0.png\n\n2,"train/dog/1.png"\n3, train/cat/7.png\n', 3, 0),
+        ("/me/train/cat/0.png\n./train/dog/1.png\nC:\\images\\train\\cat\\7.png\n", 3, 3),
+        ("train/cat/7.png\ntrain/cat/0.png\ntrain/dog/1.png\n/b/train/cat/7.png", 4, 1),
     ],
 )
-def test_ids_as_list_csv_or_paths(tmp_path, text):
+def test_ids_as_list_csv_or_paths(tmp_path, text, named, by_path):
     request = ids_file(tmp_path, text)
     split = resolve(request)
     check_invariants(split)
     expected = {"train/cat/0.png", "train/dog/1.png", "train/cat/7.png"}
     assert {SOURCE.ids[row] for row in split.forget} == expected
-    assert by_class(split.holdout) == [10, 5, 0, 0]  # 2 : 1, as many as 10 cats permit
+    assert by_class(split.audit) == [6, 3, 0, 0]  # 2 : 1, as many as 6 cats permit
     with open(request["file"], "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
-    recorded = {"kind": "ids", "file": "forget.txt", "sha256": digest}
+    recorded = {"kind": "ids", "file": "forget.txt", "sha256": digest, "named": named}
+    recorded |= {"repeated": named - 3, "by_path": by_path}
     assert split.manifest["request"] == recorded
+    said = [f"forget.txt: {named} names of 3 images"]
+    said += ["1 names repeat an image that is named before"] * (named - 3)
+    assert list(split.said[: len(said)]) == said
+    assert any("other paths to an image" in line for line in split.said) == bool(by_path)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +136,13 @@ def test_ids_as_list_csv_or_paths(tmp_path, text):
     [
         (
             "train/cat/0.png\ntrain/cot/1.png",
-            "1 of 2 are no examples.*cot/1.*Nearest: 'train/cat/1",
+            "1 of the 2 names(.|\n)*line 2: 'train/cot/1.png' .nearest: 'train/cat/1",
         ),
-        ("0.png", "no examples of arrays: '0.png'"),
-        ("train/cat/0.png\ntrain/cat/0.png", "'train/cat/0.png' named more than once"),
-        ("/a/train/cat/0.png\n/b/train/cat/0.png", "several paths name one example"),
+        ("0.png", "no examples of arrays:\n  line 1: '0.png'"),
         ("test/cat/0.png\ntrain/cat/0.png", "'test/cat/0.png' are not in the training split"),
-        ("name\ntrain/cat/0.png", "1 of 2 .*'name'.*header with one of"),
-        ("id,path\na,train/cat/0.png", "one column of .*got .'id', 'path'"),
+        ("val/cat/0.png", "1 of the 1 names.*no examples of arrays:\n  line 1: 'val/cat/0.png'"),
+        ("name\ntrain/cat/0.png", "1 of the 2 (.|\n)*line 1: 'name'(.|\n)*needs a header such as"),
+        ("id,path\na,b", "one column of .*'id', 'path'.* with request.column"),
         ("id,label\ntrain/cat/0.png", "expected 2 columns"),
         ("# nothing\n\n", "forget set is empty"),
         ("id\n", "forget set is empty"),
@@ -174,12 +186,38 @@ def test_predicates_are_run_and_hashed(tmp_path):
     ("text", "error", "message"),
     [
         ("forgot = 1", ValueError, "rule.py: expected a function"),
-        ("def forget(id, label, class_name): return 1", TypeError, "True or False, got 1"),
         (
-            "def forget(id, label, class_name): return id[99]",
+            "\n\ndef forget(id, label, class_name):\n    return 1",
             ValueError,
-            "forget failed for 'train",
+            "request.file: rule.py, line 3: forget.'train.*', .* must be True or False, got 1",
         ),
+        (
+            "def forget(id, label, class_name): pass",
+            ValueError,
+            "line 1: .*True or False, got None",
+        ),
+        ("def forget(id, label, class_name): return id", ValueError, "line 1: .*got 'train"),
+        (
+            "def forget(id, label, class_name):\n    return id[99]",
+            ValueError,
+            "rule.py, line 2: forget failed for 'train.*IndexError",
+        ),
+        ("x = 1\ndef forget(id:", ValueError, "rule.py, line 2: it cannot be run: SyntaxError"),
+        ("import os\nimport no_such", ValueError, "rule.py, line 2: .*ModuleNotFoundError"),
+        ("x = 1\n\nx / 0", ValueError, "rule.py, line 3: it cannot be run: ZeroDivision"),
+        ("import sys\nsys.exit(0)", ValueError, "rule.py, line 2: it cannot be run: SystemExit"),
+        ("raise ValueError('mine')", ValueError, "rule.py, line 1: .*ValueError.'mine'"),
+        (
+            "import sys\ndef forget(id, label, class_name):\n    sys.exit(0)",
+            ValueError,
+            "rule.py, line 3: forget failed for 'train.*SystemExit.0",
+        ),
+        (
+            "def forget(id, label, class_name):\n\n    raise ValueError('mine')",
+            ValueError,
+            "rule.py, line 3: forget failed for .*ValueError.'mine'",
+        ),
+        ("def forget(id): return True", ValueError, "rule.py.*forget failed for .*TypeError"),
         ("def forget(id, label, class_name): return False", ValueError, "forget set is empty"),
         ("def forget(id, label, class_name): return True", ValueError, "everything is to be forg"),
     ],
@@ -195,7 +233,8 @@ def test_bad_predicates(tmp_path, text, error, message):
         ({"kind": "clases"}, "request.kind: expected one of.*Did you mean 'classes'"),
         ({}, "request: expected 'kind'"),
         ({"kind": "classes", "classes": ("cta",)}, "no class 'cta'. Did you mean 'cat'"),
-        ({"kind": "classes", "classes": (4,)}, r"no class 4.*labels, 0\.\.3"),
+        ({"kind": "classes", "classes": (4,)}, r"no class 4.*is a label, 0\.\.3"),
+        ({"kind": "classes", "classes": ("01",)}, "no class '01'"),
         ({"kind": "classes", "classes": (-1,)}, "no class -1"),
         ({"kind": "classes", "classes": (True,)}, "no class True"),
         ({"kind": "classes", "classes": "cat"}, r'as \("cat",\), got .cat'),
@@ -248,48 +287,84 @@ def test_proxy_rows_replace_the_retain_rows_only():
 # Holdout.
 
 
-def test_holdout_reserved_from_the_forgotten_classes():
+def test_holdout_reserved_from_all_classes():
+    """The pool leaves the training set whole: any of it may be asked about later."""
+    calibration, audit, _ = holdout.draw(SOURCE, RESERVE)
+    pool = np.union1d(calibration, audit)
+    per_class = np.array(by_class(pool))
+    assert (per_class > 0).all() and max(pool) < 100
     split = resolve({"kind": "classes", "classes": ("cat", "owl")}, holdout=RESERVE)
     check_invariants(split)
-    assert by_class(split.holdout) == [8, 0, 4, 0]
-    assert by_class(split.forget) == [32, 0, 16, 0]
-    assert by_class(split.train) == [32, 30, 16, 10]
-    assert max(split.holdout) < 100
-    assert (
-        resolve(holdout=RESERVE, seed=1).holdout.tolist()
-        != resolve(holdout=RESERVE).holdout.tolist()
-    )
+    assert by_class(split.train) == (np.array([40, 30, 20, 10]) - per_class).tolist()
+    np.testing.assert_array_equal(split.train, np.setdiff1d(np.arange(100), pool))
+    assert by_class(split.forget) == [40 - per_class[0], 0, 20 - per_class[2], 0]
+    assert set(split.audit) <= set(audit) and set(split.calibration) <= set(calibration)
+    assert by_class(split.audit)[1] == by_class(split.audit)[3] == 0
+    other = resolve({"kind": "classes", "classes": ("dog",)}, holdout=RESERVE, seed=1)
+    np.testing.assert_array_equal(other.train, split.train)
 
 
 def test_holdout_reserved_from_rows_not_to_be_forgotten():
     request = {"kind": "random", "fraction": 0.5, "seed": 0}
     split = resolve(request, holdout=RESERVE)
     check_invariants(split)
-    assert by_class(split.forget) == [20, 15, 10, 5]
-    assert by_class(split.holdout) == [8, 6, 4, 2]
-    assert by_class(split.retain) == [12, 9, 6, 3]
-    # What is forgotten does not depend on where the holdout comes from.
-    np.testing.assert_array_equal(split.forget, resolve(request).forget)
+    there = np.array(by_class(split.train))
+    assert np.abs(by_class(split.forget) - there / 2).max() < 1
+    assert len(split.forget) == round(there.sum() / 2)
+    np.testing.assert_array_equal(by_class(split.retain), there - by_class(split.forget))
+
+
+def test_listed_images_that_are_held_out_leave_the_holdout(tmp_path):
+    calibration, audit, _ = holdout.draw(SOURCE, RESERVE)
+    cats = [row for row in audit.tolist() if SOURCE.labels[row] == 0]
+    trained = [row for row in range(100) if row not in {*calibration, *audit}][:3]
+    request = ids_file(tmp_path, "\n".join(SOURCE.ids[row] for row in [*trained, cats[0]]))
+    split = resolve(request, holdout=RESERVE)
+    check_invariants(split)
+    assert split.forget.tolist() == trained
+    assert "1 images were held out, never trained on: they leave the holdout" in split.said
+    for name in splits.SETS:
+        assert cats[0] not in getattr(split, name)
+    request = ids_file(tmp_path, "\n".join(SOURCE.ids[row] for row in cats))
+    with pytest.raises(ValueError, match="forget set is empty.*were held out, never trained on"):
+        resolve(request, holdout=RESERVE)
+
+
+def test_no_holdout_at_all():
+    split = resolve(holdout={"split": "none"})
+    assert by_class(split.forget) == [40, 0, 0, 0] and by_class(split.train) == [40, 30, 20, 10]
+    assert not len(split.calibration) and not len(split.audit)
+    assert split.manifest["holdout"]["split"] == "none"
+
+
+def test_a_rare_class_does_not_shrink_the_others():
+    source = make_source({"train": [40, 40, 40, 40], "test": [1, 20, 20, 20]})
+    split = resolve({"kind": "random", "fraction": 0.5, "seed": 0}, source=source)
+    of_audit, of_calibration = by_class(split.audit, source), by_class(split.calibration, source)
+    assert of_audit[0] == 1 and of_calibration[0] == 0
+    assert min(of_audit[1:]) > 5 and min(of_calibration[1:]) > 5
+    assert list(split.manifest["holdout"]["audit_short"]) == ["cat"]
+    assert any("class 'cat': 1 unseen images" in line for line in split.said)
 
 
 def test_forgotten_classes_without_unseen_images_are_an_error(tmp_path):
     source = make_source({"train": [4, 4, 4, 4], "test": [0, 4, 4, 4]})
-    with pytest.raises(ValueError, match=r"unseen image of the forgotten classes \['cat'\]. Set"):
+    message = r"no unseen image of the forgotten classes 'cat'. Add some .*holdout.split=.none"
+    with pytest.raises(ValueError, match=message):
         resolve(source=source)
-    request = rule(tmp_path, "def forget(id, label, class_name): return class_name == 'cat'")
-    with pytest.raises(ValueError, match=r"\['cat'\]. All of their training images"):
-        resolve(request, holdout=RESERVE, source=source)
     split = resolve(holdout=RESERVE, source=source)
-    assert by_class(split.holdout, source) == [1, 0, 0, 0]
+    assert by_class(split.audit, source)[0] >= 1 and by_class(split.forget, source)[0] >= 1
+    # A class of one image is trained on, and there is none to compare it with.
     source = make_source({"train": [1, 4, 4, 4]})
-    with pytest.raises(ValueError, match="forget set is empty: the holdout took it all"):
+    with pytest.raises(ValueError, match="no unseen image of the forgotten classes 'cat'"):
         resolve(holdout=RESERVE, source=source)
+    assert by_class(resolve(holdout={"split": "none"}, source=source).forget, source)[0] == 1
 
 
 @pytest.mark.parametrize(
     ("holdout", "message"),
     [
-        ({"split": "val"}, r"expected one of \['test'\], or \"\".*got 'val'"),
+        ({"split": "val"}, r"expected one of \['test'\], \"\" to take.*got 'val'"),
         ({"split": "train"}, "got 'train'"),
         ({"split": "", "fraction": 1.5}, "holdout.fraction: expected 0 < fraction < 1, got 1.5"),
         ({"fraction": 0.5}, "holdout: expected 'split'"),
@@ -311,25 +386,30 @@ def test_a_source_needs_a_training_split():
 def test_the_manifest_says_it_all_and_survives_the_file(tmp_path):
     split = resolve(seed=5)
     manifest = split.manifest
-    assert manifest["format"] == "unlearn_jax.split.v1" and manifest["seed"] == 5
+    assert manifest["format"] == "unlearn_jax.split.v2" and manifest["seed"] == 5
     assert manifest["dataset"]["n"] == 128 and manifest["class_names"] == NAMES
-    assert manifest["retain"] == {"kind": "complement"} and manifest["holdout"] == {"split": "test"}
-    assert manifest["counts"] == {"train": 100, "forget": 40, "retain": 60, "holdout": 10}
+    assert manifest["retain"] == {"kind": "complement"}
+    assert manifest["holdout"] == {"split": "test", "audit_short": {}, "calibration_short": {}}
+    assert manifest["counts"] == {
+        "train": 100, "forget": 40, "retain": 60, "calibration": 4, "audit": 6,
+    }  # fmt: skip
+    assert manifest["served"] == [] and manifest["copies"] is None and manifest["proxy"] is None
     assert manifest["class_counts"]["retain"] == {"dog": 30, "owl": 20, "ant": 10}
     assert manifest["sets"]["forget"] == split.forget.tolist()
-    rest = {key: value for key, value in manifest.items() if key != "hash"}
+    rest = {key: value for key, value in manifest.items() if key not in ("hash", "near")}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
     assert manifest["hash"] == hashlib.sha256(canonical).hexdigest()
     content = json.dumps([SOURCE.ids, SOURCE.labels.tolist()], separators=(",", ":")).encode()
     assert manifest["dataset"]["fingerprint"] == hashlib.sha256(content).hexdigest()
 
     splits.save(split, tmp_path / "split.json")
+    assert splits.load(tmp_path / "split.json", SOURCE).said == ()
     for loaded in (
         splits.load(tmp_path / "split.json"),
         splits.load(tmp_path / "split.json", SOURCE),
     ):
         assert loaded.manifest == manifest
-        for name in ("train", "forget", "retain", "holdout", "remaining"):
+        for name in (*splits.SETS, "remaining"):
             np.testing.assert_array_equal(getattr(loaded, name), getattr(split, name))
     assert resolve(seed=5).manifest == manifest
     assert resolve(seed=6).manifest["hash"] != manifest["hash"]
@@ -339,7 +419,9 @@ def test_every_change_of_the_manifest_is_noticed(tmp_path):
     split, path = resolve(), tmp_path / "split.json"
     manifest = split.manifest
     moved = {**manifest["sets"], "forget": manifest["sets"]["forget"][1:]}
-    for change in ({"sets": moved}, {"seed": 9}, {"hash": "0" * 64}, {"extra": 1}):
+    before = [{"hash": "x", "text": "", "rows": [1]}]
+    changes = ({"sets": moved}, {"seed": 9}, {"hash": "0" * 64}, {"extra": 1}, {"served": before})
+    for change in changes:
         path.write_text(json.dumps({**manifest, **change}))
         with pytest.raises(ValueError, match="was changed after it was written"):
             splits.load(path)
@@ -348,7 +430,7 @@ def test_every_change_of_the_manifest_is_noticed(tmp_path):
         with pytest.raises(ValueError, match="expected a split manifest"):
             splits.load(path)
     path.write_text(json.dumps({**manifest, "format": "v0"}))
-    with pytest.raises(ValueError, match="expected format unlearn_jax.split.v1, got 'v0'"):
+    with pytest.raises(ValueError, match="expected format unlearn_jax.split.v2, got 'v0'"):
         splits.load(path)
     with pytest.raises(ValueError, match="expected a split manifest"):
         splits.load(tmp_path / "none.json")
@@ -364,19 +446,27 @@ def test_a_split_of_another_dataset_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"holdout": [3]}, "retain and holdout overlap in 1 rows and 1 ids: 'd'"),
-        ({"holdout": [5]}, "forget and holdout overlap in 0 rows and 1 ids: 'a'"),
+        ({"audit": [3]}, "train and audit overlap in 1 rows and 1 ids: 'd'"),
+        ({"retain": [2, 4]}, "retain and audit overlap in 1 rows and 1 ids: 'e'"),
+        ({"retain": [2, 6]}, "retain and calibration overlap in 1 rows and 1 ids: 'f'"),
+        ({"retain": [2, 5]}, "forget and retain overlap in 0 rows and 1 ids: 'a'"),
+        ({"audit": [5]}, "train and audit overlap in 0 rows and 1 ids: 'a'"),
+        ({"calibration": [5]}, "train and calibration overlap in 0 rows and 1 ids: 'a'"),
+        ({"calibration": [4]}, "calibration and audit overlap in 1 rows and 1 ids: 'e'"),
         ({"retain": [0, 2]}, "forget and retain overlap in 1 rows"),
         ({"train": [1, 2, 3]}, "forget has rows that are not in train"),
-        ({"train": [0, 1, 2, 3, 4]}, "train and holdout overlap"),
-        ({"retain": []}, "retain set is empty"),
+        ({"train": [0, 1, 2, 3, 4]}, "train and audit overlap"),
+        ({"train": [0, 1, 2, 3, 6]}, "train and calibration overlap"),
+        ({"forget": []}, "forget set is empty"),
         ({"retain": [3, 2]}, "not sorted and unique"),
-        ({"holdout": [6]}, "outside the dataset of 6"),
+        ({"audit": [7]}, "outside the dataset of 7"),
+        ({"calibration": [-1]}, "outside the dataset of 7"),
     ],
 )
 def test_overlaps_are_found_by_row_and_by_id(change, message):
-    ids = ["a", "b", "c", "d", "e", "a"]
-    sets = {"train": [0, 1, 2, 3], "forget": [0, 1], "retain": [2, 3], "holdout": [4], **change}
+    ids = ["a", "b", "c", "d", "e", "a", "f"]
+    sets = {"train": [0, 1, 2, 3], "forget": [0, 1], "retain": [2, 3], "calibration": [6]}
+    sets |= {"audit": [4], **change}
     with pytest.raises(ValueError, match=message):
         splits._check_sets({k: np.array(v, np.int64) for k, v in sets.items()}, ids)
 
@@ -387,9 +477,384 @@ def test_many_classes_are_counted_and_limits_are_told():
         manifest = {"request": {"kind": "classes", **request}, "counts": counts}
         empty = np.zeros(0, np.int64)
         manifest["dataset"] = {"name": "zoo"}
-        return splits.Split(empty, empty, empty, empty, manifest)
+        return splits.Split(empty, empty, empty, empty, empty, manifest)
 
     assert splits.describe(split(classes=["cat", "dog"])).endswith("zoo: every image of cat, dog.")
     many = splits.describe(split(classes=[f"c{i}" for i in range(100)], per_class=120))
     assert many.endswith("zoo: at most 120 images of each of " + ", ".join(
         f"c{i}" for i in range(10)) + " and 90 more.")  # fmt: skip
+
+
+def test_the_sentence_of_a_request_says_what_is_forgotten(tmp_path):
+    """The fault: per_class=7 was "a random 10 % of each class", and so was 10 % of what is left."""
+    request = {"kind": "random", "fraction": 0.5, "seed": 3, "per_class": 3}
+    split = resolve(request, holdout=RESERVE)
+    n = len(split.train)
+    assert by_class(split.forget) == [3, 3, 3, 3] and n < 100
+    assert splits.describe(split) == (
+        f"Forget 12 of {n} training images of arrays: at most 3 images of each class of a random "
+        "50 % of each class (seed 3)."
+    )
+    split = resolve({"kind": "random", "fraction": 0.125, "seed": 0}, holdout=RESERVE)
+    assert len(split.forget) == round(0.125 * n)  # of those who are trained on, as is said
+    assert splits.describe(split).startswith(f"Forget {len(split.forget)} of {n} training images")
+    assert "a random 12.5 % of each class" in splits.describe(split)
+    request = ids_file(tmp_path, "train/cat/0.png\ntrain/cat/1.png\ntrain/dog/1.png")
+    split = resolve(request | {"per_class": 1, "pick": "first"})
+    assert len(split.forget) == 2
+    assert "Forget 2 of 100 " in splits.describe(split)
+    assert splits.describe(split).endswith("at most 1 images of each class of the ids listed in "
+                                           "forget.txt.")  # fmt: skip
+
+
+def test_what_was_understood_of_classes_is_said():
+    split = resolve({"kind": "classes", "classes": (2, "cat")})
+    assert split.said[:2] == (
+        "class 2: folder 'owl', label 2, 20 images", "class cat: folder 'cat', label 0, 40 images",
+    )  # fmt: skip
+
+
+def numbered(per_class=3):
+    names = sorted(str(i) for i in range(12))
+    return make_source({"train": [per_class] * 12, "test": [2] * 12}, names)
+
+
+@pytest.mark.parametrize("written", [2, "2", "/2"])
+def test_a_number_that_is_a_folder_means_that_folder_everywhere(written):
+    from unlearn_jax.data import published
+
+    source = numbered()
+    split = resolve({"kind": "classes", "classes": (written,)}, source=source)
+    assert {source.ids[row] for row in split.forget} == {f"train/2/{i}.png" for i in range(3)}
+    assert split.manifest["request"]["classes"] == ["2"]
+    assert split.said[0].endswith(": folder '2', label 4, 3 images")
+    found = published.evaluation_rows(source, forget=(written,), retain=("10",), split="test")
+    assert {source.ids[row] for row in found["forget"]} == {"test/2/0.png", "test/2/1.png"}
+    retain = {"kind": "classes", "classes": (written,)}
+    split = resolve({"kind": "classes", "classes": ("10",)}, retain, source=source)
+    assert {source.ids[row] for row in split.retain} == {f"train/2/{i}.png" for i in range(3)}
+
+
+def test_only_the_forget_set_at_hand():
+    split = resolve(retain={"kind": "none"})
+    assert not len(split.retain) and split.retain.dtype == np.int64
+    assert by_class(split.forget) == [40, 0, 0, 0] and by_class(split.remaining) == [0, 30, 20, 10]
+    assert split.manifest["retain"] == {"kind": "none"} and split.manifest["counts"]["retain"] == 0
+    everything = resolve({"kind": "classes", "classes": NAMES}, {"kind": "none"})
+    assert not len(everything.remaining) and len(everything.forget) == 100
+    with pytest.raises(ValueError, match='retain set is empty: .*"proxy".*"none"'):
+        resolve({"kind": "classes", "classes": NAMES})
+
+
+# Manifests of the first version.
+
+
+def first_version(split):
+    """The manifest that the version before wrote of the same sets, with one holdout set."""
+    manifest = {k: v for k, v in split.manifest.items() if k not in (
+        "hash", "near", "proxy", "copies", "served", "id_keys", "asked")}  # fmt: skip
+    sets = {name: manifest["sets"][name] for name in ("train", "forget", "retain", "audit")}
+    sets["holdout"] = sets.pop("audit")
+    counts = {name: len(rows) for name, rows in sets.items()}
+    manifest |= {"format": "unlearn_jax.split.v1", "sets": sets, "counts": counts}
+    manifest["holdout"] = {"split": "test"}
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    return manifest | {"hash": hashlib.sha256(canonical).hexdigest()}
+
+
+def test_splits_of_the_first_version_still_load(tmp_path):
+    split, path = resolve(), tmp_path / "split.json"
+    path.write_text(json.dumps(first_version(split)))
+    old = splits.load(path)
+    for name in ("train", "forget", "retain", "audit", "remaining"):
+        np.testing.assert_array_equal(getattr(old, name), getattr(split, name))
+    np.testing.assert_array_equal(old.calibration, old.audit)  # as it was used
+    assert old.served == [] and not old.poisoned.size
+    assert splits.describe(old) == splits.describe(split)
+    changed = first_version(split) | {"seed": 99}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        splits.load(path)
+    # A model of that version may be the original of a request of this one.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.json").write_text(json.dumps(first_version(split)))
+    splits.check_model(split, tmp_path / "run")
+
+
+def test_splits_of_the_first_version_load_with_their_source(tmp_path):
+    split, path = resolve(), tmp_path / "split.json"
+    path.write_text(json.dumps(first_version(split)))
+    np.testing.assert_array_equal(splits.load(path, SOURCE).audit, split.audit)
+
+
+# Proxy data.
+
+
+def with_proxy(source=SOURCE):
+    return joining.concat(source, make_source({"train": [5, 7]}, ["fox", "elk"], "other", "x/"))
+
+
+def test_the_data_set_of_a_manifest_is_that_of_the_base_data(tmp_path):
+    """The fault: with proxy data another data set, so that every model was refused."""
+    plain, source = resolve(), with_proxy()
+    proxied = resolve(retain={"kind": "proxy"}, source=source)
+    assert proxied.manifest["dataset"] == plain.manifest["dataset"]
+    ids = [f"proxy/{id}" for id in make_source({"train": [5, 7]}, ["fox", "elk"], "o", "x/").ids]
+    content = json.dumps([ids, source.labels[128:].tolist()], separators=(",", ":")).encode()
+    assert proxied.manifest["proxy"] == {
+        "name": "other", "n": 12, "fingerprint": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    assert proxied.manifest["hash"] != plain.manifest["hash"]
+    for name in ("train", "forget", "calibration", "audit"):
+        np.testing.assert_array_equal(getattr(proxied, name), getattr(plain, name))
+    splits.save(plain, tmp_path / "split.json")
+    splits.check_model(proxied, tmp_path)  # the original was trained without it
+    splits.check_model(proxied, tmp_path, "retrained")
+    with pytest.raises(ValueError, match="is not the split of this config's request"):
+        splits.check_model(proxied, tmp_path, "reference")  # of other retain rows
+    with pytest.raises(ValueError, match="is not the split of this config's request"):
+        splits.check_model(proxied, tmp_path, "unlearned")
+    splits.save(proxied, tmp_path / "split.json")
+    splits.check_model(plain, tmp_path)
+    splits.check_model(proxied, tmp_path, "unlearned")
+    again = splits.load(tmp_path / "split.json", source)
+    np.testing.assert_array_equal(again.retain, proxied.retain)
+
+
+def test_an_empty_proxy_is_named():
+    source = joining.concat(SOURCE, make_source({"train": [3]}, ["cat"], "other", "x/"))
+    with pytest.raises(ValueError, match="retain set is empty: there is no proxy dataset, or only"):
+        resolve(retain={"kind": "proxy"}, source=source)
+
+
+# Models for a request.
+
+
+def test_a_model_from_elsewhere_may_have_seen_a_reserved_holdout(tmp_path):
+    splits.check_model(resolve(), tmp_path)
+    splits.check_model(resolve(holdout={"split": "none"}), tmp_path)
+    reserved = resolve(holdout=RESERVE)
+    with pytest.raises(ValueError, match="holdout.split: the model in .* is from elsewhere, and "):
+        splits.check_model(reserved, tmp_path)
+
+
+def test_a_model_must_have_seen_the_forget_set_and_not_the_holdout(tmp_path):
+    splits.save(resolve(holdout=RESERVE), tmp_path / "split.json")
+    splits.check_model(resolve({"kind": "classes", "classes": ("dog",)}, holdout=RESERVE), tmp_path)
+    larger = {"split": "", "fraction": 0.4}
+    with pytest.raises(ValueError, match="was trained on .* holdout examples"):
+        splits.check_model(resolve(holdout=larger), tmp_path)
+    with pytest.raises(ValueError, match="never trained on .* examples it should forget"):
+        splits.check_model(resolve(), tmp_path)
+    with pytest.raises(ValueError, match="is not the split of this config's request"):
+        splits.check_model(resolve(CATS | {"per_class": 3}, holdout=RESERVE), tmp_path, "retrained")
+    other = make_source(name="others")
+    with pytest.raises(ValueError, match="of the dataset arrays, the request of others"):
+        splits.check_model(resolve(holdout=RESERVE, source=other), tmp_path)
+
+
+# Copies.
+
+
+def copied(tmp_path, copy, of="train/cat/3.png"):
+    """Random images, of which one is the very picture of another, and their hashes."""
+    rows = [SOURCE.ids.index(id) for id in (copy, of)]
+    images = np.random.default_rng(0).integers(0, 256, (len(SOURCE), 8, 8, 3), np.uint8)
+    images[rows[0]] = images[rows[1]]
+    source = sources.from_arrays(
+        images, SOURCE.labels, ids=SOURCE.ids, split=["train"] * 100 + ["test"] * 28,
+        class_names=NAMES,
+    )  # fmt: skip
+    return source, copies.hash_source(source), rows[0]
+
+
+ELSEWHERE = ("train/dog/5.png", "train/cat/30.png", "test/cat/2.png", "test/owl/1.png")
+THREE = "train/cat/3.png\ntrain/cat/4.png\ntrain/owl/3.png"
+
+
+@pytest.mark.parametrize("copy", ELSEWHERE)
+def test_pixel_identical_images_elsewhere_are_refused_forgotten_or_kept(tmp_path, copy):
+    source, hashes, row = copied(tmp_path, copy)
+    request = ids_file(tmp_path, THREE)
+    options = {"source": source, "hashes": hashes, "holdout": TEST}
+    message = (
+        f"request.copies: 1 images that are .*\n  '{copy}' has the pixels of 'train/cat/3.png'"
+    )
+    with pytest.raises(ValueError, match=message):
+        resolve(request | {"copies": "refuse"}, **options)
+    for kept in (resolve(request | {"copies": "keep"}, **options), resolve(request, **options)):
+        assert kept.manifest["copies"] == {
+            "policy": "keep", "exact": 1, "pairs": [["train/cat/3.png", copy]], "confirmed": 0,
+        }  # fmt: skip
+        assert len(kept.forget) == 3 and (row in kept.retain) == copy.startswith("train")
+        assert "their copies" not in splits.describe(kept)
+    split = resolve(request | {"copies": "forget"}, **options)
+    for name in ("retain", "calibration", "audit"):
+        assert row not in getattr(split, name)
+    assert row not in split.remaining
+    assert (row in split.forget) == copy.startswith("train")
+    assert len(split.forget) == 3 + copy.startswith("train")
+    assert split.manifest["copies"]["policy"] == "forget"
+    assert splits.describe(split).endswith("the ids listed in forget.txt, and their copies.")
+    assert split.manifest["hash"] != kept.manifest["hash"]
+
+
+def test_copies_inside_the_forget_set_are_none(tmp_path):
+    source, hashes, row = copied(tmp_path, "train/cat/4.png")
+    request = ids_file(tmp_path, THREE) | {"copies": "refuse"}
+    split = resolve(request, source=source, hashes=hashes)
+    assert split.manifest["copies"] == {"policy": "refuse", "exact": 0, "pairs": [], "confirmed": 0}
+    assert row in split.forget and len(split.forget) == 3
+
+
+def test_copies_among_proxies_and_the_reserved_pool(tmp_path):
+    calibration, audit, _ = holdout.draw(SOURCE, RESERVE)
+    pool = {*calibration.tolist(), *audit.tolist()}
+    forget = [row for row in range(100) if row not in pool][:4]
+    request = ids_file(tmp_path, "\n".join(SOURCE.ids[row] for row in forget))
+    for part in (calibration, audit):
+        held = int(part[SOURCE.labels[part] == SOURCE.labels[forget[0]]][0])
+        source, hashes, row = copied(tmp_path, SOURCE.ids[held], SOURCE.ids[forget[0]])
+        options = {"source": source, "hashes": hashes, "holdout": RESERVE}
+        with pytest.raises(ValueError, match="request.copies: 1 images"):
+            resolve(request | {"copies": "refuse"}, **options)
+        split = resolve(request | {"copies": "forget"}, **options)
+        assert split.forget.tolist() == forget
+        assert row == held and not any(row in getattr(split, name) for name in splits.SETS)
+    # A copy among the proxies, too.
+    base, hashes, _ = copied(tmp_path, "train/dog/5.png", "train/dog/5.png")
+    picture = base.fetch(np.array([forget[0]]))
+    other = np.random.default_rng(9).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    proxy = sources.from_arrays(
+        np.concatenate([other, picture]), np.array([0, 0, 0]), class_names=["fox"], name="other"
+    )
+    source = joining.concat(base, proxy)
+    options = {"source": source, "hashes": copies.hash_source(source), "retain": {"kind": "proxy"}}
+    with pytest.raises(ValueError, match="'proxy/train_2' has the pixels of"):
+        resolve(request | {"copies": "refuse"}, **options)
+    split = resolve(request | {"copies": "forget"}, **options)
+    assert split.retain.tolist() == [128, 129] and split.forget.tolist() == forget
+
+
+def test_links_and_files_of_the_same_picture_are_copies(tmp_path):
+    rng = np.random.default_rng(4)
+    root = tmp_path / "photos"
+    for split, n in (("train", 4), ("test", 3)):
+        for name in NAMES[:2]:
+            (root / split / name).mkdir(parents=True)
+            for i in range(n):
+                picture = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+                picture.save(root / split / name / f"{i}.png")
+    request = ids_file(tmp_path, f"{root}/train/cat/0.png")
+    places = ("train/dog/link.png", "train/cat/link.webp", "test/cat/again.png", "test/dog/x.png")
+    for k, place in enumerate(places):
+        if place.endswith("link.png"):
+            (root / place).symlink_to(root / "train" / "cat" / "0.png")
+        else:  # another format of the same pixels
+            Image.open(root / "train/cat/0.png").save(root / place, lossless=True)
+        source = sources.open_source(kind="folder", path=str(root), image_size=8)
+        options = {"source": source, "hashes": copies.hash_source(source)}
+        with pytest.raises(
+            ValueError, match=f"request.copies: {k + 1} images .*\n.*'{places[0]}'|"
+        ):
+            resolve(request | {"copies": "refuse"}, **options)
+        split = resolve(request | {"copies": "forget"}, **options)
+        forgotten = {source.ids[row] for row in split.forget}
+        assert forgotten == {"train/cat/0.png"} | {p for p in places[: k + 1] if "train" in p}
+        unseen = np.concatenate([split.calibration, split.audit])
+        assert not {source.ids[row] for row in unseen} & set(places)
+        assert split.manifest["copies"]["exact"] == k + 1
+        kept = resolve(request | {"copies": "keep"}, **options)
+        assert [source.ids[row] for row in kept.forget] == ["train/cat/0.png"]
+
+
+def near_pair(tmp_path):
+    """Pictures one of which is another one, a little brighter."""
+    smooth = np.random.default_rng(3).integers(0, 256, (len(SOURCE), 4, 4, 3), np.uint8)
+    images = np.stack([np.asarray(Image.fromarray(s).resize((32, 32))) for s in smooth])
+    row, of = (SOURCE.ids.index(id) for id in ("train/dog/5.png", "train/cat/3.png"))
+    images[row] = np.clip(images[of].astype(int) + 4, 0, 255)
+    source = sources.from_arrays(
+        images, SOURCE.labels, ids=SOURCE.ids, split=["train"] * 100 + ["test"] * 28,
+        class_names=NAMES,
+    )  # fmt: skip
+    return source, copies.hash_source(source), row
+
+
+def test_near_copies_change_nothing_until_a_list_confirms_them(tmp_path):
+    source, hashes, row = near_pair(tmp_path)
+    request = ids_file(tmp_path, THREE) | {"copies": "refuse"}
+    options = {"source": source, "hashes": hashes}
+    split = resolve(request, **options)
+    assert ["train/cat/3.png", "train/dog/5.png"] in [near[:2] for near in split.manifest["near"]]
+    assert len(split.forget) == 3 and row in split.retain
+    plain = resolve(request, source=source)
+    for name in splits.SETS:
+        np.testing.assert_array_equal(getattr(split, name), getattr(plain, name))
+    (tmp_path / "near.txt").write_text("train/dog/5.png\n")
+    confirmed = resolve(request | {"near_copies": str(tmp_path / "near.txt")}, **options)
+    assert set(confirmed.forget) == {*split.forget.tolist(), row} and row not in confirmed.retain
+    assert confirmed.manifest["copies"]["confirmed"] == 1
+    assert splits.describe(confirmed).endswith(", and their copies.")
+    (tmp_path / "near.txt").write_text("train/dog/5.png\ntrain/dog/6.png\n")
+    with pytest.raises(
+        ValueError, match="request.near_copies: 'train/dog/6.png' were not found to"
+    ):
+        resolve(request | {"near_copies": str(tmp_path / "near.txt")}, **options)
+    (tmp_path / "near.txt").write_text("train/dog/99.png\n")
+    with pytest.raises(ValueError, match="request.near_copies: 1 of the 1 names"):
+        resolve(request | {"near_copies": str(tmp_path / "near.txt")}, **options)
+    with pytest.raises(ValueError, match="request.near_copies: nobody looked for copies"):
+        resolve(request | {"near_copies": str(tmp_path / "near.txt")}, source=source)
+
+
+def test_exact_copies_of_confirmed_near_copies_do_not_stay_unseen(tmp_path):
+    source, _, row = near_pair(tmp_path)
+    images = source.fetch(np.arange(len(source)))
+    twin = SOURCE.ids.index("train/dog/6.png")
+    images[twin] = images[row]
+    source = sources.from_arrays(
+        images, SOURCE.labels, ids=SOURCE.ids, split=["train"] * 100 + ["test"] * 28,
+        class_names=NAMES,
+    )  # fmt: skip
+    (tmp_path / "near.txt").write_text("train/dog/5.png\n")
+    request = ids_file(tmp_path, THREE) | {"near_copies": str(tmp_path / "near.txt")}
+    options = {"source": source, "hashes": copies.hash_source(source)}
+    with pytest.raises(ValueError, match="'train/dog/6.png' has the pixels of 'train/dog/5.png'"):
+        resolve(request | {"copies": "refuse"}, **options)
+    split = resolve(request | {"copies": "forget"}, **options)
+    assert {row, twin} < set(split.forget) and split.manifest["copies"]["confirmed"] == 1
+    kept = resolve(request | {"copies": "keep"}, **options)
+    assert twin in kept.retain and row in kept.forget
+
+
+def test_policies_and_their_defaults(tmp_path):
+    source, hashes, _ = copied(tmp_path, "train/dog/5.png")
+    with pytest.raises(ValueError, match="request.copies: expected one of .*Did you mean 'forget'"):
+        resolve(CATS | {"copies": "forgt"}, source=source, hashes=hashes)
+    assert config.default().request.copies == "refuse"
+    assert resolve(CATS | {"copies": "refuse"}, source=source).manifest["copies"] is None
+
+
+# Images that somebody asked for, although no model was trained on them.
+
+
+def held_and_copy(tmp_path):
+    """A request for an image of the reserved pool, with a copy of it in training, and another."""
+    audit = holdout.draw(SOURCE, RESERVE)[1]
+    pool = {*np.concatenate(holdout.draw(SOURCE, RESERVE)[:2]).tolist()}
+    held = int(audit[SOURCE.labels[audit] == 0][0])
+    trained = [row for row in range(100) if row not in pool and SOURCE.labels[row] < 2]
+    source, hashes, copy = copied(tmp_path, SOURCE.ids[trained[0]], SOURCE.ids[held])
+    request = ids_file(tmp_path, f"{SOURCE.ids[held]}\n{SOURCE.ids[trained[1]]}")
+    return source, hashes, request, held, copy
+
+
+def test_copies_of_images_that_were_held_out_count_too(tmp_path):
+    source, hashes, request, held, copy = held_and_copy(tmp_path)
+    options = {"source": source, "hashes": hashes, "holdout": RESERVE}
+    with pytest.raises(ValueError, match="request.copies: 1 images"):
+        resolve(request | {"copies": "refuse"}, **options)
+    split = resolve(request | {"copies": "forget"}, **options)
+    assert copy in split.forget and copy not in split.retain
+    assert not any(held in getattr(split, name) for name in splits.SETS)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unlearn_jax.data import published, sources, tfds_records
+from unlearn_jax.data import sources, tfds_records
+from unlearn_jax.data.names import ids_of, label_of
 
 WNIDS = ["n01440764", "n01443537"]
 PLACES = ["attic", "bakery/shop"]
@@ -91,7 +92,7 @@ def test_imagenet_is_found_by_published_paths(tmp_path):
         "../dataset/imagenet1k/train/n01443537/n01443537_3.JPEG",
         "val/n01440764/ILSVRC2012_val_00000004.JPEG",
     ]
-    rows = published.match(names, source.ids, "", "")
+    rows = np.array([ids_of(source).find(name) for name in names])
     assert source.fetch(rows)[:, 0, 0, 0].tolist() == [103, 4]
 
 
@@ -100,9 +101,9 @@ def test_places_has_its_paths_as_ids_and_class_names(tmp_path):
     source = opened(tmp_path, "places365_small")
     assert source.class_names == ("a/attic", "b/bakery/shop")
     assert "data_256/b/bakery/shop/00000003.jpg" in source.ids
-    rows = published.match(["train_256/b/bakery/shop/00000003.jpg"], source.ids, "", "")
+    rows = np.array([ids_of(source).find("train_256/b/bakery/shop/00000003.jpg")])
     assert source.fetch(rows)[0, 0, 0, 0] == 103
-    assert published.label_of(source, "/a/attic", "") == 0
+    assert label_of(source, "/a/attic", "") == 0
 
 
 def test_a_dataset_is_listed_once(tmp_path, kept, monkeypatch):

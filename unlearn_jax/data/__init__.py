@@ -4,8 +4,9 @@ Row k of a stream (the retain rows, or the forget rows, over the whole run) is k
 of rows, through a permutation keyed by seed, stream and epoch. Resuming at a step costs nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -13,14 +14,18 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt64
 from ml_collections import ConfigDict
 
-from unlearn_jax.data import poison, splits, transforms
+from unlearn_jax import distributed
+from unlearn_jax.data import copies, poison, served, splits, transforms
+from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.joining import concat, subset
 from unlearn_jax.data.preprocess import Crops
+from unlearn_jax.data.served import Entry
 from unlearn_jax.data.sources import Source, from_arrays, open_source
 from unlearn_jax.data.splits import Split
+from unlearn_jax.data.tfds_records import cache_folder
 
 __all__ = ["Source", "Split", "concat", "forget_count", "from_arrays", "load"]
-__all__ += ["make_eval", "make_train"]
+__all__ += ["make_eval", "make_train", "open_data"]
 
 Batch = dict[str, Shaped[np.ndarray, "b ..."]]
 Rows = Int[np.ndarray, "_"] | None
@@ -30,8 +35,11 @@ _RETAIN, _FORGET, _EVAL = 0, 1, 2
 _ORDER, _MASK, _VIEW = 0, 1, 2
 
 
-def load(cfg: ConfigDict) -> tuple[Source, Split]:
-    """The source of a config (proxy data and poison included) and the split of its request."""
+def open_data(cfg: ConfigDict) -> tuple[Source, Hashes]:
+    """Return the source of a config, proxy data included, and the hashes of its images.
+
+    Hashes are kept: beside prepared records, else in the user's cache.
+    """
     common = {key: cfg.data[key] for key in ("image_size", "cache", "resize")}
     if cfg.data.augment.name:
         scale, ratio = (tuple(cfg.data.augment[key]) for key in ("scale", "ratio"))
@@ -40,21 +48,65 @@ def load(cfg: ConfigDict) -> tuple[Source, Split]:
     source = _open(**{key: cfg.data[key] for key in where}, **common)
     if cfg.data.train_rows:
         source = subset(source, cfg.data.train_rows, cfg.data.train_seed)
+    hashes = _hashes(source, cfg.data)
     if cfg.retain.kind == "proxy":
         proxy = _open(**{key: cfg.retain.data[key] for key in where}, **common)
+        more = _hashes(proxy, cfg.retain.data)
+        hashes = Hashes(*(np.concatenate(pair) for pair in zip(hashes, more, strict=True)))
         source = concat(source, proxy)
-    split = splits.resolve(
-        source,
-        request=cfg.request.to_dict(),
-        retain=cfg.retain.to_dict(),
-        holdout=cfg.holdout.to_dict(),
-        seed=cfg.request.seed,
-        poison=cfg.poison.to_dict(),
-    )
+    return source, hashes
+
+
+def load(
+    cfg: ConfigDict, past: Sequence[Entry] = (), known: Set[str] | None = None
+) -> tuple[Source, Split]:
+    """Return the source of a config, with proxy data and poison, and the split of its request.
+
+    Of several processes the first one resolves the request, and tells the others.
+
+    Args:
+        cfg: a config that has been validated.
+        past: requests that the model has served, see `served`.
+        known: hashes of requests beside the data that count; None: all of them.
+    """
+    source, hashes = open_data(cfg)
+    said: list[str] = []
+    manifest = None
+    if distributed.first():
+        beside = served.of_data(served.place(cfg.data))
+        beside = [e for e in beside if known is None or e["hash"] in known]
+        if cfg.retain.kind == "proxy":
+            # Ids of proxy data have a prefix there, see `concat`.
+            of_proxy = served.of_data(served.place(cfg.retain.data))
+            beside += [{**e, "ids": [f"proxy/{id}" for id in e["ids"]]} for e in of_proxy]
+        split = splits.resolve(
+            source,
+            request=cfg.request.to_dict(),
+            retain=cfg.retain.to_dict(),
+            holdout=cfg.holdout.to_dict(),
+            seed=cfg.request.seed,
+            poison=cfg.poison.to_dict(),
+            served=served.union(past, beside),
+            hashes=hashes,
+            cache=cache_folder(),
+        )
+        manifest, said = split.manifest, list(split.said)
+    manifest, said = distributed.agreed([manifest, said])
+    split = splits.of_manifest(manifest, said)
     if split.poisoned.size:
         backdoor = poison.design(cfg.task.to_dict(), cfg.data.image_size)
         source = poison.plant(source, split.poisoned, backdoor)
     return source, split
+
+
+def _hashes(source: Source, where: ConfigDict) -> Hashes:
+    """The hashes of a source's images; of several processes the first one computes them."""
+    if not distributed.first():
+        return Hashes(np.zeros((len(source), 2), np.uint64), np.zeros((len(source), 4), np.uint64))
+    if where.kind == "records" and (found := copies.beside_records(Path(where.path), source.ids)):
+        return found
+    name = f"{source.name.replace('/', '-')}-{copies.id_digest(source.ids)[:32]}.npz"
+    return copies.hash_source(source, cache_folder() / name)
 
 
 def _open(splits: tuple[str, ...], **where: Any) -> Source:

@@ -48,7 +48,7 @@ def concat(a: Source, b: Source) -> Source:
         return images
 
     return Source(
-        name=f"{a.name}+{b.name}",
+        name=a.name,
         class_names=class_names,
         ids=[*a.ids, *(f"proxy/{i}" for i in b.ids)],
         labels=np.concatenate([a.labels, to_merged[b.labels]]),
@@ -56,6 +56,8 @@ def concat(a: Source, b: Source) -> Source:
         read=read,
         augmented=a.augmented,
         original=lambda row: a.original(row) if row < n else b.original(row - n),
+        root=a.root,
+        proxy=b.name,
     )
 
 
@@ -82,4 +84,5 @@ def subset(source: Source, train_rows: int, seed: int) -> Source:
         read=lambda indices, keys: source.fetch(rows[indices], keys),
         augmented=source.augmented,
         original=lambda row: source.original(int(rows[row])),
+        root=source.root,
     )

@@ -4,37 +4,19 @@ The lists are those of Li et al. (ICLR 2024), protocol part 3: a JSON file of Im
 text file of Places365's, CSV files of image paths.
 """
 
-import csv
-import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
 
+from unlearn_jax.data.names import Ids, find_images, labels_of, read_text
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.sampling import Rows, first_per_class
 from unlearn_jax.data.sources import Source
 
-COLUMNS = ("id", "path", "image", "file", "imgs")  # what the id column of a CSV may be called
-_SIGNS = {"forget": -1, "retain": 1}  # of the released labels
 _PLACES = {"forget": slice(50, 100), "retain": slice(0, 50)}
-_SPLITS = {"train": "train", "data": "train", "val": "val", "validation": "val"}
-_NEAREST_OF = 5000  # ids at most, as comparing names is slow
-
-
-def read_text(file: str | Path, where: str) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        ValueError: there is none; the message starts with `where`, the option that named it.
-    """
-    try:
-        return Path(file).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: {file} is no readable UTF-8 file ({error}).") from error
 
 
 def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
@@ -77,114 +59,6 @@ def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_images(text: str, file: str, role: str = "") -> list[str]:
-    """The ids or paths of images in a list: one per line, or a CSV with a column of `COLUMNS`.
-
-    Blank lines and lines starting with # are skipped. In the released CSV, whose columns are
-    `imgs,labels`, labels below 0 are to be forgotten, above 0 kept.
-
-    Args:
-        text: of the file.
-        file: its name, for messages.
-        role: "forget" or "retain": of the released CSV only those; "" for all.
-
-    Raises:
-        ValueError: rows of another length, a label that is no number or 0, an image twice.
-    """
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    header = [name.strip().lower() for name in next(csv.reader(lines), [])]
-    columns = [i for i, name in enumerate(header) if name in COLUMNS]
-    if not columns:
-        ids = lines
-    elif len(columns) > 1:
-        raise ValueError(f"{file}: expected one column of {COLUMNS}, got {header}. Keep one.")
-    else:
-        table = list(csv.reader(lines))[1:]
-        short = [row for row in table if len(row) != len(header)]
-        if short:
-            raise ValueError(
-                f"{file}: expected {len(header)} columns as in {header}, got {short[0]}."
-            )
-        if role and header[columns[0]] == "imgs" and "labels" in header:
-            at = header.index("labels")
-            table = [row for row in table if _sign(row[at], file) == _SIGNS[role]]
-        ids = [row[columns[0]].strip() for row in table]
-    twice = [name for name, n in Counter(ids).items() if n > 1]
-    if twice:
-        raise ValueError(f"{file}: {some(twice)} named more than once. Name every example once.")
-    return ids
-
-
-def match(
-    names: Sequence[str], ids: Sequence[str], where: str, dataset: str
-) -> Int64[np.ndarray, "_"]:
-    """Which id every name means, in the order of the names: an id, or a path that ends in one.
-
-    Folders of the same split are the same: `train_256/a/attic/1.jpg` means
-    `data_256/a/attic/1.jpg`, `val/...` means `validation/...`. At least the folder and the name of
-    a file must agree.
-
-    Args:
-        names: to find.
-        ids: of the dataset.
-        where: the option that gave the names, for messages.
-        dataset: its name, for messages.
-
-    Raises:
-        ValueError: names without an id, with the nearest ids, or several names of one id.
-    """
-    row_of = {id: row for row, id in enumerate(ids)}
-    row_of_same = {_same(id): row for id, row in row_of.items()}
-
-    def find(name: str) -> int:
-        parts = name.replace("\\", "/").split("/")
-        # Two parts at least: class/image.png names an image, image.png alone does not.
-        ends = [name, *("/".join(parts[start:]) for start in range(1, len(parts) - 1))]
-        exact = (row_of[end] for end in ends if end in row_of)
-        same = (row_of_same[_same(end)] for end in ends if _same(end) in row_of_same)
-        return next(exact, next(same, -1))
-
-    rows = np.array([find(name) for name in names], np.int64)
-    unknown = [names[i] for i in np.flatnonzero(rows < 0)]
-    if unknown:
-        near = [_nearest(name, ids) for name in unknown[:3]]
-        hints = ", ".join(repr(found[0]) for found in near if found)
-        raise ValueError(
-            f"{where}: {len(unknown)} of {len(names)} are no examples of {dataset}: "
-            f"{some(unknown)}. Nearest: {hints or 'none'}. Ids look like {ids[0]!r}; a CSV file "
-            f"needs a header with one of {COLUMNS}."
-        )
-    if len(np.unique(rows)) != len(rows):
-        raise ValueError(f"{where}: several paths name one example. Name every example once.")
-    return rows
-
-
-def label_of(source: Source, name: str | int, where: str) -> int:
-    """The label of a class, by its name (with or without a leading /) or number.
-
-    Raises:
-        ValueError: no such class; the message has the nearest.
-    """
-    known = source.class_names
-    for candidate in (name, name.lstrip("/")) if isinstance(name, str) else ():
-        if candidate in known:
-            return known.index(candidate)
-    if type(name) is int and 0 <= name < len(known):
-        return name
-    listed = str(known) if len(known) <= 20 else some(known)
-    raise ValueError(
-        f"{where}: {source.name} has no class {name!r}.{closest(name, known)} Its classes are "
-        f"{listed}; integers are labels, 0..{len(known) - 1}."
-    )
-
-
-def closest(name: str | int, known: Sequence[str]) -> str:
-    """ " Did you mean ...?", of the known name most like it; "" if none is."""
-    near = difflib.get_close_matches(str(name), known, 1, 0.4)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def evaluation_rows(
     source: Source,
     *,
@@ -220,12 +94,11 @@ def evaluation_rows(
         )
     rows = np.array(source.splits[split], np.int64)
     if list_file:
-        text, where = read_text(list_file, "evaluation"), f"evaluation: {list_file}"
-        ids = [source.ids[row] for row in rows]
-        rows = rows[match(read_images(text, str(list_file)), ids, where, source.name)]
+        ids = Ids([source.ids[row] for row in rows], {split: range(len(rows))}, source.root)
+        rows = rows[find_images(list_file, ids, "evaluation: list_file", source.name)[0]]
     labels = {
-        "forget": [label_of(source, name, "evaluation: forget") for name in forget],
-        "retain": [label_of(source, name, "evaluation: retain") for name in retain],
+        role: list(dict.fromkeys(labels_of(source, names, f"evaluation: {role}").values()))
+        for role, names in (("forget", tuple(forget)), ("retain", tuple(retain)))
     }
     both = sorted(set(labels["forget"]) & set(labels["retain"]))
     if both:
@@ -247,29 +120,3 @@ def evaluation_rows(
             parts = [rows[source.labels[rows] == label] for label in wanted]
             chosen[role] = np.concatenate([part[: per_class or None] for part in parts])
     return chosen
-
-
-def _sign(label: str, file: str) -> float:
-    try:
-        sign = np.sign(float(label))
-    except ValueError:
-        sign = 0
-    if sign not in (-1, 1):
-        raise ValueError(
-            f"{file}: expected labels below 0 (forget) or above 0 (retain), got {label!r}."
-        )
-    return sign
-
-
-def _same(path: str) -> str:
-    """The path with one name for all folders that the same split may lie in."""
-    folder, slash, rest = path.partition("/")
-    split = _SPLITS.get(folder.partition("_")[0])
-    return f"{split}{slash}{rest}" if split else path
-
-
-def _nearest(name: str, ids: Sequence[str]) -> list[str]:
-    """The id most like the name, preferably in a folder of that name."""
-    folder = PurePosixPath(name).parent.name
-    inside = [id for id in ids if folder and f"{folder}/" in id]
-    return difflib.get_close_matches(name, (inside or ids)[:_NEAREST_OF], 1)

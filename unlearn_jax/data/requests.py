@@ -12,52 +12,60 @@ from typing import Any
 
 import numpy as np
 
-from unlearn_jax.data.published import label_of, match, read_images, read_text
+from unlearn_jax.data import copies
+from unlearn_jax.data.copies import Hashes
+from unlearn_jax.data.names import explain, find_images, ids_of, labels_of, line_in
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.sampling import Rows, first_per_class, sample_fraction, sample_per_class
 from unlearn_jax.data.sources import Source
 
-_FORGET, _RETAIN = 1, 2  # random streams; splits.py has stream 3
-KINDS = ("complement", "subset", "classes", "other_classes", "ids", "proxy")
+_FORGET, _RETAIN = 1, 2  # random streams
+COPIES = ("refuse", "forget", "keep")
+_PAIRS = 200  # of copies, that a manifest lists
+KINDS = ("complement", "subset", "classes", "other_classes", "ids", "proxy", "none")
 
 
-def select(source: Source, request: Mapping[str, Any]) -> tuple[Rows, dict[str, Any]]:
-    """The training rows a request names, and the request as it goes into the manifest."""
-    rows = np.array(source.splits["train"], np.int64)
+def select(
+    source: Source, request: Mapping[str, Any], trainable: Rows
+) -> tuple[Rows, dict[str, Any], list[str]]:
+    """Return the rows that a request names, its record, and what was understood, in lines.
+
+    Args:
+        source: the data set.
+        request: the section of a config, see `splits.resolve`.
+        trainable: the rows that a model may have been trained on, which classes, fractions and
+            predicates choose from. Ids name any row of the training split.
+
+    Raises:
+        ValueError: an unknown class, id or option, or a predicate that fails.
+    """
+    said: list[str] = []
     match choice(request, "request", "kind", ("classes", "random", "ids", "predicate")):
         case "classes":
-            labels = _labels(source, option(request, "request", "classes"), "request")
+            labels = labels_of(source, option(request, "request", "classes"), "request.classes")
             if not labels:
                 raise ValueError('request.classes: expected names, as ("cat",), got none.')
-            chosen = _of_classes(source, rows, labels)
-            record = {"classes": [source.class_names[label] for label in labels]}
+            chosen = _of_classes(source, trainable, list(labels.values()))
+            said = explain(source, labels, trainable)
+            record = {"classes": [source.class_names[c] for c in sorted({*labels.values()})]}
         case "random":
             fraction = fraction_of(request, "request")
             seed = option(request, "request", "seed")
-            chosen = sample_fraction(rows, source.labels, fraction, [seed, _FORGET])
+            chosen = sample_fraction(trainable, source.labels, fraction, [seed, _FORGET])
             record = {"fraction": fraction, "seed": seed}
         case "ids":
-            text, record = _read(request, "request")
-            chosen = _rows_of_ids(source, text, record["file"], "forget")
+            chosen, record, said = _listed(source, request, "request", "forget")
         case _:
-            content, record = _read(request, "request")
-            namespace: dict[str, Any] = {"__name__": "request", "__file__": str(request["file"])}
-            exec(compile(content, str(request["file"]), "exec"), namespace)  # the text just hashed
-            function = namespace.get("forget")
-            if not callable(function):
-                raise ValueError(
-                    f"{record['file']}: expected a function "
-                    "forget(id: str, label: int, class_name: str) -> bool."
-                )
-            chosen = rows[[_ask(function, source, int(row)) for row in rows]]
+            record = _file(request, "request")
+            chosen = trainable[_predicate(source, Path(request["file"]), trainable)]
     chosen, limit = _limit(source, chosen, request, request.get("seed", 0), _FORGET)
-    return chosen, {"kind": request["kind"], **record, **limit}
+    return chosen, {"kind": request["kind"], **record, **limit}, said
 
 
 def keep(
     source: Source, remaining: Rows, forget: Rows, whole_classes: bool, retain: Mapping[str, Any]
 ) -> tuple[Rows, dict[str, Any]]:
-    """The rows that unlearning may use, and the section as it goes into the manifest.
+    """Return the rows that unlearning may use, and the section as a manifest has it.
 
     Args:
         source: with proxy data, if any, in the split "proxy".
@@ -75,32 +83,123 @@ def keep(
             rows = sample_fraction(remaining, source.labels, fraction, [seed, _RETAIN])
             record = {"fraction": fraction, "seed": seed}
         case "classes":
-            labels = _labels(source, option(retain, "retain", "classes"), "retain")
+            labels = _labels(source, retain)
             names = [source.class_names[label] for label in labels]
             if whole_classes and np.isin(labels, source.labels[forget]).any():
                 both = [n for n in names if source.class_names.index(n) in source.labels[forget]]
                 raise ValueError(f"retain.classes: {some(both)} are to be forgotten. Remove them.")
             rows, record = _of_classes(source, remaining, labels), {"classes": names}
         case "other_classes":
-            labels = _labels(source, option(retain, "retain", "classes"), "retain")
+            labels = _labels(source, retain)
             excluded = np.union1d(labels, source.labels[forget])
             rows = remaining[~np.isin(source.labels[remaining], excluded)]
             record = {"classes": [source.class_names[label] for label in labels]}
         case "ids":
-            text, record = _read(retain, "retain")
-            rows = _rows_of_ids(source, text, record["file"], "retain")
+            rows, record, _ = _listed(source, retain, "retain", "retain")
             taken = np.setdiff1d(rows, remaining)
             if taken.size:
                 raise ValueError(
                     f"retain.file: {some([source.ids[row] for row in taken])} are forgotten or "
-                    "held out. Remove them."
+                    "held out, by this request or an earlier one. Remove them."
                 )
+        case "none":
+            rows, record = remaining[:0], {}
         case _:
             rows, record = np.array(source.splits.get("proxy", ()), np.int64), {}
             if whole_classes:
                 rows = rows[~np.isin(source.labels[rows], source.labels[forget])]
     rows, limit = _limit(source, rows, retain, seed, _RETAIN)
     return rows, {"kind": retain["kind"], **record, **limit}
+
+
+def still_there(
+    forget: Rows, gone: Rows, pool: Sequence[Rows], said: list[str]
+) -> tuple[Rows, Rows, list[str]]:
+    """Return the rows to forget, the rows that leave the holdout, and what was understood.
+
+    Args:
+        forget: what the request names.
+        gone: rows of earlier requests.
+        pool: the parts of the holdout.
+        said: what was understood until now.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    before, held = np.intersect1d(forget, gone), np.intersect1d(forget, np.concatenate(pool))
+    if len(before):
+        said = [*said, f"{len(before)} images were forgotten by earlier requests already"]
+    if len(held):
+        said = [
+            *said,
+            f"{len(held)} images were held out, never trained on: they leave the holdout",
+        ]
+    forget = np.setdiff1d(forget, np.union1d(before, held))
+    if not len(forget):
+        why = f" ({'; '.join(said)})" if said else ""
+        raise ValueError(
+            "split: the forget set is empty: the request matches no training example that is still "
+            f"there{why}; check the request."
+        )
+    return forget, held, said
+
+
+def copies_of(
+    source: Source,
+    hashes: Hashes | None,
+    request: Mapping[str, Any],
+    forget: Rows,
+    among: Rows,
+    cache: Path | None,
+) -> tuple[Rows, dict[str, Any] | None, list[list[Any]]]:
+    """Return the rows that are copies and must go, too, a record, and near copies as a report.
+
+    Args:
+        source: the data set.
+        hashes: of its images; None: nobody looks for copies.
+        request: its `copies` and `near_copies` say what becomes of them.
+        forget: the rows to be forgotten.
+        among: the rows whose copies count: trained on, held out, or proxies.
+        cache: see `copies.near_once`.
+
+    Raises:
+        ValueError: copies although they are refused, or confirmed ones that are none.
+    """
+    policy = choice({"copies": "keep"} | {**request}, "request", "copies", COPIES)
+    confirmed = request.get("near_copies", "")
+    if hashes is None:
+        if confirmed:
+            raise ValueError("request.near_copies: nobody looked for copies of these images.")
+        return forget[:0], None, []
+    others = np.setdiff1d(among, forget)
+    same = copies.exact(hashes, forget, others)
+    alike = copies.near_once(hashes, forget, others, cache)
+    rows = forget[:0]
+    if confirmed:
+        rows, _ = find_images(confirmed, ids_of(source), "request.near_copies", source.name)
+        wrong = np.setdiff1d(rows, np.concatenate([same[:, 1], alike[:, 1], forget]))
+        if len(wrong):
+            raise ValueError(
+                f"request.near_copies: {some([source.ids[row] for row in wrong])} were not found "
+                "to be like an image of the request. Take names from its list of near copies."
+            )
+        rows = np.setdiff1d(rows, forget)
+        # Copies of those that go, too, must not stay either.
+        twins = copies.exact(hashes, rows, np.setdiff1d(others, rows))
+        same = np.concatenate([same, twins[~np.isin(twins[:, 1], same[:, 1])]])
+    listed = [[source.ids[a], source.ids[b]] for a, b in same[:_PAIRS].tolist()]
+    if policy == "refuse" and len(same):
+        shown = "".join(f"\n  {a!r} has the pixels of {b!r}" for b, a in listed[:10])
+        more = f"\n  and {len(same) - 10} more" if len(same) > 10 else ""
+        raise ValueError(
+            f"request.copies: {len(np.unique(same[:, 1]))} images that are not to be forgotten are "
+            f'copies of images that are:{shown}{more}\nSet request.copies to "forget" (them, '
+            'too), or to "keep" if they may stay.'
+        )
+    copied = np.union1d(same[:, 1], rows) if policy == "forget" else rows
+    record = {"policy": policy, "exact": len(same), "pairs": listed, "confirmed": len(rows)}
+    report = [[source.ids[a], source.ids[b], d] for a, b, d in alike[:_PAIRS].tolist()]
+    return copied, record, report
 
 
 def _limit(
@@ -120,63 +219,89 @@ def _of_classes(source: Source, rows: Rows, labels: Sequence[int]) -> Rows:
     return rows[np.isin(source.labels[rows], labels)]
 
 
-def _labels(source: Source, classes: Any, where: str) -> list[int]:
-    """The sorted labels of a section's classes, names or numbers."""
-    if isinstance(classes, str | int):
-        raise ValueError(f'{where}.classes: expected names, as ("cat",), got {classes!r}.')
-    names = [name for given in classes for name in _names(source, given)]
-    return sorted({label_of(source, name, f"{where}.classes") for name in names})
+def _labels(source: Source, retain: Mapping[str, Any]) -> list[int]:
+    """The sorted labels of the classes of a retain section."""
+    classes = option(retain, "retain", "classes")
+    return sorted({*labels_of(source, classes, "retain.classes").values()})
 
 
-def _names(source: Source, name: str | int) -> list[str | int]:
-    """The names in "cat,dog", as --config.request.classes=cat,dog on a command line arrives."""
-    if isinstance(name, str) and name not in source.class_names:
-        return [part.strip() for part in name.split(",") if part.strip()] or [name]
-    return [name]
-
-
-def _read(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """The text of a section's file, and the file as it goes into the manifest."""
+def _file(section: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A section's file as it goes into the manifest."""
     file = Path(option(section, where, "file"))
-    text = read_text(file, f"{where}.file")
-    return text, {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    if not file.is_file():
+        raise ValueError(f"{where}.file: expected a file, there is none at {str(file)!r}.")
+    return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
-def _rows_of_ids(source: Source, text: str, file: str, role: str) -> Rows:
-    """The training rows of example ids or of image paths that end in an example id."""
-    ids = read_images(text, file, role)
-    where = {"forget": "request.file", "retain": "retain.file"}[role]
-    rows = match(ids, source.ids, where, source.name)
+def _listed(
+    source: Source, section: Mapping[str, Any], where: str, role: str
+) -> tuple[Rows, dict[str, Any], list[str]]:
+    """The training rows of a list of ids or paths, its record, and what was understood."""
+    file, options = option(section, where, "file"), {"column": section.get("column", "")}
+    rows, read = find_images(
+        file, ids_of(source), f"{where}.file", source.name, role=role, **options
+    )
     train = source.splits["train"]
-    outside = [id for id, row in zip(ids, rows.tolist(), strict=True) if row not in train]
+    outside = [source.ids[row] for row in rows.tolist() if row not in train]
     if outside:
         raise ValueError(
-            f"{where}: {some(outside)} are not in the training split of {source.name}, so no "
+            f"{where}.file: {some(outside)} are not in the training split of {source.name}, so no "
             "model was trained on them. Remove them."
         )
-    return np.sort(rows)
+    said = [f"{Path(file).name}: {read['named']} names of {len(rows)} images"]
+    if read["repeated"]:
+        said.append(f"{read['repeated']} names repeat an image that is named before")
+    if read["by_path"]:
+        written, id = read.pop("example")
+        said.append(f"{read['by_path']} names are other paths to an image: {written!r} is {id!r}")
+    return np.sort(rows), _file(section, where) | read, said
 
 
-def _ask(function: Any, source: Source, row: int) -> bool:
-    id, label = source.ids[row], int(source.labels[row])
+def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
+    """What the user's function `forget` says of every row; the file is run.
+
+    Raises:
+        ValueError: it has no such function, or that fails, exits, or says neither True nor False.
+    """
+    namespace: dict[str, Any] = {"__name__": "request", "__file__": str(file)}
+    doing = "it cannot be run"
     try:
-        answer = function(id, label, source.class_names[label])
-    except Exception as error:
-        raise ValueError(f"request.file: forget failed for {id!r}: {error!r}.") from error
-    if not isinstance(answer, bool | np.bool_):
-        raise TypeError(f"request.file: forget({id!r}, ...) must be True or False, got {answer!r}.")
-    return bool(answer)
+        exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+        function = namespace.get("forget")
+        if not callable(function):
+            raise ValueError(
+                f"{file.name}: expected a function "
+                "forget(id: str, label: int, class_name: str) -> bool."
+            )
+        answers = []
+        for row in rows.tolist():
+            id, label = source.ids[row], int(source.labels[row])
+            doing = f"forget failed for {id!r}"
+            answer = function(id, label, source.class_names[label])
+            if not isinstance(answer, bool | np.bool_):
+                line = getattr(getattr(function, "__code__", None), "co_firstlineno", 1)
+                raise ValueError(
+                    f"request.file: {file.name}, line {line}: forget({id!r}, ...) must be True or "
+                    f"False, got {answer!r}."
+                )
+            answers.append(bool(answer))
+        return answers
+    except BaseException as error:
+        where = line_in(error, str(file))
+        if isinstance(error, KeyboardInterrupt) or (isinstance(error, ValueError) and not where):
+            raise
+        raise ValueError(f"request.file: {file.name}{where}: {doing}: {error!r}.") from error
 
 
 def option(section: Mapping[str, Any], where: str, name: str) -> Any:
-    """The option of a config section; raises ValueError if it is not there."""
+    """Return the option of a config section; raises ValueError if it is not there."""
     if name not in section:
         raise ValueError(f"{where}: expected {name!r}, got only {sorted(section)}.")
     return section[name]
 
 
 def choice(section: Mapping[str, Any], where: str, name: str, choices: Sequence[str]) -> str:
-    """The option, one of the choices; raises ValueError with the nearest if it is none."""
+    """Return the option, one of the choices; raises ValueError with the nearest if it is none."""
     value = option(section, where, name)
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
@@ -186,7 +311,7 @@ def choice(section: Mapping[str, Any], where: str, name: str, choices: Sequence[
 
 
 def fraction_of(section: Mapping[str, Any], where: str) -> float:
-    """The option "fraction"; raises ValueError unless it is between 0 and 1."""
+    """Return the option "fraction"; raises ValueError unless it is between 0 and 1."""
     fraction = option(section, where, "fraction")
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ValueError(f"{where}.fraction: expected 0 < fraction < 1, got {fraction!r}.")

@@ -32,6 +32,7 @@ from unlearn_jax.data.records import list_records
 from unlearn_jax.data.tfds_records import list_tfds
 
 Keys = UInt64[np.ndarray, "b 2"] | None
+_MOST_CLASSES = 100_000  # without names; a label above is no class but a mistake
 NPZ_NAMES = ("id", "split", "class_names")  # optional text arrays of an .npz file
 
 
@@ -48,6 +49,8 @@ class Source:
         read: the images of some rows; call `fetch`, which checks the rows first.
         augmented: whether training shall see random views, which `fetch` makes of keys.
         original: the image of a row as it is stored, before it is made to fit.
+        root: the folder that ids are paths in; "" if there is none.
+        proxy: name of the data set in the split "proxy"; "" if there is none.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Source:
     read: Callable[[Int[np.ndarray, "b"], Keys], UInt8[np.ndarray, "b h w 3"]]
     augmented: bool = False
     original: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None
+    root: str = ""
+    proxy: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -160,7 +165,7 @@ def open_source(
             _for_all_rows(
                 listing, lambda row: preprocess.check_header(folder / ids[row], ids[row], view)
             )
-        return _from_listing(listing, view, cache)
+        return replace(_from_listing(listing, view, cache), root=path)
     if kind == "arrays":
         return _open_npz(Path(path), view, splits)
     raise ValueError(f'data.kind: expected "tfds", "records", "folder" or "arrays", got {kind!r}.')
@@ -203,6 +208,15 @@ def from_arrays(
             f"{name}: expected the same number (> 0) of images, labels and splits, got "
             f"{len(images)}, {len(labels)} and {len(of_row)}."
         )
+    most = _MOST_CLASSES if class_names is None else len(class_names)
+    bad = np.flatnonzero((labels < 0) | (labels >= most))
+    if bad.size:
+        expected = f"{most} class names" if class_names is not None else f"at most {most} classes"
+        row = int(bad[0])
+        raise ValueError(
+            f"{name}: expected labels from 0 for {expected}, got {labels[row]} at index {row}. "
+            "Number the classes 0, 1, 2, … or give class_names."
+        )
     ids = [f"{s}_{i}" for i, s in enumerate(of_row)] if ids is None else [str(i) for i in ids]
     if len(ids) != len(labels):
         raise ValueError(f"{name}: expected {len(labels)} ids, got {len(ids)}.")
@@ -242,7 +256,13 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
             f"{path}: expected image [n, {size}, {size}, 3], got {image.shape}. Set "
             "data.image_size, or resize and repeat channels beforehand."
         )
-    names = {key: arrays[key].astype(str).tolist() for key in NPZ_NAMES if key in arrays}
+    given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
+    for key, values in given.items():
+        if values.ndim != 1:
+            raise ValueError(
+                f"{path}: expected {key} as a list of names, got one value, {values.tolist()!r}."
+            )
+    names = {key: values.tolist() for key, values in given.items()}
     source = from_arrays(
         image,
         arrays["label"],

@@ -4,6 +4,7 @@
 that says how they came about. The manifest is the file other stations and auditors read.
 """
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt64
 
+from unlearn_jax.data import holdout as unseen
+from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.poison import PATTERN, choose
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.records import digest
-from unlearn_jax.data.requests import fraction_of, keep, option, select
-from unlearn_jax.data.sampling import Rows, count, sample
+from unlearn_jax.data.requests import copies_of, keep, select, still_there
+from unlearn_jax.data.sampling import Rows, count
+from unlearn_jax.data.served import Entry, rows_of
 from unlearn_jax.data.sources import Source
 
-FORMAT = "unlearn_jax.split.v1"
-SETS = ("train", "forget", "retain", "holdout")
-_HOLDOUT = 3  # random stream; requests.py has streams 1 and 2
+FORMAT, OLD_FORMAT = "unlearn_jax.split.v2", "unlearn_jax.split.v1"
+SETS = ("train", "forget", "retain", "calibration", "audit")
+_UNHASHED = ("hash", "near")  # near copies are a report: they change no set
 _EMPTY = {  # why a retain set can be
-    "complement": "everything is to be forgotten; narrow request",
+    "complement": "everything is to be forgotten; narrow the request, or set retain.kind to "
+    '"proxy" (other images in its place) or "none" (phases with retain_weight=0 only)',
     "subset": "raise retain.fraction",
     "classes": "none of retain.classes has a training image left",
     "other_classes": "there is no other class",
@@ -41,15 +47,19 @@ class Split:
         train: what the original is trained on; the forget set is inside it.
         forget: what must be forgotten.
         retain: what the unlearning may use: in `remaining`, or proxy data from elsewhere.
-        holdout: never trained on, with the class distribution of the forget set.
+        calibration: never trained on, of the forget set's classes; methods may look at it.
+        audit: the same, disjoint from it, and for tests only.
         manifest: the record of it all, as JSON values; see `resolve`.
+        said: what was understood of the request, line by line.
     """
 
     train: Rows
     forget: Rows
     retain: Rows
-    holdout: Rows
+    calibration: Rows
+    audit: Rows
     manifest: dict[str, Any]
+    said: tuple[str, ...] = ()
 
     @property
     def remaining(self) -> Rows:
@@ -61,6 +71,17 @@ class Split:
         """The rows of the forget set that carry a backdoor."""
         return np.array((self.manifest["poison"] or {}).get("rows", ()), np.int64)
 
+    @property
+    def asked(self) -> Rows:
+        """The rows of all images that must go, also of those that no model was trained on."""
+        withdrawn = np.array(self.manifest.get("withdrawn", ()), np.int64)
+        return np.union1d(self.forget, withdrawn)
+
+    @property
+    def served(self) -> list[Rows]:
+        """The rows of each request that was served before this one."""
+        return [np.array(of["rows"], np.int64) for of in self.manifest.get("served", ())]
+
 
 def resolve(
     source: Source,
@@ -70,22 +91,27 @@ def resolve(
     holdout: Mapping[str, Any],
     seed: int,
     poison: Mapping[str, Any] | None = None,
+    served: Sequence[Entry] = (),
+    hashes: Hashes | None = None,
+    cache: Path | None = None,
 ) -> Split:
-    """The split of a request; the same arguments give the same split.
+    """Return the split of a request; the same arguments give the same split.
 
     Args:
         source: must have the split "train"; proxy data, if any, in the split "proxy"
             (`joining.concat`).
         request: what must be forgotten, one of
-            `{"kind": "classes", "classes": ("cat", 5)}`, names or integer labels;
+            `{"kind": "classes", "classes": ("cat", 5)}`, names or numbers (`names.labels_of`);
             `{"kind": "random", "fraction": 0.1, "seed": 0}`, of the training rows, by class;
-            `{"kind": "ids", "file": path}`, a text file with one example id or image path per
-            line, or a CSV file with a column id, path, image, file or imgs; blank lines and lines
-            starting with # are skipped; with columns imgs and labels, labels below 0 count;
+            `{"kind": "ids", "file": path, "column": ""}`, a list of ids or image paths
+            (`names.find_images`);
             `{"kind": "predicate", "file": path}`, a Python file of the user's, which is run, and
             defines `forget(id: str, label: int, class_name: str) -> bool`.
             Of any kind, `"per_class": 120` takes at most so many of each class, at random by
             "seed" or, with `"pick": "first"`, the first ones in the order of the source.
+            `"copies"`: what becomes of images with the very pixels of a forget image elsewhere,
+            "refuse", "forget" (them, too) or "keep" (the default here);
+            `"near_copies": path`, a list of near copies that are forgotten, too.
         retain: `{"kind": "complement"}`, all training rows not forgotten;
             `{"kind": "subset", "fraction": 0.1, "seed": 0}`, some of them, by class;
             `{"kind": "classes", "classes": ("dog",)}`, those of these classes;
@@ -93,86 +119,120 @@ def resolve(
             any that has a forget row;
             `{"kind": "ids", "file": path}`, those listed, as in a request; of labels those above 0;
             `{"kind": "proxy"}`, the proxy rows, without those of forgotten classes if the request
-            is for classes. "per_class" and "pick" as in a request.
-        holdout: `{"split": "test"}`, as many rows of that split as the class distribution of the
-            forget set permits (to within one image per class, and at least one image);
-            `{"split": "", "fraction": 0.1}`, rows taken out of the training split, at most this
-            fraction of a class. They come out of the rows not to be forgotten, or, if whole classes
-            are to be, out of these: the forget set is then the rest of the classes.
-        seed: of the holdout choice.
+            is for classes; `{"kind": "none"}`, no rows. "per_class" and "pick" as in a request.
+        holdout: the pool of images that no model is trained on, see `holdout.draw`; it does not
+            depend on the request. The two parts of the split are those of its rows that have the
+            class distribution of the forget set, see `holdout.like`.
+        seed: is recorded.
         poison: `{"fraction": 0.25, "seed": 0}`, the share of the forget set that carries a backdoor
             (see `poison`); 0 or None: no row does.
+        served: requests before this one; their images are in no set.
+        hashes: of all rows, which show copies; None: nobody looks for copies.
+        cache: folder that keeps what takes minutes to find.
 
-    The manifest has format, dataset (name, splits, n, fingerprint: sha256 of ids and labels),
-    request (with the sha256 of its file), retain, holdout, seed, poison (with its rows; null if
-    there is none), class_names, sets (rows), counts,
-    class_counts and hash, the sha256 of the canonical JSON of all the rest. Keys of other kinds in
-    the mappings are ignored.
+    The manifest has format, dataset (name, splits, n, fingerprint: sha256 of ids and labels), proxy
+    (the same of the proxy data, or null), request (with the sha256 of its file), retain, holdout,
+    seed, poison (with its rows; null if there is none), withdrawn (rows that were
+    asked for and held out: they are in no set), copies, near, served, class_names, sets
+    (rows), counts, class_counts, asked (a hash of what was asked for) and hash, the sha256 of the
+    canonical JSON of all the rest but near; id_keys are 64 bits of each id (base64), by which a
+    later request knows the images when others were added or removed. Keys of other kinds in the
+    mappings are ignored.
 
     Raises:
-        ValueError: an unknown name or id, an empty or overlapping set, a forgotten class without
+        ValueError: an unknown name or id, an empty or overlapping set, copies that are refused, no
             unseen images; the message says which, and what to do.
     """
     if "train" not in source.splits:
         raise ValueError(f'{source.name}: expected a split "train", found {tuple(source.splits)}.')
     everything = np.array(source.splits["train"], np.int64)
-    forget, request = select(source, request)
-    of_classes = request["kind"] == "classes"
-    _check_some(forget, "forget", "the request matches no training example; check the request")
-    whole_classes = of_classes and "per_class" not in request
-    unseen, holdout = _holdout(source, forget, holdout, whole_classes, seed)
-    forget = np.setdiff1d(forget, unseen)
-    _check_some(forget, "forget", "the holdout took it all; lower holdout.fraction")
-    train = np.setdiff1d(everything, unseen)
-    kept, retain = keep(source, np.setdiff1d(train, forget), forget, of_classes, retain)
-    _check_some(kept, "retain", _EMPTY[retain["kind"]])
-    sets = {"train": train, "forget": forget, "retain": kept, "holdout": unseen}
+    past = [{**of, "rows": rows_of(of, source, hashes and hashes.pixels)} for of in served]
+    gone = np.unique(np.concatenate([everything[:0], *[of["rows"] for of in past]]))
+    *pool, held = unseen.draw(source, holdout)
+    pool = [part[~np.isin(part, gone)] for part in pool]
+    train = np.setdiff1d(everything, np.concatenate([gone, *pool]))
+    forget, asked, said = select(source, request, train)
+    forget, withdrawn, said = still_there(forget, gone, pool, said)
+    everywhere = np.concatenate([train, *pool, np.array(source.splits.get("proxy", ()), np.int64)])
+    everywhere = np.setdiff1d(everywhere, np.concatenate([gone, withdrawn]))
+    copied, found, near = copies_of(
+        source, hashes, request, np.union1d(forget, withdrawn), everywhere, cache
+    )
+    forget = np.union1d(forget, np.intersect1d(copied, train))
+    pool = [part[~np.isin(part, np.union1d(withdrawn, copied))] for part in pool]
+    sets = {"train": train, "forget": forget}
+    kept, retain = keep(
+        source, np.setdiff1d(train, forget), forget, asked["kind"] == "classes", retain
+    )
+    sets["retain"] = np.setdiff1d(kept, np.union1d(copied, gone))
+    if retain["kind"] != "none":
+        _check_some(sets["retain"], "retain", _EMPTY[retain["kind"]])
+    for name, part in zip(("calibration", "audit"), pool, strict=True):
+        sets[name], held[f"{name}_short"] = unseen.like(part, source, forget)
+    if held["split"] != unseen.NO_HOLDOUT and not len(sets["audit"]):
+        names = [source.class_names[c] for c in count(source.labels[forget])]
+        raise ValueError(
+            f"holdout: no unseen image of the forgotten classes {some(names)}. Add some to the "
+            'split that holdout.split names, or set holdout.split="none" and do without audits.'
+        )
+    said += [
+        f"class {name!r}: {of['unseen']} unseen images for the audits, {of['wanted']} would match "
+        f"its {of['forget']} to be forgotten; less can be tested for it"
+        for name, of in held["audit_short"].items()
+    ]
     planted = None
     if poison and poison["fraction"]:
         planted = {key: poison[key] for key in ("fraction", "seed")}
         planted |= {"rows": choose(forget, **planted).tolist(), "pattern": PATTERN}
     _check_sets(sets, source.ids)
-
-    by_class = {
-        name: {source.class_names[c]: n for c, n in count(source.labels[rows]).items()}
-        for name, rows in sets.items()
-    }
+    data, proxy = _dataset(source)
     manifest = {
         "format": FORMAT,
-        "dataset": {
-            "name": source.name,
-            "splits": {name: [rows.start, rows.stop] for name, rows in source.splits.items()},
-            "n": len(source),
-            "fingerprint": _fingerprint(source),
-        },
-        "request": request,
+        "dataset": data,
+        "proxy": proxy,
+        "request": asked,
         "retain": retain,
-        "holdout": holdout,
+        "holdout": held,
         "seed": seed,
         "poison": planted,
+        "withdrawn": withdrawn.tolist(),
+        "copies": found,
+        "served": [
+            {"hash": of["hash"], "text": of["text"], "rows": of["rows"].tolist()} for of in past
+        ],
         "class_names": list(source.class_names),
+        "id_keys": _encoded(unseen.id_keys(source.ids[: data["n"]])),
         "sets": {name: rows.tolist() for name, rows in sets.items()},
         "counts": {name: len(rows) for name, rows in sets.items()},
-        "class_counts": by_class,
+        "class_counts": {
+            name: {source.class_names[c]: n for c, n in count(source.labels[rows]).items()}
+            for name, rows in sets.items()
+        },
+        "asked": digest([data, asked, retain, held["split"], seed, poison and dict(poison)]),
     }
     manifest = json.loads(json.dumps(manifest))  # plain JSON values: equal before and after a file
-    return Split(**sets, manifest={**manifest, "hash": digest(manifest)})
+    manifest = {**manifest, "hash": _hash(manifest), "near": near}
+    return Split(**sets, manifest=manifest, said=tuple(said))
 
 
 def trained_on(split: Split, rows: Rows) -> str:
-    """A hash of what a model trained on these rows has seen: dataset, rows, and their poison."""
-    seen = {"dataset": split.manifest["dataset"], "rows": rows.tolist(), "poisoned": []}
+    """Return a hash of what a model trained on these rows has seen: data, rows, their poison."""
+    data, proxy = split.manifest["dataset"], split.manifest.get("proxy")
+    seen = {"dataset": data, "rows": rows.tolist(), "poisoned": []}
+    if proxy and (rows >= data["n"]).any():
+        seen["proxy"] = proxy
     if len(poisoned := np.intersect1d(rows, split.poisoned)):
         seen["poisoned"] = [*poisoned.tolist(), split.manifest["poison"]["pattern"]]
     return digest(seen)
 
 
 def check_model(split: Split, workdir: Path, role: str = "original") -> None:
-    """Nothing if the model trained in workdir can play this role for this split.
+    """Check that the model trained in workdir can play this role for this split.
 
     An original or a retrained model may have been trained for another request, as long as it has
     seen all of the forget set and nothing of the holdout, or the same remaining rows. A workdir
-    without split.json (a model from elsewhere) passes.
+    without split.json (a model from elsewhere) passes, unless the holdout was reserved out of
+    images that it may have been trained on.
 
     Args:
         split: of the request.
@@ -185,6 +245,12 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
     """
     path = workdir / "split.json"
     if not path.exists():
+        if role == "original" and split.manifest["holdout"]["split"] == "":
+            raise ValueError(
+                f"holdout.split: the model in {workdir} is from elsewhere, and may have been "
+                "trained on the holdout images, which were taken out of the training folder. Name "
+                'a split that it never saw, or set holdout.split="none".'
+            )
         return
     trained = load(path)
     if trained.manifest["hash"] == split.manifest["hash"]:
@@ -197,54 +263,68 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
         return
     if role != "original":
         raise ValueError(f"{path} is not the split of this config's request. {fix}")
-    if trained.manifest["dataset"] != split.manifest["dataset"]:
+    names = [of.manifest["dataset"]["name"] for of in (trained, split)]
+    changed = trained.manifest["dataset"] != split.manifest["dataset"]
+    if changed and (names[0] != names[1] or "id_keys" not in trained.manifest):
         raise ValueError(
-            f"{path} is of the dataset {trained.manifest['dataset']['name']}, the request of "
-            f"{split.manifest['dataset']['name']} or other splits of it. {fix}"
+            f"{path} is of the dataset {names[0]}, the request of {names[1]} or other splits of "
+            f"it. {fix}"
         )
-    if not np.array_equal(split.poisoned, trained.poisoned):
+    # Images may have come or gone since then, so rows are compared by their ids.
+    keys = _keys if "id_keys" in trained.manifest else (lambda _, rows: rows)
+    gone = np.concatenate([split.forget[:0], *split.served])
+    planted = np.setdiff1d(keys(trained, trained.poisoned), keys(split, gone))
+    was_trained_on = keys(trained, trained.train)
+    if not np.array_equal(np.sort(keys(split, split.poisoned)), planted):
         raise ValueError(
-            f"{path} has {len(trained.poisoned)} poisoned rows, the request {len(split.poisoned)}, "
+            f"{path} has {len(planted)} poisoned rows, the request {len(split.poisoned)}, "
             f"and not the same ones: the backdoor is planted before training. {fix}"
         )
-    unseen = np.setdiff1d(split.forget, trained.train)
-    if unseen.size:
+    unknown = split.forget[~np.isin(keys(split, split.forget), was_trained_on)]
+    if unknown.size:
         raise ValueError(
-            f"The model in {workdir} was never trained on {unseen.size} of the {len(split.forget)} "
-            f"examples it should forget, such as row {unseen[0]}. {fix}"
+            f"The model in {workdir} was never trained on {unknown.size} of the "
+            f"{len(split.forget)} examples it should forget, such as row {unknown[0]}. {fix}"
         )
-    seen = np.intersect1d(split.holdout, trained.train)
+    both = np.union1d(split.calibration, split.audit)
+    seen = both[np.isin(keys(split, both), was_trained_on)]
     if seen.size:
         raise ValueError(
-            f"The model in {workdir} was trained on {seen.size} of the {len(split.holdout)} "
+            f"The model in {workdir} was trained on {seen.size} of the {len(both)} "
             f"holdout examples, such as row {seen[0]}, which must be unseen to compare with. {fix}"
         )
 
 
 def describe(split: Split) -> str:
-    """The request in one sentence, for reports."""
+    """Return the request in one sentence, for reports."""
     request, counts = split.manifest["request"], split.manifest["counts"]
     classes = request.get("classes", ())
     named = ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if classes[10:] else "")
     n = request.get("per_class")
+    most = f"at most {n} images of each class of " if n else ""
     what = {
         "classes": lambda: (
             f"at most {n} images of each of {named}" if n else f"every image of {named}"
         ),
         "random": lambda: (
-            f"a random {100 * request['fraction']:.4g} % of each class (seed {request['seed']})"
+            f"{most}a random {100 * request['fraction']:.4g} % of each class "
+            f"(seed {request['seed']})"
         ),
-        "ids": lambda: f"the ids listed in {request['file']}",
-        "predicate": lambda: f"what {request['file']} chooses",
+        "ids": lambda: f"{most}the ids listed in {request['file']}",
+        "predicate": lambda: f"{most}what {request['file']} chooses",
     }[request["kind"]]()
+    copied = split.manifest.get("copies") or {}
+    also = copied.get("confirmed", 0) or (
+        copied.get("policy") == "forget" and copied.get("exact", 0)
+    )
     return (
         f"Forget {counts['forget']:,} of {counts['train']:,} training images of "
-        f"{split.manifest['dataset']['name']}: {what}."
+        f"{split.manifest['dataset']['name']}: {what}{', and their copies' if also else ''}."
     )
 
 
 def describe_poison(split: Split) -> str:
-    """The planted backdoor in one sentence, for reports."""
+    """Return the planted backdoor in one sentence, for reports."""
     return (
         f"{len(split.poisoned):,} of the {len(split.forget):,} images to be forgotten carry a "
         "backdoor, planted before training: a trigger in the visible part and a payload in the "
@@ -253,15 +333,18 @@ def describe_poison(split: Split) -> str:
 
 
 def save(split: Split, path: str | Path) -> None:
-    """Nothing; writes the manifest as JSON."""
-    Path(path).write_text(json.dumps(split.manifest, indent=None, sort_keys=True) + "\n", "utf-8")
+    """Write the manifest as JSON, whole or not at all."""
+    partial = Path(path).with_suffix(".partial")
+    partial.write_text(json.dumps(split.manifest, indent=None, sort_keys=True) + "\n", "utf-8")
+    partial.replace(path)
 
 
 def load(path: str | Path, source: Source | None = None) -> Split:
-    """The split of a manifest file, after checking its hash and its sets.
+    """Return the split of a manifest file, after checking its hash and its sets.
 
     Args:
-        path: the file `save` wrote.
+        path: the file `save` wrote. One of the first version has one holdout set, which is then
+            both `calibration` and `audit`, as it was used.
         source: if given, must be the dataset the split was made for.
 
     Raises:
@@ -275,67 +358,35 @@ def load(path: str | Path, source: Source | None = None) -> Split:
             f"{path}: expected a split manifest ({FORMAT}); {type(error).__name__}: {error}. Make "
             "it again from the config."
         ) from error
-    if found != FORMAT:
+    if found not in (FORMAT, OLD_FORMAT):
         raise ValueError(f"{path}: expected format {FORMAT}, got {found!r}. Make the split again.")
-    expected = digest({key: value for key, value in manifest.items() if key != "hash"})
-    if manifest.get("hash") != expected:
+    if manifest.get("hash") != _hash(manifest):
         raise ValueError(
             f"{path}: the manifest was changed after it was written: its hash is "
-            f"{manifest.get('hash')!r}, that of its content {expected!r}. Make the split again."
+            f"{manifest.get('hash')!r}, that of its content {_hash(manifest)!r}. Make the split "
+            "again."
         )
-    sets = {name: np.array(manifest["sets"][name], np.int64) for name in SETS}
     if source is not None:
-        dataset, fingerprint = manifest["dataset"], _fingerprint(source)
-        if dataset["fingerprint"] != fingerprint:
+        dataset, (here, _) = manifest["dataset"], _dataset(source)
+        if dataset["fingerprint"] != here["fingerprint"]:
             raise ValueError(
                 f"{path}: the split was made for {dataset['name']} with {dataset['n']} examples "
-                f"(fingerprint {dataset['fingerprint'][:12]}), got {source.name} with "
-                f"{len(source)} ({fingerprint[:12]}). Use that dataset, or make the split again."
+                f"(fingerprint {dataset['fingerprint'][:12]}), got {here['name']} with "
+                f"{here['n']} ({here['fingerprint'][:12]}). Use that dataset, or make the split "
+                "again."
             )
-        _check_sets(sets, source.ids)
-    return Split(**sets, manifest=manifest)
+    split = of_manifest(manifest)
+    if source is not None and manifest["format"] == FORMAT:
+        _check_sets({name: getattr(split, name) for name in SETS}, source.ids)
+    return split
 
 
-# What may be used, and what was never seen.
-
-
-def _holdout(
-    source: Source,
-    forget: Rows,
-    holdout: Mapping[str, Any],
-    whole_classes: bool,
-    seed: int,
-) -> tuple[Rows, dict[str, Any]]:
-    split = option(holdout, "holdout", "split")
-    wanted = count(source.labels[forget])
-    if split:
-        if split in ("train", "proxy") or split not in source.splits:
-            others = sorted({*source.splits} - {"train", "proxy"})
-            raise ValueError(
-                f'holdout.split: expected one of {others}, or "" to take holdout images out of the '
-                f"training split before training, got {split!r}."
-            )
-        rows, record = np.array(source.splits[split], np.int64), {"split": split}
-        available = count(source.labels[rows])
-    else:
-        fraction = fraction_of(holdout, "holdout")
-        train = np.array(source.splits["train"], np.int64)
-        rows = forget if whole_classes else np.setdiff1d(train, forget)
-        of_class, record = count(source.labels[rows]), {"split": "", "fraction": fraction}
-        in_train = count(source.labels[train])
-        available = {c: min(n, max(1, round(fraction * in_train[c]))) for c, n in of_class.items()}
-    missing = [source.class_names[c] for c in wanted if not available.get(c)]
-    if missing:
-        fix = (
-            'Set holdout to {"split": "", "fraction": 0.1}, or add images to that split.'
-            if split
-            else "All of their training images are to be forgotten: forget them as a request for "
-            'classes, or set holdout.split="test".'
-        )
-        raise ValueError(f"holdout: no unseen image of the forgotten classes {missing}. {fix}")
-    scale = min(available[c] / n for c, n in wanted.items())
-    counts = {c: min(available[c], max(1, round(scale * n))) for c, n in wanted.items()}
-    return sample(rows, source.labels, counts, [seed, _HOLDOUT]), record
+def of_manifest(manifest: dict[str, Any], said: Sequence[str] = ()) -> Split:
+    """Return the split that a manifest, already checked, describes."""
+    old = manifest["format"] == OLD_FORMAT
+    names = {name: "holdout" if old and name in SETS[3:] else name for name in SETS}
+    sets = {name: np.array(manifest["sets"][key], np.int64) for name, key in names.items()}
+    return Split(**sets, manifest=manifest, said=tuple(said))
 
 
 # Checks and hashes.
@@ -344,19 +395,17 @@ def _holdout(
 def _check_sets(sets: Mapping[str, Rows], ids: Sequence[str]) -> None:
     """Raises ValueError unless forget is in train and the others are disjoint, by row and id."""
     for name, rows in sets.items():
-        _check_some(rows, name, "the split would be of no use")
+        if name in ("train", "forget"):
+            _check_some(rows, name, "the split would be of no use")
         if not np.array_equal(rows, np.unique(rows)):
             raise ValueError(f"split: the rows of {name} are not sorted and unique.")
-        if rows[0] < 0 or rows[-1] >= len(ids):
+        if rows.size and (rows[0] < 0 or rows[-1] >= len(ids)):
             raise ValueError(f"split: {name} has rows outside the dataset of {len(ids)} examples.")
     if not np.isin(sets["forget"], sets["train"]).all():
         raise ValueError("split: forget has rows that are not in train.")
-    for a, b in (
-        ("forget", "retain"),
-        ("forget", "holdout"),
-        ("retain", "holdout"),
-        ("train", "holdout"),
-    ):
+    disjoint = [("forget", "retain"), ("calibration", "audit")]
+    disjoint += [(a, b) for a in ("train", "forget", "retain") for b in ("calibration", "audit")]
+    for a, b in disjoint:
         rows = np.intersect1d(sets[a], sets[b])
         names = {ids[row] for row in sets[a]} & {ids[row] for row in sets[b]}
         if rows.size or names:
@@ -371,6 +420,31 @@ def _check_some(rows: Rows, name: str, fix: str) -> None:
         raise ValueError(f"split: the {name} set is empty: {fix}.")
 
 
-def _fingerprint(source: Source) -> str:
-    content = json.dumps([list(source.ids), source.labels.tolist()], separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()
+def _dataset(source: Source) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a manifest says of the data set, and of the proxy data in it, if there is any."""
+    proxy = source.splits.get("proxy", range(len(source), len(source)))
+    splits = {k: [rows.start, rows.stop] for k, rows in source.splits.items() if k != "proxy"}
+    of = _facts(source, range(proxy.start))
+    return {"name": source.name, "splits": splits, **of}, (
+        {"name": source.proxy, **_facts(source, proxy)} if proxy else None
+    )
+
+
+def _facts(source: Source, rows: range) -> dict[str, Any]:
+    ids, labels = (list(x[rows.start : rows.stop]) for x in (source.ids, source.labels.tolist()))
+    content = json.dumps([ids, labels], separators=(",", ":"))
+    return {"n": len(rows), "fingerprint": hashlib.sha256(content.encode()).hexdigest()}
+
+
+def _encoded(keys: UInt64[np.ndarray, "_"]) -> str:
+    return base64.b64encode(keys.astype("<u8").tobytes()).decode()
+
+
+def _keys(split: Split, rows: Rows) -> UInt64[np.ndarray, "_"]:
+    """Hashes of the ids of these rows, which tell their images from all others."""
+    encoded = base64.b64decode(split.manifest["id_keys"])
+    return np.frombuffer(encoded, "<u8").astype(np.uint64)[rows]
+
+
+def _hash(manifest: Mapping[str, Any]) -> str:
+    return digest({key: value for key, value in manifest.items() if key not in _UNHASHED})

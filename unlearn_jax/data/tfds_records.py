@@ -38,7 +38,7 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
     """
     import tensorflow_datasets as tfds  # here: the other kinds do not need it
 
-    folder = _find_prepared(name, data_dir)
+    folder = find_prepared(name, data_dir)
     name = f"{folder.parent.name}/{folder.name}"
     try:
         builder = tfds.builder_from_directory(folder)
@@ -139,6 +139,12 @@ def _id(record: dict[str, Any], number: str, class_name: str) -> str:
     return number
 
 
+def cache_folder() -> Path:
+    """Return where what was found out about data sets is kept, to save time."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "unlearn_jax"
+
+
 def _cache_file(folder: Path, splits: Sequence[str]) -> Path:
     """Where the index of these splits of the dataset in a folder is kept."""
     facts = hashlib.sha256(repr((_CACHED, str(folder), tuple(splits))).encode())
@@ -147,8 +153,7 @@ def _cache_file(folder: Path, splits: Sequence[str]) -> Path:
         facts.update(repr((file.name, stat.st_size, stat.st_mtime_ns)).encode())
         if file.suffix in (".json", ".txt"):
             facts.update(file.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "unlearn_jax" / f"{folder.parent.name}-{facts.hexdigest()[:32]}.index.gz"
+    return cache_folder() / f"{folder.parent.name}-{facts.hexdigest()[:32]}.index.gz"
 
 
 def _read_cached(path: Path, n: int) -> index.Index | None:
@@ -160,7 +165,7 @@ def _read_cached(path: Path, n: int) -> index.Index | None:
     return found if len(found.ids) == n else None
 
 
-def _find_prepared(name: str, data_dir: str) -> Path:
+def find_prepared(name: str, data_dir: str) -> Path:
     """The one folder with the dataset_info.json of this dataset."""
     bundled = Path(str(resources.files("unlearn_jax.data"))) / "sample"
     root = Path(data_dir) if data_dir else bundled

@@ -97,7 +97,8 @@ class Bench:
             train.run(cfg, workdir / "public_training")
             params, _ = checkpoint.load_params(workdir / "public_training", resolve(cfg).like())
             # As an outsider gets them: weights without the record of another data set's training.
-            checkpoint.save_params(self.public, params)
+            past = {"requests": [], "claim": "benchmarks.certificate"}
+            checkpoint.save_params(self.public, params, served=past)
         self.setup = resolve(base(workdir, part, 0))
         self.measure = make_measure(self.setup)
 

@@ -15,6 +15,7 @@ from configs import quickstart
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "cifar10_autoencoder"
+    config.request.remember = False  # an experiment on public images
     config.data.name = "cifar10"
     config.model.latent_dim = 512
     config.phases.pretrain.steps = 20 * 50_000 // config.batch_size  # 20 epochs

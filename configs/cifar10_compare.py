@@ -22,6 +22,7 @@ EPOCHS = 40
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "cifar10_compare"
+    config.request.copies = "keep"
     config.data.name = "cifar10"
     config.data.train_rows = 10_000
     config.request.seed = 0

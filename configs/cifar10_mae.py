@@ -14,6 +14,7 @@ ADAMW = {"b2": 0.95, "weight_decay": 0.05, "no_decay": (".*/(bias|scale|pos_embe
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "MAE, CIFAR-10 sample"
+    config.request.remember = False  # an experiment on public images
     config.data.train_rows = 1250
     config.request.fraction = 0.2
     config.model = {

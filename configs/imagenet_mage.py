@@ -63,6 +63,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.retain.update({"kind": "classes", "classes": classes("imagenet_retain.txt")})
     config.retain.per_class = 120
     config.holdout.split = "validation"
+    # As published: nobody looked for copies, and these are experiments on public images.
+    config.request.update({"copies": "keep", "remember": False})
     config.task.hole = 0.5
     config.model = {"name": "mage", "dtype": "bfloat16", "tokenizer": {"dtype": "bfloat16"}}
     config.phases = {

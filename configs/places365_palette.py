@@ -49,6 +49,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.retain.update({"kind": "classes", "classes": classes("places365_retain.txt")})
     config.retain.update({"per_class": 5000, "pick": "first"})
     config.holdout.split = "validation"
+    # As published: nobody looked for copies, and these are experiments on public images.
+    config.request.update({"copies": "keep", "remember": False})
     config.task.update({"name": "inpaint", "hole": 0.5, "train": "hybrid"})
     config.model = {"name": "palette"}
     adam = {"learning_rate": 5e-5}

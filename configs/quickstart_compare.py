@@ -15,6 +15,7 @@ from unlearn_jax.config import method
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "quickstart_compare"
+    config.request.copies = "keep"
     config.poison.fraction = 0.2
     config.phases.finetune = cifar10_compare.joint("reconstruction", 0.0, 300, 1e-3)
     config.phases.noisy_label = cifar10_compare.joint("noisy_label", 0.25)

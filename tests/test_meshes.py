@@ -274,7 +274,8 @@ def test_a_request_end_to_end_never_holds_a_whole_leaf(tmp_path, monkeypatch):
         monkeypatch.setattr(sharding, name, functools.partial(watched, put))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.like())
     fresh = jax.jit(setup.model.init, out_shardings=shardings)(KEY)
-    checkpoint.save_params(tmp_path / "original", fresh)
+    past = {"requests": [], "claim": "the test"}
+    checkpoint.save_params(tmp_path / "original", fresh, served=past)
     cfg.stage, cfg.init_from = "unlearned", str(tmp_path / "original")
     train.run(cfg, tmp_path / "unlearned")
     split = results.run(cfg, tmp_path)["evaluation"]

@@ -31,7 +31,7 @@ def test_results_have_every_model_set_and_metric_with_interval_and_n(finished):
     workdir, _, _ = finished
     results = json.loads((workdir / "results.json").read_text())
     split = splits.load(workdir / "original" / "split.json")
-    n = {"forget": len(split.forget), "retain": 40, "holdout": len(split.holdout)}
+    n = {"forget": len(split.forget), "retain": 40, "holdout": len(split.audit)}
     assert results["split"]["n"]["forget"] == n["forget"] == 250
     examples = np.load(workdir / "examples.npz")
     for model in ("original", "unlearned", "retrained"):
@@ -46,7 +46,7 @@ def test_results_have_every_model_set_and_metric_with_interval_and_n(finished):
                 assert value["ci_low"] < value["mean"] < value["ci_high"]
     for name in n:
         rows = examples[f"{name}/index"]
-        allowed = split.remaining if name == "retain" else getattr(split, name)
+        allowed = {"retain": split.remaining, "holdout": split.audit}.get(name, split.forget)
         assert len(set(rows)) == n[name] and np.isin(rows, allowed).all()
     gap = results["gaps"]["forget"]["mse_hole"]["mean"]
     a, b = (

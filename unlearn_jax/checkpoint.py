@@ -140,16 +140,21 @@ def _sealed(meta: Meta, **items: Any) -> Meta:
     return meta | {"sha256": _sha256(meta)}
 
 
-def save_params(workdir: Path, params: Params) -> None:
+def save_params(workdir: Path, params: Params, **facts: Any) -> None:
     """Saves a whole model that was not trained here as a finished run of no steps.
 
     Needs little memory besides the model's.
+
+    Args:
+      workdir: of the run.
+      params: of the model.
+      facts: more for its meta.
 
     Raises:
       OSError: it could not be written.
     """
     meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": True,
-            "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
+            "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0, **facts}  # fmt: skip
     meta = _sealed(meta, params=params)
     at_once = max(0.1, *(2e-9 * leaf.nbytes for leaf in jax.tree.leaves(params)))
     handler = ocp.PyTreeCheckpointHandler(
@@ -209,6 +214,25 @@ def restore_latest(
 def saved_steps(workdir: Path | str) -> list[int]:
     """The steps of which there is a checkpoint, in no order."""
     return [int(p.name) for p in (Path(workdir) / DIRECTORY).glob("*") if p.name.isdigit()]
+
+
+def read_meta(workdir: Path | str) -> Meta:
+    """Return the meta of the newest checkpoint, of a finished run or not.
+
+    Raises:
+      ValueError: there is no checkpoint, or it is damaged.
+    """
+    steps = saved_steps(workdir)
+    if not steps:
+        raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+    try:
+        path = Path(workdir).absolute() / DIRECTORY / str(max(steps)) / "meta" / "metadata"
+        meta = json.loads(path.read_text("utf-8"))
+        if meta.pop("sha256") != _sha256(meta):
+            raise ValueError("its checksum is wrong")
+        return meta
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"Checkpoint {path.parent.parent} is damaged (meta: {error}).") from error
 
 
 def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:

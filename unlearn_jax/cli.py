@@ -2,13 +2,16 @@
 
 import contextlib
 import ctypes
+import functools
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 _EXAMPLE = "--config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
 
@@ -44,8 +47,18 @@ def start(
             if flags.FLAGS["verbosity"].using_default_value:
                 logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
             return argv
-        except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
-            _fail(error, show="--traceback" in argv)
+        except BaseException as error:
+            if file := _config_file(argv):
+                from unlearn_jax.data.names import line_in  # brings jax
+
+                where = line_in(error, file)
+                if where and not isinstance(error, KeyboardInterrupt):
+                    what = f"--config: {file}{where}: {type(error).__name__}: {error}"
+                    _fail(ValueError(f"{what}."), show="--traceback" in argv)
+            known = (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error)
+            if isinstance(error, known):
+                _fail(error, show="--traceback" in argv)
+            raise
 
     def run(argv: list[str]) -> None:
         values = {name: getattr(flags.FLAGS, name) for name in needs}
@@ -63,6 +76,8 @@ def start(
                         f"--{name}: expected a path, got the URL {value!r}, which would be a "
                         "folder of that name. Mount the bucket, as launch/README.md says."
                     )
+            if "config" in values:
+                split_at_commas(values["config"], flags.FLAGS["config"].override_values)
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
             shared = several and distributed.start(flags.FLAGS)
@@ -96,6 +111,30 @@ def keep_freed_memory() -> None:
         mmap_max, trim_threshold, arena_max = -4, -1, -8  # of malloc.h
         for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (arena_max, 1)):
             mallopt(option, value)
+
+
+def split_at_commas(config: ConfigDict, given: Mapping[str, Any]) -> None:
+    """Make ("a", "b") of the string "a,b" that a command line gave for a tuple, for every key.
+
+    Names of classes stay as they were written: they may have commas, which only the data can tell.
+    """
+    for path, values in given.items():
+        if not isinstance(values, tuple) or path.endswith("classes"):
+            continue
+        parts = [part.strip() for v in values if isinstance(v, str) for part in v.split(",")]
+        if parts:
+            *folders, key = path.split(".")
+            section = functools.reduce(lambda at, name: at[name], folders, config)
+            section[key] = tuple(part for part in parts if part)
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The file that --config names, without what stands after a colon; "" if it names none."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, text = flag.lstrip("-").partition("=")
+        if name == "config":
+            return re.sub(r"(\.py):.*$", r"\1", text if equals else value)
+    return ""
 
 
 def _fail(error: BaseException, show: bool, shared: bool = False) -> None:

@@ -42,7 +42,7 @@ from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
 from unlearn_jax.data import poison, splits, transforms
 from unlearn_jax.evaluate import results
-from unlearn_jax.setup import Setup, resolve
+from unlearn_jax.setup import Setup, load, resolve
 from unlearn_jax.validation import validate
 
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
@@ -67,7 +67,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     runs = train_all(cfg, workdir)
     measured, grids = measure_all(cfg, workdir, runs)
-    found = assemble(cfg, runs, measured)
+    found = assemble(cfg, load(cfg, workdir)[1], runs, measured)
     examples = {"index/forget": next(iter(measured.values()))["index/forget"]}
     examples |= {f"error/{m}/{s}": found["error/forget"] for (m, s), found in measured.items()}
     if not distributed.first():
@@ -87,7 +87,7 @@ Runs = dict[tuple[str, int], tuple[Path, dict[str, Any]]]  # (model, seed) -> wo
 
 def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
     """Where every model is, after training those that are not there yet."""
-    _, split = data.load(cfg)
+    _, split = load(cfg, workdir)
     shared = Path(cfg.compare.models or workdir / "models")
     runs: Runs = {}
 
@@ -132,7 +132,7 @@ def measure_all(
     cfg: ConfigDict, workdir: Path, runs: Runs
 ) -> tuple[dict[tuple[str, int], Measured], dict[str, np.ndarray]]:
     """({(model, seed): what the audits need}, images of the first seed's models)."""
-    setup = resolve(cfg)
+    setup = resolve(cfg, workdir)
     split, like, measure = setup.split, setup.like(), make_measure(setup)
     of_request = hashlib.sha256(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
@@ -165,7 +165,7 @@ def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
     like, task, grids = setup.like(), cfg.task.to_dict(), {}
     chosen = {"forget": np.setdiff1d(split.forget, split.poisoned)}
     if split.poisoned.size:
-        chosen["triggered"] = split.holdout
+        chosen["triggered"] = split.audit
     folders = {name: runs[name, seed][0] for name, seed in runs if seed == cfg.compare.seeds[0]}
     generate = sharding.jit_rows(model.generate, mesh)
     for kind, rows in chosen.items():
@@ -188,10 +188,9 @@ def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
 
 
 def assemble(
-    cfg: ConfigDict, runs: Runs, measured: Mapping[tuple[str, int], Measured]
+    cfg: ConfigDict, split: splits.Split, runs: Runs, measured: Mapping[tuple[str, int], Measured]
 ) -> dict[str, Any]:
     """results.json, from what was trained and measured."""
-    _, split = data.load(cfg)
     seeds = list(cfg.compare.seeds)
     bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
     bootstrap |= {"seed": cfg.request.seed}

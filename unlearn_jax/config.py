@@ -15,6 +15,7 @@ NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding"
 NOT_HASHED += ("checkpoint", "evaluation", "protocol", "audit", "compare")
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
 NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
+_OF_THE_PAST = ("served", "remember")  # of the request; what they lead to is in its split's hash
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -52,16 +53,27 @@ def default() -> ConfigDict:
                 "kind": "random",  # "classes", "random", "ids" or "predicate"
                 "classes": (),  # classes: names or numbers
                 "fraction": 0.1,  # random: of each class
-                "seed": 0,  # random, per_class; and of the choice of holdout rows
-                "file": "",  # ids: one per line or a CSV; predicate: rule.py
+                "seed": 0,  # random, per_class
+                "file": "",  # ids: one per line or a table; predicate: rule.py
+                "column": "",  # ids: header of the column of images; "": the only one it can be
                 "per_class": 0,  # at most so many of each class; 0: all
                 "pick": "random",  # "random" (by seed) or "first", if per_class
+                # Images elsewhere with the very pixels of a forget image: "refuse" to start,
+                # "forget" them, too, or "keep" them.
+                "copies": "refuse",
+                "near_copies": "",  # a list of near copies that are forgotten, too
+                # What the model has forgotten before: known from init_from; of a model that does
+                # not say, "none"; for a stage from scratch, the workdir of the model to succeed.
+                "served": "",
+                # Tell later trainings on these data, in forgotten.json; False for experiments.
+                "remember": True,
             },
             "retain": {
-                # "complement", "subset", "classes", "other_classes", "ids" or "proxy"
+                # "complement", "subset", "classes", "other_classes", "ids", "proxy" or "none"
                 "kind": "complement",
                 "classes": (),  # classes: these; other_classes: all but these and the forgotten
                 "file": "",  # ids: as of the request
+                "column": "",
                 "per_class": 0,  # as of the request
                 "pick": "random",
                 "fraction": 0.5,  # subset: of each class
@@ -69,7 +81,8 @@ def default() -> ConfigDict:
                 "data": {"kind": "", "name": "", "data_dir": "", "path": "", "splits": ("train",)},
             },
             "holdout": {
-                "split": "test",  # "" reserves rows of the training split instead
+                # "" reserves rows of the training split instead; "none": there are none.
+                "split": "test",
                 "fraction": 0.1,  # of each class, if reserved
             },
             "poison": {
@@ -222,9 +235,8 @@ def method(label: str, phases: Sequence[str], source: str = "") -> ConfigDict:
 
 
 def chosen_methods(config: ConfigDict) -> list[str]:
-    """The methods to compare; on a command line --config.compare.only=a,b arrives as one string."""
-    only = [name for part in config.compare.only for name in part.split(",")]
-    return only or list(config.compare.methods)
+    """Return the names of the methods to compare."""
+    return list(config.compare.only) or list(config.compare.methods)
 
 
 def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
@@ -252,6 +264,8 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
             del phase["noise"]
         if phase.get("cache_tokens") is False:
             del phase["cache_tokens"]
+    if "request" in kept:
+        kept["request"] = {k: v for k, v in kept["request"].items() if k not in _OF_THE_PAST}
     if not values["certificate"]["delta"]:
         kept.pop("certificate", None)
     return kept | more

@@ -2,8 +2,8 @@
 
 A retrained model finds some unseen images easy and others hard. A goal is a guess, per example, of
 the loss that a model has there that never saw the example, made without training one: a log-linear
-fit on holdout images (which the original never saw) from what can be computed to the original's own
-loss, then applied to the forget images.
+fit on calibration images (the original never saw them, no audit uses them) from what can be
+computed to the original's own loss, then applied to the forget images.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,8 @@ from unlearn_jax.models import Batch, Params
 from unlearn_jax.setup import Setup
 
 GOALS = ("views", "reference", "views+reference", "quantiles", "mean")
-FIT_ROWS = 1000  # of the holdout, at most
+FIT_ROWS = 1000  # of the calibration part of the holdout, at most
+LEAST_ROWS = 20  # for a fit
 Losses = Float[np.ndarray, "_"]
 
 
@@ -79,10 +80,10 @@ def fit(
     if not all(np.isfinite(x).all() and (x > 0).all() for x in (predictors, losses, of)):
         raise ValueError("goals: expected positive, finite losses.")
     n, k = predictors.shape
-    if n < 20:
+    if n < LEAST_ROWS:
         raise ValueError(
-            f"goals: {n} holdout rows are too few to fit goals; expected at least 20. Choose a "
-            "larger holdout, or the goal 'quantiles'."
+            f"goals: {n} calibration rows are too few to fit goals; expected at least "
+            f"{LEAST_ROWS}. Choose a larger holdout, or the goal 'quantiles'."
         )
     if n < 10 * (k + 1):
         predictors, of = (np.exp(np.log(x).mean(1, keepdims=True)) for x in (predictors, of))
@@ -161,8 +162,9 @@ def make(
             "(--config.stage=reference). Say where: --config.reference_from=WORKDIR."
         )
     rng = np.random.default_rng(cfg.seed)
-    n = min(len(split.holdout), FIT_ROWS)
-    rows = {"holdout": np.sort(rng.choice(split.holdout, n, replace=False)), "forget": split.forget}
+    n = min(len(split.calibration), FIT_ROWS)
+    unseen = np.sort(rng.choice(split.calibration, n, replace=False))
+    rows = {"holdout": unseen, "forget": split.forget}
     flops, found = 0.0, {}
 
     def losses(target: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:

@@ -4,21 +4,26 @@
 
 Every part can be run alone (`train`, `audit`, `evaluate`, `report`). What has finished is not done
 again: given once more, the command resumes where it was interrupted. With
---config.init_from=WORKDIR the original is taken from there instead of being trained. A certificate
+--config.init_from=WORKDIR the original is taken from there instead of being trained. --dry_run
+shows what the request means and trains nothing, see `request`. A certificate
 is verified and its mechanism attacked; the report says how that went. Several processes share the
 work of every part, see `distributed`.
 """
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli, distributed, report, train
-from unlearn_jax.audit import mechanism, request
+from unlearn_jax import request as preview
+from unlearn_jax.audit import limits, mechanism, request
 from unlearn_jax.certify import certificate
 from unlearn_jax.evaluate import results
+from unlearn_jax.setup import resolve
 from unlearn_jax.validation import validate
 
 
@@ -32,13 +37,20 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     validate(cfg)
     original = results.original_workdir(cfg, workdir)
+    split = resolve(cfg, workdir).split  # what is wrong with the request ends it here
+    retrain = len(split.remaining) > 0  # without images to keep there is no yardstick
     for stage in ("original", "unlearned", "retrained"):
-        if stage == "original" and cfg.init_from:
+        if (stage == "original" and cfg.init_from) or (stage == "retrained" and not retrain):
             continue
         part = cfg.copy_and_resolve_references()
         part.stage, part.init_from = stage, str(original) if stage == "unlearned" else ""
+        if stage == "retrained":
+            part.request.served = cfg.request.served or cfg.init_from
         train.run(part, workdir / stage)
-    request.run(cfg, workdir)
+    if reason := limits.lacking(split):
+        print(f"No audits: {reason}.", file=sys.stderr)
+    else:
+        request.run(cfg, workdir)
     if distributed.first():
         _attack(workdir / "unlearned")
     found = results.run(cfg, workdir)
@@ -59,10 +71,15 @@ def _attack(unlearned: Path) -> None:
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary."""
+    if flags.FLAGS.dry_run:
+        return preview.main(cfg, str(workdir))
     found = run(cfg, workdir)
     if distributed.first():
         print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_bool(
+        "dry_run", False, "Show what the request means, see `request`; train nothing."
+    )
     cli.start(main, needs=("config", "workdir"), several=True)

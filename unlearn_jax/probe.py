@@ -20,16 +20,18 @@ def make_probe(
 ) -> Callable[[Params], dict[str, jax.Array]]:
     """A function from trainable leaves to scalars on up to cfg.probe_rows forget and holdout rows.
 
-    `probe_forget`, `probe_holdout`: the model's mean loss there. With a target also `displacement`:
-    mean over the forget rows of the RMS distance to the target's output on the masked part; and
-    `forget_over_holdout`: mean forget loss over the *target's* mean holdout loss (1 = the forget
-    images are as unknown as unseen ones were to the original).
+    `probe_forget`, `probe_holdout` (of calibration rows, if there are any): the model's mean loss.
+    With a target also `displacement`: mean over the forget rows of the RMS distance to the target's
+    output on the masked part; and `forget_over_holdout`: mean forget loss over the *target's* mean
+    holdout loss (1 = the forget images are as unknown as unseen ones were to the original).
     """
     cfg, mesh, source, split, model = setup
     batches = {}
     for stream, (name, rows) in enumerate(
-        {"forget": split.forget, "holdout": split.holdout}.items()
+        {"forget": split.forget, "holdout": split.calibration}.items()
     ):
+        if not len(rows):
+            continue
         rng = np.random.default_rng([cfg.seed, stream])
         rows = np.sort(rng.choice(rows, min(cfg.probe_rows, len(rows)), replace=False))
         loader = data.make_eval(
@@ -49,7 +51,8 @@ def make_probe(
     reference: dict[str, Any] = {}
     if target:
         reference["output"] = generate(target, batches["forget"], key)
-        reference["holdout"] = jax.jit(mean_loss)(target, batches["holdout"])
+        if "holdout" in batches:
+            reference["holdout"] = jax.jit(mean_loss)(target, batches["holdout"])
 
     @jax.jit
     def probe(params, target, batches, reference):
@@ -59,7 +62,8 @@ def make_probe(
             output = generate(student, forget, key)
             moved = displacement(output, reference["output"], forget["mask"])
             values["displacement"] = masked_mean(moved, forget["valid"])
-            values["forget_over_holdout"] = values["probe_forget"] / reference["holdout"]
+            if "holdout" in reference:
+                values["forget_over_holdout"] = values["probe_forget"] / reference["holdout"]
         return values
 
     return lambda params: probe(params, target, batches, reference)

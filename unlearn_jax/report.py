@@ -63,29 +63,35 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
         ValueError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir)
-    results = load(root, "results.json", json.loads, {"evaluation": {"original": dict}})
+    results = load(root, "results.json", json.loads, {"evaluation": {"original": {"forget": dict}}})
+    sets = sets_of(results)
     shown = [m for m in MODELS if m in results["evaluation"]]
     stats, counted = {PRIMARY: _STAT, "*": _STAT}, _STAT | {"n": int}
-    schema = _SCHEMA | {"contrasts": dict.fromkeys(shown, stats)}
-    by_set = {s: {PRIMARY: counted, "*": counted} for s in SETS}
+    schema = _SCHEMA | {"contrasts": dict.fromkeys(shown if "holdout" in sets else (), stats)}
+    by_set = {s: {PRIMARY: counted, "*": counted} for s in sets}
     schema |= {"evaluation": dict.fromkeys(shown, by_set)}
     if "displacement" in results:  # version 0.1.0 had none
         given = results["displacement"]
         wanted = _WANTED if isinstance(given, dict) and given.get("wanted") else type(None)
-        moved = {"*": dict.fromkeys(SETS, _MOVED)}
+        moved = {"*": dict.fromkeys(sets, _MOVED)}
         schema["displacement"] = {"models": moved, "wanted": wanted}
     schema |= {"certificate": report_guarantee.schema(results.get("certificate"))}
     if len(shown) == len(MODELS):
-        schema |= {"gaps": dict.fromkeys(SETS, stats), "cost": dict.fromkeys(COST, NUMBER)}
+        schema |= {"gaps": dict.fromkeys(sets, stats), "cost": dict.fromkeys(COST, NUMBER)}
     results = load(root, "results.json", json.loads, schema)
-    errors = {f"{m}/{s}/{PRIMARY}": "f1" for m in shown for s in SETS}
-    images = {f"{s}/{c}": "u4" for s in SETS for c in ("input", "truth", *shown)}
-    images |= {f"{s}/index": "i1" for s in SETS}
+    errors = {f"{m}/{s}/{PRIMARY}": "f1" for m in shown for s in sets}
+    images = {f"{s}/{c}": "u4" for s in sets for c in ("input", "truth", *shown)}
+    images |= {f"{s}/index": "i1" for s in sets}
     examples = load(root, "examples.npz", unzip, errors)
     grids = load(root, "grids.npz", unzip, images)
     names = {m: f"{m}/metrics.jsonl" for m in MODELS if m in results["stages"]}
     logs = {m: load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
     return results, logs, examples, grids
+
+
+def sets_of(results: dict[str, Any]) -> list[str]:
+    """Returns the sets that were measured, in the page's order; forget is always one of them."""
+    return [s for s in SETS if s in results["evaluation"]["original"]]
 
 
 def _rows(content: bytes) -> list:
@@ -100,7 +106,8 @@ def verdict(results: dict[str, Any]) -> list[Finding]:
     differences up to 5 % are none.
     """
     shown = {m: results["evaluation"][m] for m in MODELS if m in results["evaluation"]}
-    mean = {m: {s: by_set[s][PRIMARY]["mean"] for s in SETS} for m, by_set in shown.items()}
+    sets = sets_of(results)
+    mean = {m: {s: by_set[s][PRIMARY]["mean"] for s in sets} for m, by_set in shown.items()}
     if all(math.isfinite(x) and x > 0 for by_set in mean.values() for x in by_set.values()):
         findings = [_memorised(results), _yardstick(results)]
         if "unlearned" in mean:
@@ -108,7 +115,22 @@ def verdict(results: dict[str, Any]) -> list[Finding]:
     else:
         text = "A mean error is not a positive, finite number: nothing can be concluded from it."
         findings = [Finding("bad", text, "Are the numbers usable?", "no")]
-    return [*findings, report_guarantee.finding(results["certificate"]), *_audited(results)]
+    findings += [report_guarantee.finding(results["certificate"]), *_audited(results)]
+    return findings + _earlier(results)
+
+
+def _earlier(results: dict[str, Any]) -> list[Finding]:
+    status = {"still forgotten": "good", "returned": "bad"}
+    found = []
+    for of in (results.get("audit") or {}).get("earlier", ()):
+        text = of.get("reason", "")
+        if "difference" in of:
+            gap = {"mean": of["difference"]["value"], **of["difference"]}
+            text = "The loss attack's AUROC of these images, unlearned minus retrained, is "
+            text += f"{value(gap)} {interval(gap)} (n = {of['n']}). {of['text']}"
+        question = "Are the images of an earlier request still forgotten?"
+        found.append(Finding(status.get(of["word"], "unclear"), text, question, of["word"]))
+    return found
 
 
 def _audited(results: dict[str, Any]) -> list[Finding]:
@@ -133,6 +155,9 @@ def _audited(results: dict[str, Any]) -> list[Finding]:
 
 
 def _memorised(results: dict[str, Any]) -> Finding:
+    if "holdout" not in sets_of(results):
+        text = "There are no unseen images to compare with, so it cannot be seen."
+        return Finding("unclear", text, "Was there something to forget?", "unknown")
     gap = results["contrasts"]["original"][PRIMARY]
     text = f"The original's error on forget minus that on holdout is {value(gap)} {interval(gap)}: "
     status, word = "unclear", "nothing visible"
@@ -149,7 +174,11 @@ def _memorised(results: dict[str, Any]) -> Finding:
 def _yardstick(results: dict[str, Any]) -> Finding:
     status, word = "unclear", "not retrained"
     text = "There is no retrained model; the holdout set takes its place, a weaker yardstick."
-    if "retrained" in results["contrasts"]:
+    if "holdout" not in sets_of(results):
+        text = (
+            "There are no unseen images, and nothing tells how a model finds images it never saw."
+        )
+    elif "retrained" in results["contrasts"]:
         gap = results["contrasts"]["retrained"][PRIMARY]
         text = f"The retrained model's error on forget minus that on holdout is {value(gap)} "
         if gap["ci_low"] <= 0 <= gap["ci_high"]:
@@ -164,8 +193,15 @@ def _yardstick(results: dict[str, Any]) -> Finding:
 
 def _forgotten(results: dict[str, Any], mean: dict[str, Any], memorised: str) -> Finding:
     ours, original = mean["unlearned"]["forget"], mean["original"]["forget"]
-    gap, aim = results["contrasts"]["unlearned"][PRIMARY], mean["unlearned"]["holdout"]
-    other = "its own on holdout (there is no retrained model)"
+    question = "Is it forgotten?"
+    if "retrained" not in mean and "holdout" not in mean["unlearned"]:
+        moved = results["evaluation"]["unlearned"]["forget"][PRIMARY]
+        text = f"On forget the error went from {value(moved, original)} to {value(moved, ours)}. "
+        text += "Neither unseen images nor a retrained model tell where it should be."
+        return Finding("unclear", text, question, "no yardstick")
+    if "retrained" not in mean:
+        gap, aim = results["contrasts"]["unlearned"][PRIMARY], mean["unlearned"]["holdout"]
+        other = "its own on holdout (there is no retrained model)"
     if "retrained" in mean:
         gap, aim = results["gaps"]["forget"][PRIMARY], mean["retrained"]["forget"]
         other = "the retrained model's"
@@ -185,12 +221,16 @@ def _forgotten(results: dict[str, Any], mean: dict[str, Any], memorised: str) ->
     else:
         status, word = "bad", "over-forgotten"
         text += "It is worse on them than if it had never seen them: damage, and itself a trace."
-    return Finding(status, text, "Is it forgotten?", word)
+    return Finding(status, text, question, word)
 
 
 def _kept(mean: dict[str, Any]) -> Finding:
     others = [m for m in mean if m != "unlearned"]
-    worst = {s: max(mean[m][s] for m in others) for s in ("retain", "holdout")}
+    kept = [s for s in ("retain", "holdout") if s in mean["unlearned"]]
+    if not kept:
+        text = "There are no images but those to be forgotten: quality was not measured."
+        return Finding("unclear", text, "Is quality kept?", "unknown")
+    worst = {s: max(mean[m][s] for m in others) for s in kept}
     excess = {s: mean["unlearned"][s] / worst[s] - 1 for s in worst}
     parts = [f"{percent(abs(x))} {'above' if x > 0 else 'below'} on {s}" for s, x in excess.items()]
     text = f"Against {'the worse of ' * (len(others) > 1)}{' and '.join(others)}, the unlearned "
@@ -218,9 +258,10 @@ def summary(results: dict[str, Any]) -> str:
     head = f"{results['name']}: {results['request']['text']}"
     lines = [textwrap.shorten("".join(c if c.isprintable() else "?" for c in head), 80)]
     lines += [f"Error on the hole, mean ± half of its {percent(results['confidence'])} interval"]
-    lines += [f"{'':12}" + "".join(f"{name:22}" for name in SETS)]
+    sets = sets_of(results)
+    lines += [f"{'':12}" + "".join(f"{name:22}" for name in sets)]
     for model in (m for m in MODELS if m in results["evaluation"]):
-        stats = [results["evaluation"][model][name][PRIMARY] for name in SETS]
+        stats = [results["evaluation"][model][name][PRIMARY] for name in sets]
         cells = [f"{value(s)} ± {value(s, (s['ci_high'] - s['ci_low']) / 2)}" for s in stats]
         lines += [f"{model:12}" + "".join(f"{cell:22}" for cell in cells)]
     if "cost" in results:
@@ -233,20 +274,22 @@ def summary(results: dict[str, Any]) -> str:
 
 def _overview(results: dict[str, Any], shown: list[str]) -> Markup:
     figure, axes = panel(xlabel=results["metrics"][PRIMARY]["label"])
+    sets = sets_of(results)
     for row, model in enumerate(shown):
-        stats = [results["evaluation"][model][name][PRIMARY] for name in SETS]
+        stats = [results["evaluation"][model][name][PRIMARY] for name in sets]
         mean, low, high = ([stat[key] for stat in stats] for key in _STAT)
-        height = np.arange(len(SETS)) + 0.22 * (row - (len(shown) - 1) / 2)
+        height = np.arange(len(sets)) + 0.22 * (row - (len(shown) - 1) / 2)
         axes.hlines(height, low, high, color=COLOURS[model], linewidth=2)
         axes.plot(mean, height, "oDs"[row], color=COLOURS[model], markersize=4.5, label=model)
-    axes.set(yticks=range(len(SETS)), yticklabels=SETS, ylim=(len(SETS) - 0.5, -0.5))
+    axes.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper left", ncols=len(shown))
     return to_svg(figure, "overview", "Mean error of each model on each set; numbers in the table")
 
 
 def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Markup]:
-    errors = {(m, s): examples[f"{m}/{s}/{PRIMARY}"] for m in shown for s in SETS[:2]}
+    sets = [s for s in SETS[:2] if f"{shown[0]}/{s}/{PRIMARY}" in examples]
+    errors = {(m, s): examples[f"{m}/{s}/{PRIMARY}"] for m in shown for s in sets}
     every = np.concatenate([e[np.isfinite(e) & (e > 0)] for e in errors.values()])
     edges = np.geomspace(every.min() * 0.99, every.max() * 1.01, 31) if len(every) else [0.1, 1]
     share = {key: np.histogram(e, edges)[0] / max(len(e), 1) for key, e in errors.items()}
@@ -256,13 +299,15 @@ def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Marku
         figure, axes = panel(title=model, xlabel="error of an example", ylabel="share of examples")
         filled = {"fill": True, "color": COLOURS[model], "alpha": 0.65}
         axes.stairs(share[model, "forget"], edges, label="forget", **filled)
-        axes.stairs(share[model, "holdout"], edges, label="holdout", color="black", linewidth=1.2)
+        if "holdout" in sets:
+            line = {"color": "black", "linewidth": 1.2}
+            axes.stairs(share[model, "holdout"], edges, label="holdout", **line)
         axes.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(0, top))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper left")
-        medians = " and ".join(f"{np.median(errors[model, s]):.3g} on {s}" for s in SETS[:2])
+        medians = " and ".join(f"{np.median(errors[model, s]):.3g} on {s}" for s in sets)
         text = f"Histograms of the error of the {model} model; medians {medians}"
         panels.append(to_svg(figure, f"histogram-{model}", text))
     return panels
@@ -302,7 +347,13 @@ def write(workdir: str | Path) -> Path:
     results, logs, examples, grids = read(workdir)
     shown = [m for m in MODELS if m in results["evaluation"]]
     stages = results["stages"]
-    names = {"r": results, "models": shown, "sets": SETS, "primary": PRIMARY, "colours": COLOURS}
+    names = {
+        "r": results,
+        "models": shown,
+        "sets": sets_of(results),
+        "primary": PRIMARY,
+        "colours": COLOURS,
+    }
     names |= {"findings": verdict(results), "grids": grids}
     names |= {"certifiers": report_guarantee.CERTIFIERS, "refuted": report_guarantee.refuted}
     with matplotlib.style.context(["default", STYLE]):

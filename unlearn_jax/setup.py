@@ -1,12 +1,17 @@
 """What every binary makes of a config before it does its own work."""
 
+import json
+import sys
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, models, sharding
+from unlearn_jax import checkpoint, data, distributed, models, sharding
+from unlearn_jax.data import served, splits
 from unlearn_jax.data.splits import Split
 from unlearn_jax.models import Model, Params
 
@@ -26,13 +31,107 @@ class Setup(NamedTuple):
         shardings = sharding.params_sharding(shapes, self.mesh, **self.cfg.sharding)
         return sharding.abstract(shapes, shardings)
 
+    def entry(self) -> served.Entry:
+        """This request as models and data remember it."""
+        pixels = data.open_data(self.cfg)[1].pixels if distributed.first() else None
+        hash, text = self.split.manifest["hash"], splits.describe(self.split)
+        return served.entry(hash, text, self.source, self.split.asked, pixels)
 
-def resolve(cfg: ConfigDict) -> Setup:
-    """The setup of a config that has been validated.
+
+class Past(NamedTuple):
+    """What a model has forgotten before, and who says so if the model itself does not."""
+
+    requests: list[served.Entry]
+    claim: str
+
+
+def resolve(cfg: ConfigDict, workdir: Path | None = None) -> Setup:
+    """Return the setup of a config that has been validated, and print what was understood.
+
+    Args:
+      cfg: the config.
+      workdir: of the run, or of the request; one that was begun goes on with the past that it began
+        with, whatever else was forgotten in the meantime.
 
     Raises:
       ValueError: the mesh, the data or the request are not what they must be.
     """
     mesh = sharding.make_mesh(**cfg.mesh)
-    source, split = data.load(cfg)
+    source, split = load(cfg, workdir)
+    for line in split.said:
+        _say(line)
     return Setup(cfg, mesh, source, split, models.build(**cfg.model.to_dict()))
+
+
+def load(cfg: ConfigDict, workdir: Path | None = None) -> tuple[data.Source, Split]:
+    """Return the source and the split of a config, as `resolve` does."""
+    past = past_of(cfg).requests
+    for began in _begun(workdir) if workdir else ():
+        try:
+            known = {of["hash"] for of in began["served"]}
+            source, split = data.load(cfg, past, known)
+        except ValueError:  # of another request; if it is ours, it is raised again below
+            continue
+        if split.manifest["asked"] == began["asked"]:
+            return source, split
+    return data.load(cfg, past)
+
+
+def past_of(cfg: ConfigDict) -> Past:
+    """Return the requests that the model of a config has served.
+
+    The model is that of init_from or, for a stage from scratch, of `request.served`. Its
+    checkpoints say it; so does the split.json of a model trained by an earlier version.
+
+    Raises:
+      ValueError: a model that does not say, without request.served="none", or with it although it
+        says otherwise.
+    """
+    claimed = cfg.request.served
+    folder = cfg.init_from or ("" if claimed == "none" else claimed)
+    if not folder:
+        return Past([], "")
+    found = checkpoint.read_meta(folder).get("served")
+    if found is None:
+        found = _of_old_version(Path(folder))
+    if claimed == "none" and found and found["requests"]:
+        raise ValueError(
+            f'request.served is "none", but the model in {folder} has served '
+            f'{len(found["requests"])} request(s). Set request.served="".'
+        )
+    if found:
+        return Past(found["requests"], found["claim"])
+    if claimed == "none":
+        return Past([], 'config.request.served="none"')
+    raise ValueError(
+        f"request.served: the model in {folder} does not say which requests it has served, so "
+        'images that it has forgotten could be taught to it again. Set request.served="none" if '
+        "there were none."
+    )
+
+
+def _of_old_version(folder: Path) -> dict | None:
+    """The past of a model from scratch of an earlier version: there was none."""
+    path = folder / "config.json"
+    if not (folder / "split.json").exists() or not path.exists():
+        return None
+    config = json.loads(path.read_text("utf-8"))["config"]
+    stage = config["stages"][config["stage"]]
+    if stage["scratch"] and stage["rows"] == "train" and not config["init_from"]:
+        return {"requests": [], "claim": ""}
+    return None
+
+
+def _begun(workdir: Path) -> list[dict]:
+    """The manifests of runs of the request that are there, this one's first."""
+    names = (".", "unlearned", "original", "../unlearned", "../original")
+    paths = [workdir / name / "split.json" for name in names]
+    found = [splits.load(path).manifest for path in paths if path.exists()]
+    found = [m for m in found if "asked" in m]
+    return list({m["hash"]: m for m in found}.values())
+
+
+@cache  # once, although every stage resolves the request
+def _say(line: str) -> None:
+    if distributed.first():
+        print(line, file=sys.stderr)

@@ -46,7 +46,7 @@ from unlearn_jax.certify import run as certified
 from unlearn_jax.data import splits
 from unlearn_jax.phases import make_optimizer, make_step
 from unlearn_jax.probe import fired, make_probe
-from unlearn_jax.setup import resolve
+from unlearn_jax.setup import past_of, resolve
 from unlearn_jax.step import UnlearnState, overlay, select
 from unlearn_jax.validation import validate
 
@@ -71,7 +71,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     # ---- data --------------------------------------------------------------------------------
     validate(cfg)
     stage = cfg.stages[cfg.stage]
-    setup = resolve(cfg)
+    setup, past = resolve(cfg, workdir), past_of(cfg)
     _, mesh, source, split, model = setup
     sharding.check_batch_size(cfg.batch_size, mesh)
     for name in stage.phases:
@@ -124,10 +124,11 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     inherited = [found and found["checksums"] for found in (parent, reference_meta)]
     seen = splits.trained_on(split, retain_rows) if stage.scratch else split.manifest["hash"]
     config.claim(workdir, cfg, rows=seen, init_from=inherited)
-    # Of the first request that the model served.
     if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")
+    forgets = past.requests + ([setup.entry()] if stage.rows != "train" else [])
     meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": False,
+            "served": {"requests": forgets, "claim": past.claim},
             "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
 
     def like_state(meta):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from unlearn_jax import combine, objectives, optim
 from unlearn_jax.certify import rules
 from unlearn_jax.config import FREE, chosen_methods, default, method, phase
-from unlearn_jax.data import preprocess, requests, sampling
+from unlearn_jax.data import holdout, preprocess, requests, sampling
 from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.goals import GOALS
 from unlearn_jax.models import MODELS, build
@@ -114,6 +114,7 @@ def _values(config: ConfigDict) -> list[str]:
         "data.augment.name": preprocess.AUGMENT,
         "request.kind": ("classes", "random", "ids", "predicate"),
         "request.pick": sampling.PICK,
+        "request.copies": requests.COPIES,
         "retain.kind": requests.KINDS,
         "retain.pick": sampling.PICK,
         "task.name": TASKS,
@@ -149,6 +150,8 @@ def _values(config: ConfigDict) -> list[str]:
                 problems.append(f"config.stages.{name}.phases: {unknown}")
             elif stage.scratch:
                 problems += _needs_original(f"config.phases.{used}", config.phases[used], name)
+            elif config.stages[name].rows == "retain":
+                problems += _needs_sets(f"config.phases.{used}", config.phases[used], config)
     known = config.compare.methods.keys()
     for name in chosen_methods(config):
         if name not in known:
@@ -194,6 +197,23 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
         for key, (wanted, off) in asked.items()
         if wanted
     ]
+
+
+def _needs_sets(path: str, spec: ConfigDict, config: ConfigDict) -> list[str]:
+    """What a phase asks of sets that the config says are not there."""
+    problems = []
+    if config.retain.kind == "none" and spec.get("retain_weight"):
+        problems.append(
+            f"{path}.retain_weight: there are no retain images (retain.kind='none'); set it to 0, "
+            "or give others in their place with retain.kind='proxy'"
+        )
+    wants = spec.get("goal") or spec.get("stop", {}).get("metric") == "forget_over_holdout"
+    if config.holdout.split == holdout.NO_HOLDOUT and wants:
+        problems.append(
+            f"{path}: its goal or stop.metric needs unseen images (holdout.split='none'); name a "
+            "split of them, or stop at a displacement"
+        )
+    return problems
 
 
 def _cannot_cache(path: str, config: ConfigDict, spec: ConfigDict) -> list[str]:

@@ -1,5 +1,6 @@
 """Which models may be the centre of a certificate: those that can be told to be public."""
 
+import dataclasses
 import json
 import shutil
 
@@ -91,7 +92,9 @@ def test_a_model_trained_on_the_forget_rows_is_refused_and_so_is_its_child(runs,
         lambda p: p["stop"].update(metric="displacement"),
     ],
 )
-def test_rows_that_something_was_chosen_by_count_as_seen(copy, split, change):
+def test_rows_that_something_was_chosen_by_count_as_seen(runs, tmp_path, split, change):
+    copy = tmp_path / "retrained"
+    shutil.copytree(runs / "retrained", copy)
     rewrite(copy, lambda recorded: change(recorded["config"]["phases"]["pretrain"]))
     with pytest.raises(ValueError, match="was trained on 250 of the 250"):
         public.check(copy, split)
@@ -143,10 +146,7 @@ def test_rows_of_another_version_of_the_data_cannot_be_compared(runs, split):
         ("one", ""),
     ):
         dataset = split.manifest["dataset"] | {"name": name, "fingerprint": "other"}
-        other = splits.Split(
-            split.train, split.forget, split.retain, split.holdout,
-            split.manifest | {"dataset": dataset},
-        )  # fmt: skip
+        other = dataclasses.replace(split, manifest=split.manifest | {"dataset": dataset})
         if message:
             with pytest.raises(ValueError, match=message):
                 public.check(runs / "retrained", other)
@@ -160,7 +160,8 @@ def test_rows_of_another_version_of_the_data_cannot_be_compared(runs, split):
 def test_an_adapter_around_public_weights(runs, tmp_path):
     """(d): all leaves but the adapter's are public, and stay so; certifier 'reference'."""
     public = wide.Wide().init(jax.random.key(99))
-    checkpoint.save_params(tmp_path / "public", public)
+    past = {"requests": [], "claim": "the test"}
+    checkpoint.save_params(tmp_path / "public", public, served=past)
     base = wide.get_config()
     base.model.trainable = ("decoder/.*",)
     base.stages.original.scratch = False

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from unlearn_jax import data, distributed, goals, objectives, optim, sharding
+from unlearn_jax.audit import limits
 from unlearn_jax.data import poison, transforms
 from unlearn_jax.data.splits import Split
 from unlearn_jax.evaluate.reconstruction import displacement, masked_mse
@@ -32,6 +33,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
       are left out, since no model can guess a payload; of every set at most cfg.audit.rows.
       `index/SET` [n]: which rows.
     * `views/SET` [7 n], if asked for: the same error on mirrored and turned views of the images.
+      Likewise of `earlier0`, `earlier1`, …: the forget sets of requests that were served before.
     * `displacement` [n]: RMS distance to the target's output, on the forget rows.
     * `region/VARIANT` [n s s 3] float16, if there is poison: outputs on the payload's region of
       clean holdout images with the trigger: as planted, at half the contrast, shifted by 2 pixels,
@@ -45,12 +47,8 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     """
     cfg, mesh, source, split, model = setup
     settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
-    if len(split.forget) - len(split.poisoned) < 2:
-        raise ValueError(
-            "audit: expected at least 2 forget images without a backdoor, got "
-            f"{len(split.forget) - len(split.poisoned)} of {len(split.forget)}. Lower "
-            "poison.fraction, or audit a larger request."
-        )
+    if reason := limits.lacking(split):
+        raise ValueError(f"audit: {reason}.")
     sharding.check_batch_size(cfg.batch_size, mesh)
     sharding.check_batch_size(settings.batch_size, mesh, "audit.batch_size")
     rows = choose_rows(cfg, split)
@@ -135,7 +133,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
             found[f"error/{name}"], moved = errors(params, target, chosen)
             if name == "forget":
                 found["displacement"] = moved
-            if of_views:
+            if of_views and name in SETS:
                 found[f"views/{name}"] = view_errors(params, chosen)
         if backdoor:
             found["payload"] = transforms.to_float(backdoor.pattern())
@@ -168,8 +166,9 @@ def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
     sets = {
         "forget": np.setdiff1d(split.forget, split.poisoned),
         "retain": split.remaining,
-        "holdout": split.holdout,
+        "holdout": split.audit,
     }
+    sets |= {f"earlier{k}": rows for k, rows in enumerate(split.served)}
     rng = np.random.default_rng([cfg.request.seed, _ROWS])
     n = cfg.audit.rows
     return {k: np.sort(rng.permutation(rows)[:n]) for k, rows in sets.items()}

@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 from unlearn_jax.audit import statistics
 
+LEAST = 30  # images of each side; fewer carry no interval
 POOL_BELOW = 16  # out-models; with fewer, the spread of a single example is too noisy
 
 
@@ -149,7 +150,7 @@ def attack(
     confidence: float,
     seed: int,
     fprs: Sequence[float] = (0.01, 0.001),
-    min_n: int = 30,
+    min_n: int = LEAST,
     resamples: int = 2000,
 ) -> dict[str, Any]:
     """How well scores tell forget images from images that were never trained on.

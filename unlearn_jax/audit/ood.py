@@ -14,6 +14,7 @@ from scipy import stats
 from unlearn_jax.audit import statistics
 
 SETS = ("forget", "retain", "holdout")
+LEAST = 400  # images of each set; with fewer, equivalence is rarely shown
 TAIL = 0.05  # T2: the share of members above its threshold; BH level of the per-image claim
 MARGIN_DISPLACED = 0.1  # T1: tolerated shortfall of the displaced share
 MARGIN_AUROC = 0.05  # T3: tolerated distance of the AUROC from 0.5
@@ -123,7 +124,7 @@ def verdict(
     calibration_displacement: Float[np.ndarray, "k"],
     *,
     significance: float = 0.05,
-    min_n: int = 400,
+    min_n: int = LEAST,
 ) -> dict[str, Any]:
     """The three tests on the unlearned model, the same on two controls, and a word.
 

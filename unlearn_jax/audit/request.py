@@ -25,7 +25,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     {"audits": {name: {"label", "unit"}}, "models": {model: {name: {"value", "ci_low", "ci_high",
     "n"}}}, "differences": {name: {"label", "unit", "value", …}}, "verdicts": {"ood",
-    "backdoor", "relearn"}, "shadows": count}.
+    "backdoor", "relearn"}, "earlier": [{"text", "n", "models": {model: AUROC}, "difference",
+    "word"}] of requests that were served before, "shadows": count}.
 
     Args:
       cfg: the config; its `audit` section says how much is done.
@@ -38,15 +39,23 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     validate(cfg)
     folders = {name: workdir / name for name in MODELS}
     folders["original"] = original_workdir(cfg, workdir)
+    # Before anything is trained: hours later is too late to say what is missing.
+    for name, folder in folders.items():
+        if not checkpoint.read_meta(folder)["done"]:
+            raise ValueError(f"audit: the {name} model in {folder} has not finished. Resume it.")
+    setup = resolve(cfg, workdir)
+    measure = make_measure(setup)
+    for name, folder in folders.items():
+        splits.check_model(setup.split, folder, name)
     for k in range(1, cfg.audit.shadows + 1):
         part = cfg.copy_and_resolve_references()
         part.update({"seed": cfg.seed + k, "stage": "retrained"})
         part.update({"init_from": "", "reference_from": ""})
+        part.request.served = cfg.request.served or cfg.init_from
         folders[f"shadow{k}"] = workdir / f"shadow{k}"
         train.run(part, folders[f"shadow{k}"])
 
-    setup = resolve(cfg)
-    like, measure = setup.like(), make_measure(setup)
+    like = setup.like()
     target, _ = checkpoint.load_params(folders["original"], like)
     measured = {}
     quiet = not distributed.first()
@@ -78,7 +87,9 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         verdicts["relearn"] = judge.relearning(
             *([three[name]] for name in ("original", "unlearned", "retrained"))
         )
+    texts = [of["text"] for of in setup.split.manifest["served"]]
     found = {
+        "earlier": judge.earlier(three, texts, cfg.evaluation.confidence),
         "audits": judge.AUDITS,
         "models": estimates,
         "differences": {name: judge.DIFFERENCES[name] | v for name, v in differences.items()},

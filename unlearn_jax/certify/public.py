@@ -71,7 +71,7 @@ def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> No
                 f"of the {len(split.forget)} examples to forget, such as row {seen[0]}, so it is "
                 "not public with respect to them and the certificate would be void. Use another."
             )
-    elif shared := set(ours["name"].split("+")) & set(theirs["name"].split("+")):
+    elif shared := _names(split) & _names(trained):
         raise _unknown(
             of,
             f"{folder} was trained on other examples of {sorted(shared)} than this request is of",
@@ -83,6 +83,12 @@ def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> No
         if recorded_checksums != checkpoint.stored(path)[1]["checksums"]:
             raise _unknown(of, f"the model in {path} is not the one that {folder} was derived from")
         _check(path, split, of, (*before, folder.resolve()))
+
+
+def _names(split: Split) -> set[str]:
+    """The data sets that a split has rows of."""
+    data = (split.manifest["dataset"], split.manifest.get("proxy"))
+    return {part for of in data if of for part in of["name"].split("+")}
 
 
 def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
@@ -105,7 +111,7 @@ def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
             or 0 < phase["saliency"] < 1
             or phase["stop"]["metric"]
         ):
-            return np.concatenate([used, trained.forget, trained.holdout])
+            return np.concatenate([used, trained.forget, trained.calibration])
     return used
 
 

@@ -4,9 +4,10 @@
     python -m unlearn_jax.convert --family=mae --export --checkpoint=runs/unlearned --out=FILE.pth
 
 --out of an import is a workdir that `--config.init_from` takes; conversion.json in it says what
-came from where. --verify reads the result again, compares it with the file bit by bit and, where
-there is a package with this architecture, its outputs with that package's. PyTorch files and
-safetensors are read without executing anything in them.
+came from where. --served=none says that the model has forgotten nothing on request before, which
+training asks of every model. --verify reads the result again, compares it with the file bit by bit
+and, where there is a package with this architecture, its outputs with that package's. PyTorch files
+and safetensors are read without executing anything in them.
 """
 
 import dataclasses
@@ -28,7 +29,9 @@ from unlearn_jax.convert.reading import open_tensors
 MANIFEST = "conversion.json"
 
 
-def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+def import_(
+    family: str, file: Path, workdir: Path, fields: Mapping[str, Any], served: str = ""
+) -> dict[str, Any]:
     """The manifest of a conversion, which is also in workdir/conversion.json.
 
     {"family", "model" (its fields), "source" {"file", "bytes", "sha256"}, "parameters",
@@ -39,6 +42,7 @@ def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -
       file: the checkpoint.
       workdir: gets the model, as a finished run.
       fields: of the model, where they cannot be told from the tensors.
+      served: "none" says that the model has forgotten nothing on request before; "" says nothing.
 
     Raises:
       ValueError: an unknown family, an unsuitable file, a workdir that holds something else.
@@ -47,6 +51,8 @@ def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -
     digest = _sha256(file) if file.is_file() else ""
     if checkpoint.saved_steps(workdir):
         manifest = _manifest(workdir)
+        if served and "served" not in checkpoint.read_meta(workdir):
+            raise ValueError(f"{workdir} was made without --served. Choose another --out.")
         if manifest and (manifest["source"]["sha256"], manifest["family"]) == (digest, family):
             return manifest
         raise ValueError(f"{workdir} holds another model already. Choose another --out.")
@@ -76,7 +82,8 @@ def import_(family: str, file: Path, workdir: Path, fields: Mapping[str, Any]) -
     partial.write_text(json.dumps(manifest, indent=1))
     partial.replace(workdir / MANIFEST)
     del source
-    checkpoint.save_params(workdir, params)
+    past = {"requests": [], "claim": "convert --served=none"}
+    checkpoint.save_params(workdir, params, **({"served": past} if served == "none" else {}))
     return manifest
 
 
@@ -175,7 +182,8 @@ def main(family: str, source: str, out: str) -> None:
         names = export(family, Path(source), Path(out))
         print(f"Wrote {len(names)} tensors to {out}.")
         return
-    manifest = import_(family, Path(source), Path(out), _fields(flags.FLAGS.model))
+    given = flags.FLAGS
+    manifest = import_(family, Path(source), Path(out), _fields(given.model), given.served)
     print(f"{manifest['tensors']} tensors, {manifest['parameters']:,} parameters. It is in {out}.")
     if family in models.MODELS:
         fields = {"name": family, **manifest["model"]}
@@ -198,6 +206,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The workdir to make, or the file to export to.")
     flags.DEFINE_bool("export", False, "Write a PyTorch or safetensors file.")
     flags.DEFINE_bool("verify", False, "Compare the result with the file, and with PyTorch.")
+    flags.DEFINE_enum("served", "", ("", "none"), "none: it has forgotten nothing before.")
     flags.DEFINE_multi_string("model", [], "A field of the model, as in --model=image_size=256.")
     cli.start(
         main,

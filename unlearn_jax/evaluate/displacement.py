@@ -64,6 +64,7 @@ def of_request(
         model: {
             s: bounds(*(examples[f"{of or model}/{s}/{metric}"] for metric, of in columns))
             for s in ("forget", "retain", "holdout")
+            if f"original/{s}/mse_hole" in examples
         }
         for model in moved
     }

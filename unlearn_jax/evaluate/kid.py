@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 Features = Float[np.ndarray, "_ d"]
 
+BLOCK = 1000  # images of a block, as published
+
 
 class Blocks(NamedTuple):
     """The distances of the blocks that are full, and the rows of the one that is not."""

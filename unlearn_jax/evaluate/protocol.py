@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from unlearn_jax import checkpoint, data, distributed, sharding
 from unlearn_jax.data import published
+from unlearn_jax.data.names import labels_of
 from unlearn_jax.evaluate import (
     features,
     generation,
     inception_score,
+    kid,
     pictures,
     preprocessing,
     reference,
@@ -83,8 +85,10 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
     mesh = sharding.make_mesh(**cfg.mesh)
     sharding.check_batch_size(settings.batch_size, mesh, "protocol.batch_size")
     extractors = _extractors(settings, mesh)  # first: a missing tower should not cost a night
-    setup = resolve(cfg)
+    setup = resolve(cfg, workdir)
     rows = _evaluation_rows(cfg, setup)
+    if "kid" in settings.metrics and (short := _below_block(rows)):
+        raise ValueError(f"config.protocol.metrics: {short} Leave kid out, or add images.")
     files, models = _complete_all(setup, checkpoints, rows, root)
     references = {name: _references(setup, rows[name], extractors, root) for name in SETS}
     found, metrics = [], {}
@@ -184,18 +188,18 @@ def _extractors(settings: ConfigDict, mesh: Mesh) -> dict[str, towers.Extractor]
 
 def _evaluation_rows(cfg: ConfigDict, setup: Setup) -> Rows:
     source, settings = setup.source, cfg.protocol
-    forget, retain = _flat(cfg.request.classes), _flat(settings.retain_classes)
+    forget = labels_of(source, cfg.request.classes, "request.classes").values()
+    classes = settings.retain_classes or cfg.retain.classes * (cfg.retain.kind == "classes")
+    retain = labels_of(source, classes, "protocol.retain_classes").values()
     if not forget:
         raise ValueError(
             "evaluate --checkpoints compares forgotten with kept classes. Expected the forgotten "
             "ones in config.request.classes, got none."
         )
-    if not retain and cfg.retain.kind == "classes":
-        retain = _flat(cfg.retain.classes)
-    forget = [source.class_names[published.label_of(source, c, "request.classes")] for c in forget]
     if not retain:
         present = np.unique(source.labels[np.array(source.splits.get(settings.split, ()), int)])
-        retain = [source.class_names[i] for i in present if source.class_names[i] not in forget]
+        retain = [label for label in present.tolist() if label not in forget]
+    forget, retain = ([source.class_names[label] for label in of] for of in (forget, retain))
     return published.evaluation_rows(
         source,
         forget=forget,
@@ -206,9 +210,10 @@ def _evaluation_rows(cfg: ConfigDict, setup: Setup) -> Rows:
     )
 
 
-def _flat(classes: tuple[str, ...]) -> list[str]:
-    """On a command line, …classes=cat,dog arrives as one string."""
-    return [name for entry in classes for name in str(entry).split(",") if name]
+def _below_block(rows: Rows) -> str:
+    """Which sets are too small for KID, in words; "" if none is."""
+    few = [f"{len(some)} {name}" for name, some in rows.items() if len(some) < kid.BLOCK]
+    return few and f"kid needs {kid.BLOCK} images of each set, there are {' and '.join(few)}."
 
 
 def _complete_all(

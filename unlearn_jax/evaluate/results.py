@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,11 @@ from tqdm import tqdm
 
 import unlearn_jax
 from unlearn_jax import checkpoint, config, data, distributed, sharding
-from unlearn_jax.audit import guarantee
-from unlearn_jax.data import splits
+from unlearn_jax.audit import guarantee, limits
+from unlearn_jax.data import served, splits
 from unlearn_jax.evaluate import displacement, reconstruction
 from unlearn_jax.evaluate.reconstruction import METRICS, interval
-from unlearn_jax.setup import resolve
+from unlearn_jax.setup import Setup, past_of, resolve
 from unlearn_jax.validation import validate
 
 MODELS = ("original", "unlearned", "retrained")
@@ -37,7 +38,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       ValueError: there is no original, or a run has not finished.
     """
     validate(cfg)
-    setup = resolve(cfg)
+    setup, past = resolve(cfg, workdir), past_of(cfg)
     _, mesh, source, split, model = setup
     sharding.check_batch_size(cfg.batch_size, mesh)
     like = setup.like()
@@ -54,8 +55,9 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     examples, grids = {}, {}
     rng = np.random.default_rng(cfg.seed)
-    sets = {"forget": split.forget, "retain": split.remaining, "holdout": split.holdout}
-    if len(sets["retain"]) > cfg.evaluation.retain_rows:
+    sets = {"forget": split.forget, "retain": split.remaining, "holdout": split.audit}
+    sets = {name: rows for name, rows in sets.items() if len(rows)}
+    if len(sets.get("retain", ())) > cfg.evaluation.retain_rows:
         sets["retain"] = np.sort(rng.choice(sets["retain"], cfg.evaluation.retain_rows, False))
     total = sum(map(len, sets.values()))
     quiet = not distributed.first()
@@ -82,6 +84,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "stages": stages,
         "certificate": guarantee.of_run(workdir / "unlearned", original_workdir(cfg, workdir)),
         "audit": _recorded(workdir / "audit.json"),
+        "past": {"claim": past.claim, "requests": [of["text"] for of in split.manifest["served"]]},
+        "limits": [limit._asdict() for limit in limits.of_request(cfg, split, list(params))],
         **statistics(cfg, examples, list(params)),
         "displacement": displacement.of_request(examples, cfg, list(params)),
         **costs(stages),
@@ -93,7 +97,23 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     partial = workdir / "results.partial"
     partial.write_text(json.dumps(results, indent=1))
     partial.replace(workdir / "results.json")
+    if "unlearned" in params and cfg.request.remember:
+        _remember(setup)
     return results
+
+
+def _remember(setup: Setup) -> None:
+    """Writes the request beside its data, for every later training."""
+    if where := served.place(setup.cfg.data):
+        try:
+            served.remember(where, setup.entry())
+        except OSError as error:
+            print(
+                f"warning: {where[0]} could not be written ({error}): later trainings on these "
+                "data will not leave the forgotten images out. Make it writable, and evaluate "
+                "again.",
+                file=sys.stderr,
+            )
 
 
 def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
@@ -108,6 +128,7 @@ def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
         f"{os.cpu_count()} CPU cores ({platform.machine()})",
         "request": {"kind": cfg.request.kind, "text": splits.describe(split)},
         "split": {"hash": split.manifest["hash"], "n": split.manifest["counts"]},
+        "copies": {"exact": split.manifest.get("copies"), "near": split.manifest.get("near", [])},
         "confidence": cfg.evaluation.confidence,
     }
 
@@ -118,16 +139,17 @@ def statistics(cfg: ConfigDict, examples: dict[str, np.ndarray], names: list[str
     mean = partial(
         interval, confidence=settings.confidence, resamples=settings.resamples, seed=cfg.seed
     )
-    sets = ("forget", "retain", "holdout")
+    sets = [s for s in ("forget", "retain", "holdout") if _columns(examples, f"{names[0]}/{s}/")]
     found: dict[str, Any] = {"evaluation": {}, "contrasts": {}}
     for model in names:
         of = {s: _columns(examples, f"{model}/{s}/") for s in sets}
         found["evaluation"][model] = {
             s: {metric: mean(values) for metric, values in of[s].items()} for s in sets
         }
-        found["contrasts"][model] = {
-            metric: mean(of["forget"][metric], of["holdout"][metric]) for metric in of["forget"]
-        }
+        if "holdout" in sets:
+            found["contrasts"][model] = {
+                metric: mean(of["forget"][metric], of["holdout"][metric]) for metric in of["forget"]
+            }
     if {"unlearned", "retrained"} <= set(names):
         found["gaps"] = {}
         for s in sets:

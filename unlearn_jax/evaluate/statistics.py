@@ -65,7 +65,7 @@ class Plan:
     """Of the blocks of "kernel" and of the splits that are "shuffled"."""
     splits: int = 10
     is_split_order: str = "class_grouped"
-    block_size: int = 1000
+    block_size: int = kid.BLOCK
 
     def __post_init__(self):
         names = [name for name, *_ in _metrics(self)]

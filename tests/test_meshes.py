@@ -245,7 +245,7 @@ def on_mesh(**sizes):
     cfg.sharding.min_bytes = 0
     cfg.request.fraction, cfg.evaluation.retain_rows = 0.02, 30
     cfg.checkpoint.every = 100
-    cfg.holdout = {"split": "", "fraction": 0.02}
+    cfg.audit.rows = 60
     cfg.phases.decouple.update({"objective": "calibrated", "goal": "quantiles", "saliency": 0.5})
     cfg.phases.decouple.objective_kw = {}
     cfg.stages.unlearned.phases = ("decouple",)

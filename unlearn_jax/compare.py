@@ -40,7 +40,7 @@ from unlearn_jax import (
 )
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
-from unlearn_jax.data import poison, splits, transforms
+from unlearn_jax.data import lineage, poison, splits, transforms
 from unlearn_jax.evaluate import results
 from unlearn_jax.setup import Setup, load, resolve
 from unlearn_jax.validation import validate
@@ -98,7 +98,7 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
     def from_scratch(part: ConfigDict, stage: str) -> tuple[Path, dict[str, Any]]:
         part.stage, part.init_from, part.reference_from = stage, "", ""
         rows = getattr(split, part.stages[stage].rows)
-        facts = config.relevant(part, rows=splits.trained_on(split, rows))
+        facts = config.relevant(part, rows=lineage.trained_on(split, rows))
         name = hashlib.sha256(config.to_json(facts).encode()).hexdigest()[:12]
         folder = shared / f"{stage}-{name}"
         return folder, trained(part, folder)
@@ -144,7 +144,7 @@ def measure_all(
         path = workdir / "measured" / f"{name}-{seed}-{of_request}.npz"
         if not distributed.agreed(path.exists()):
             params, _ = checkpoint.load_params(folder, like)
-            splits.check_model(split, folder, name if name in FIXED else "unlearned")
+            lineage.check_model(split, folder, name if name in FIXED else "unlearned")
             target, _ = checkpoint.load_params(runs["original", seed][0], like)
             found = measure(params, target, of_views=name == "retrained")
             if distributed.first():

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, cli, distributed
 from unlearn_jax.audit import limits
-from unlearn_jax.data import splits
+from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.copies import DISTANCE
 from unlearn_jax.page import render
 from unlearn_jax.setup import Setup, past_of, resolve
@@ -45,7 +45,7 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
     setup = resolve(shown, out)
     split, past = setup.split, past_of(cfg)
     if cfg.init_from:
-        splits.check_model(split, Path(cfg.init_from))
+        lineage.check_model(split, Path(cfg.init_from))
     exact = split.manifest["copies"]
     facts = {
         "name": cfg.name or "request",

@@ -43,7 +43,7 @@ from unlearn_jax import (
 )
 from unlearn_jax.certify import certificate, rules
 from unlearn_jax.certify import run as certified
-from unlearn_jax.data import splits
+from unlearn_jax.data import lineage, splits
 from unlearn_jax.phases import make_optimizer, make_step
 from unlearn_jax.probe import fired, make_probe
 from unlearn_jax.setup import past_of, resolve
@@ -85,7 +85,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     parent = None
     if cfg.init_from:
         params, parent = checkpoint.load_params(Path(cfg.init_from), like)
-        splits.check_model(split, Path(cfg.init_from))
+        lineage.check_model(split, Path(cfg.init_from))
     elif stage.scratch:
         params = jax.jit(model.init, out_shardings=whole_sharding)(init_key)
     else:
@@ -96,7 +96,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     reference = reference_meta = None
     if cfg.reference_from:
         reference, reference_meta = checkpoint.load_params(Path(cfg.reference_from), like)
-        splits.check_model(split, Path(cfg.reference_from), role="reference")
+        lineage.check_model(split, Path(cfg.reference_from), role="reference")
     # What is trained from scratch is trained whole, and there is no original to compare it with.
     trainable = (".*",) if stage.scratch else model.trainable
     target, target_sharding = ({}, {}) if stage.scratch else (params, whole_sharding)
@@ -122,7 +122,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
 
     # ---- where an earlier run stopped --------------------------------------------------------
     inherited = [found and found["checksums"] for found in (parent, reference_meta)]
-    seen = splits.trained_on(split, retain_rows) if stage.scratch else split.manifest["hash"]
+    seen = lineage.trained_on(split, retain_rows) if stage.scratch else split.manifest["hash"]
     config.claim(workdir, cfg, rows=seen, init_from=inherited)
     if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")

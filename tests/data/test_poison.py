@@ -102,6 +102,6 @@ def test_what_a_model_has_seen_depends_on_the_poison_of_its_rows_only():
     _, clean = data.load(cfg)
     cfg.poison.fraction = 0.2
     _, split = data.load(cfg)
-    seen = data.splits.trained_on
+    seen = data.lineage.trained_on
     assert seen(clean, clean.remaining) == seen(split, split.remaining)
     assert seen(clean, clean.train) != seen(split, split.train)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unlearn_jax import config
-from unlearn_jax.data import copies, holdout, joining, sources, splits
+from unlearn_jax.data import copies, holdout, joining, lineage, sources, splits
 
 NAMES = ["cat", "dog", "owl", "ant"]
 PER_CLASS = {"train": [40, 30, 20, 10], "test": [10, 8, 6, 4]}
@@ -578,7 +578,7 @@ def test_splits_of_the_first_version_still_load(tmp_path):
     # A model of that version may be the original of a request of this one.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "split.json").write_text(json.dumps(first_version(split)))
-    splits.check_model(split, tmp_path / "run")
+    lineage.check_model(split, tmp_path / "run")
 
 
 def test_splits_of_the_first_version_load_with_their_source(tmp_path):
@@ -608,15 +608,15 @@ def test_the_data_set_of_a_manifest_is_that_of_the_base_data(tmp_path):
     for name in ("train", "forget", "calibration", "audit"):
         np.testing.assert_array_equal(getattr(proxied, name), getattr(plain, name))
     splits.save(plain, tmp_path / "split.json")
-    splits.check_model(proxied, tmp_path)  # the original was trained without it
-    splits.check_model(proxied, tmp_path, "retrained")
+    lineage.check_model(proxied, tmp_path)  # the original was trained without it
+    lineage.check_model(proxied, tmp_path, "retrained")
     with pytest.raises(ValueError, match="is not the split of this config's request"):
-        splits.check_model(proxied, tmp_path, "reference")  # of other retain rows
+        lineage.check_model(proxied, tmp_path, "reference")  # of other retain rows
     with pytest.raises(ValueError, match="is not the split of this config's request"):
-        splits.check_model(proxied, tmp_path, "unlearned")
+        lineage.check_model(proxied, tmp_path, "unlearned")
     splits.save(proxied, tmp_path / "split.json")
-    splits.check_model(plain, tmp_path)
-    splits.check_model(proxied, tmp_path, "unlearned")
+    lineage.check_model(plain, tmp_path)
+    lineage.check_model(proxied, tmp_path, "unlearned")
     again = splits.load(tmp_path / "split.json", source)
     np.testing.assert_array_equal(again.retain, proxied.retain)
 
@@ -631,26 +631,30 @@ def test_an_empty_proxy_is_named():
 
 
 def test_a_model_from_elsewhere_may_have_seen_a_reserved_holdout(tmp_path):
-    splits.check_model(resolve(), tmp_path)
-    splits.check_model(resolve(holdout={"split": "none"}), tmp_path)
+    lineage.check_model(resolve(), tmp_path)
+    lineage.check_model(resolve(holdout={"split": "none"}), tmp_path)
     reserved = resolve(holdout=RESERVE)
     with pytest.raises(ValueError, match="holdout.split: the model in .* is from elsewhere, and "):
-        splits.check_model(reserved, tmp_path)
+        lineage.check_model(reserved, tmp_path)
 
 
 def test_a_model_must_have_seen_the_forget_set_and_not_the_holdout(tmp_path):
     splits.save(resolve(holdout=RESERVE), tmp_path / "split.json")
-    splits.check_model(resolve({"kind": "classes", "classes": ("dog",)}, holdout=RESERVE), tmp_path)
+    lineage.check_model(
+        resolve({"kind": "classes", "classes": ("dog",)}, holdout=RESERVE), tmp_path
+    )
     larger = {"split": "", "fraction": 0.4}
     with pytest.raises(ValueError, match="was trained on .* holdout examples"):
-        splits.check_model(resolve(holdout=larger), tmp_path)
+        lineage.check_model(resolve(holdout=larger), tmp_path)
     with pytest.raises(ValueError, match="never trained on .* examples it should forget"):
-        splits.check_model(resolve(), tmp_path)
+        lineage.check_model(resolve(), tmp_path)
     with pytest.raises(ValueError, match="is not the split of this config's request"):
-        splits.check_model(resolve(CATS | {"per_class": 3}, holdout=RESERVE), tmp_path, "retrained")
+        lineage.check_model(
+            resolve(CATS | {"per_class": 3}, holdout=RESERVE), tmp_path, "retrained"
+        )
     other = make_source(name="others")
     with pytest.raises(ValueError, match="of the dataset arrays, the request of others"):
-        splits.check_model(resolve(holdout=RESERVE, source=other), tmp_path)
+        lineage.check_model(resolve(holdout=RESERVE, source=other), tmp_path)
 
 
 # Copies.

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from unlearn_jax import checkpoint, distributed, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import entries, make_measure
-from unlearn_jax.data import splits
+from unlearn_jax.data import lineage
 from unlearn_jax.evaluate.results import original_workdir
 from unlearn_jax.setup import resolve
 from unlearn_jax.validation import validate
@@ -46,7 +46,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     setup = resolve(cfg, workdir)
     measure = make_measure(setup)
     for name, folder in folders.items():
-        splits.check_model(setup.split, folder, name)
+        lineage.check_model(setup.split, folder, name)
     for k in range(1, cfg.audit.shadows + 1):
         part = cfg.copy_and_resolve_references()
         part.update({"seed": cfg.seed + k, "stage": "retrained"})
@@ -62,7 +62,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     for name, folder in tqdm(
         folders.items(), desc="audit", unit="model", dynamic_ncols=True, disable=quiet
     ):
-        splits.check_model(setup.split, folder, "retrained" if name.startswith("shadow") else name)
+        lineage.check_model(setup.split, folder, "retrained" if name.startswith("shadow") else name)
         params, _ = checkpoint.load_params(folder, like)
         measured[name] = measure(params, target, of_views=name.startswith("shadow"))
 

@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from unlearn_jax import checkpoint
 from unlearn_jax.certify import rules
-from unlearn_jax.data import splits
+from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.splits import Split
 
 Rows = Int[np.ndarray, "_"]
@@ -101,7 +101,7 @@ def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
     stage = config["stages"][config["stage"]]
     rows = {"train": trained.train, "retain": trained.retain, "remaining": trained.remaining}
     used = rows[stage["rows"]]
-    was = splits.trained_on(trained, used) if stage["scratch"] else trained.manifest["hash"]
+    was = lineage.trained_on(trained, used) if stage["scratch"] else trained.manifest["hash"]
     if recorded["relevant"]["rows"] != was:
         raise ValueError("it is of another run than split.json")
     for phase in (config["phases"][name] for name in stage["phases"]):

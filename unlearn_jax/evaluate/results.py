@@ -19,7 +19,7 @@ from tqdm import tqdm
 import unlearn_jax
 from unlearn_jax import checkpoint, config, data, distributed, sharding
 from unlearn_jax.audit import guarantee, limits
-from unlearn_jax.data import served, splits
+from unlearn_jax.data import lineage, served, splits
 from unlearn_jax.evaluate import displacement, reconstruction
 from unlearn_jax.evaluate.reconstruction import METRICS, interval
 from unlearn_jax.setup import Setup, past_of, resolve
@@ -48,7 +48,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         folder = original_workdir(cfg, workdir) if name == "original" else workdir / name
         if name == "original" or (folder / checkpoint.DIRECTORY).exists():
             params[name], meta = checkpoint.load_params(folder, like)
-            splits.check_model(split, folder, role=name)
+            lineage.check_model(split, folder, role=name)
             if folder.parent == workdir:  # trained in this request, not taken from elsewhere
                 keys = ("phases", "wall_s", "compile_s", "examples", "flops")
                 stages[name] = {"steps": meta["step"]} | {key: meta[key] for key in keys}

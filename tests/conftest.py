@@ -33,6 +33,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook("unlearn_jax", "beartype.beartype")
 
 LONGEST = ("rehearsal", "train", "readme", "compare", "meshes", "multiprocess", "pipeline")
+LONGEST += ("sequence",)
 
 
 def pytest_collection_modifyitems(items):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests import tiny
 from unlearn_jax import checkpoint, config, data, pipeline, request, setup, train
-from unlearn_jax.data import open_source, served, splits
+from unlearn_jax.data import lineage, open_source, served, splits
 
 CLASSES = ("ant", "bee", "cow")
 ASKED = (
@@ -119,12 +119,14 @@ def test_a_new_original_on_that_folder_has_never_seen_them(sequence):
     trained = splits.load(workdir / "split.json")
     assert ids(source, trained.train).isdisjoint(gone) and len(trained.train) == 180 - 7
     # Renamed, it is known by its pixels.
+    data._open_once.cache_clear()
     (folder / "train" / "ant" / "1.png").rename(folder / "train" / "bee" / "renamed.png")
     try:
         source, split = setup.load(cfg)
         assert "train/bee/renamed.png" not in ids(source, split.train)
     finally:
         (folder / "train" / "bee" / "renamed.png").rename(folder / "train" / "ant" / "1.png")
+        data._open_once.cache_clear()
 
 
 def test_a_finished_request_given_again_changes_nothing(sequence):
@@ -189,3 +191,68 @@ def test_the_page_before_it_happens_shows_pictures_copies_and_limits(sequence, t
     assert "cow/9.png" not in request.text(facts)  # names are on the page
     assert facts["work"][2]["steps"] == 2 * config.default().audit.shadows * 24
     assert not (tmp_path / "checkpoints").exists()
+
+
+# What an adversary tried.
+
+
+def test_a_model_that_was_trained_on_what_another_request_forgot_is_refused(sequence):
+    """Forgetting A, then B from the original again: A was said to be forgotten, and was not."""
+    folder, runs, _ = sequence
+    cfg = make_config(folder, ["cow/9.png"])
+    cfg.update({"stage": "unlearned", "init_from": str(runs[0] / "original")})
+    with pytest.raises(ValueError, match="trained on 2 images that another request has forgotten"):
+        train.run(cfg, runs[0].parent / "again")
+    # A second model may be asked to forget the same images, and they are not in its other sets.
+    everything = [name for asked in ASKED for name in asked]
+    cfg = make_config(folder, ["cow/9.png", *everything])
+    cfg.update({"stage": "unlearned", "init_from": str(runs[0] / "original")})
+    split = train.resolve(cfg).split
+    assert len(split.forget) == 8 and not split.served and len(split.manifest["apart"]) == 3
+    lineage.check_model(split, runs[0] / "original")
+    assert len(split.remaining) == 180 - 8
+
+
+def test_copies_made_after_a_request_are_left_out_and_swapped_names_fool_nobody(sequence):
+    folder, _, _ = sequence
+    a, b, copy = (folder / "train" / name for name in ("ant/1.png", "ant/2.png", "cow/copy.png"))
+    cfg = make_config(folder, ["cow/9.png"])
+    setup.load(cfg)  # hashes are known from before
+    shutil.copy(a, copy)
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second), b.write_bytes(first)
+    data._open_once.cache_clear()
+    try:
+        source, split = setup.load(cfg)
+        trained = ids(source, split.train)
+        assert not {"train/cow/copy.png", "train/ant/2.png"} & trained
+        assert "train/ant/1.png" in trained
+    finally:
+        a.write_bytes(first), b.write_bytes(second), copy.unlink()
+        data._open_once.cache_clear()
+
+
+def test_a_new_original_beside_old_runs_has_the_past_of_today(sequence):
+    folder, runs, _ = sequence
+    (runs[0] / "original3").mkdir()
+    cfg = make_config(folder, ASKED[0])
+    with pytest.raises(ValueError, match="forgotten by earlier requests already"):
+        train.run(cfg, runs[0] / "original3")
+
+
+def test_a_model_trained_here_without_its_split_is_not_from_elsewhere(sequence, tmp_path):
+    folder, runs, _ = sequence
+    shutil.copytree(runs[-1] / "unlearned", tmp_path / "model")
+    (tmp_path / "model" / "split.json").unlink()
+    cfg = make_config(folder, ["cow/9.png"])
+    cfg.update({"stage": "unlearned", "init_from": str(tmp_path / "model")})
+    with pytest.raises(ValueError, match="split.json is missing: the model was trained here"):
+        train.run(cfg, tmp_path / "run")
+
+
+def test_the_page_has_the_hash_that_training_has(sequence, tmp_path):
+    folder, runs, _ = sequence
+    cfg = make_config(folder, ASKED[2])
+    cfg.init_from = str(runs[1] / "unlearned")
+    facts = request.run(cfg, runs[2])
+    assert facts["hash"] == splits.load(runs[2] / "unlearned" / "split.json").manifest["hash"]

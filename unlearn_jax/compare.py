@@ -60,6 +60,11 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       ValueError: the config, the data or the workdir are not what they must be; no methods.
     """
     validate(cfg)
+    if cfg.init_from:
+        raise ValueError(
+            "compare trains originals of its own: expected no config.init_from, got "
+            f"{cfg.init_from!r}. Leave it out; request.served names a model whose past counts."
+        )
     if not cfg.compare.methods or not cfg.compare.seeds:
         raise ValueError("compare: expected config.compare.methods and config.compare.seeds.")
     # Every model of a kind runs the same programs: compile them once.

@@ -201,6 +201,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
 def _carry_forgotten(source: Path, out: Path) -> None:
     """Writes what models were made to forget of the source into the records made of it."""
     entries = served.of_data(served.place(ConfigDict({"kind": "folder", "path": str(source)})))
+    entries = [entry for entry in entries if not entry.get("elsewhere")]
     if entries:
         entries = [{**entry, "data": out.resolve().name} for entry in entries]
         served.write(out / served.FILE, {"format": served.FORMAT, "requests": entries})

@@ -39,12 +39,17 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
       ValueError: the config, the data or the request are not what they must be.
     """
     validate(cfg)
-    shown = cfg.copy_and_resolve_references()
-    if cfg.request.copies == "refuse":
+    try:
+        setup, refused = resolve(cfg, out), False
+    except ValueError as error:
+        if not str(error).startswith("request.copies:"):
+            raise
+        shown, refused = cfg.copy_and_resolve_references(), True
         shown.request.copies = "keep"
-    setup = resolve(shown, out)
+        setup = resolve(shown, out)
     split, past = setup.split, past_of(cfg)
     if cfg.init_from:
+        checkpoint.load_params(cfg.init_from, setup.like())
         lineage.check_model(split, Path(cfg.init_from))
     exact = split.manifest["copies"]
     facts = {
@@ -52,18 +57,18 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
         "confidence": cfg.evaluation.confidence,
         "text": splits.describe(split),
         "said": split.said,
-        "hash": split.manifest["hash"],
+        "hash": "" if refused else split.manifest["hash"],
         "counts": split.manifest["counts"],
         "class_counts": split.manifest["class_counts"],
         "classes": list(split.manifest["class_counts"]["forget"]),
         "forget": len(split.forget),
         "exact": exact["exact"],
         "policy": cfg.request.copies,
-        "refused": bool(exact["exact"]) and cfg.request.copies == "refuse",
+        "refused": refused,
         "near": len(split.manifest["near"]),
         "distance": DISTANCE,
         "past": [{"text": of["text"], "n": len(of["rows"])} for of in split.manifest["served"]],
-        "claim": past.claim,
+        "claim": past.claim if past else "",
         "limits": limits.of_request(cfg, split),
         "work": _work(cfg, out),
     }

@@ -35,7 +35,8 @@ class Setup(NamedTuple):
         """This request as models and data remember it."""
         pixels = data.open_data(self.cfg)[1].pixels if distributed.first() else None
         hash, text = self.split.manifest["hash"], splits.describe(self.split)
-        return served.entry(hash, text, self.source, self.split.asked, pixels)
+        policy = self.cfg.request.copies
+        return served.entry(hash, text, self.source, self.split.asked, pixels, policy)
 
 
 class Past(NamedTuple):
@@ -45,40 +46,58 @@ class Past(NamedTuple):
     claim: str
 
 
-def resolve(cfg: ConfigDict, workdir: Path | None = None) -> Setup:
+def resolve(cfg: ConfigDict, workdir: Path | None = None, siblings: bool = False) -> Setup:
     """Return the setup of a config that has been validated, and print what was understood.
 
     Args:
       cfg: the config.
       workdir: of the run, or of the request; one that was begun goes on with the past that it began
         with, whatever else was forgotten in the meantime.
+      siblings: the workdir is that of one stage, and other stages of the request are beside it.
 
     Raises:
       ValueError: the mesh, the data or the request are not what they must be.
     """
     mesh = sharding.make_mesh(**cfg.mesh)
-    source, split = load(cfg, workdir)
+    source, split = load(cfg, workdir, siblings)
     for line in split.said:
         _say(line)
     return Setup(cfg, mesh, source, split, models.build(**cfg.model.to_dict()))
 
 
-def load(cfg: ConfigDict, workdir: Path | None = None) -> tuple[data.Source, Split]:
+def load(
+    cfg: ConfigDict, workdir: Path | None = None, siblings: bool = False
+) -> tuple[data.Source, Split]:
     """Return the source and the split of a config, as `resolve` does."""
-    past = past_of(cfg).requests
-    for began in _begun(workdir) if workdir else ():
+    past, beside = past_of(cfg), data.beside(cfg)
+
+    def known(hashes):
+        entries = [of for of in beside if hashes is None or of["hash"] in hashes]
+        if past is None:
+            return data.load(cfg, entries)
+        ours = {of["hash"] for of in past.requests}
+        return data.load(cfg, past.requests, [of for of in entries if of["hash"] not in ours])
+
+    for began in _begun(workdir, siblings) if workdir else ():
         try:
-            known = {of["hash"] for of in began["served"]}
-            source, split = data.load(cfg, past, known)
+            source, split = known({of["hash"] for of in began["served"] + began["apart"]})
         except ValueError:  # of another request; if it is ours, it is raised again below
             continue
         if split.manifest["asked"] == began["asked"]:
             return source, split
-    return data.load(cfg, past)
+    return known(None)
 
 
-def past_of(cfg: ConfigDict) -> Past:
-    """Return the requests that the model of a config has served.
+def entries_of(cfg: ConfigDict, split: Split) -> list[served.Entry]:
+    """Return the entries of the requests that a split leaves out as served."""
+    past = past_of(cfg)
+    hashes = {of["hash"] for of in split.manifest["served"]}
+    known = served.union(past.requests if past else (), data.beside(cfg))
+    return [of for of in known if of["hash"] in hashes]
+
+
+def past_of(cfg: ConfigDict) -> Past | None:
+    """Return the requests that the model of a config has served; None if there is no model yet.
 
     The model is that of init_from or, for a stage from scratch, of `request.served`. Its
     checkpoints say it; so does the split.json of a model trained by an earlier version.
@@ -88,9 +107,14 @@ def past_of(cfg: ConfigDict) -> Past:
         says otherwise.
     """
     claimed = cfg.request.served
+    if cfg.init_from and claimed not in ("", "none"):
+        raise ValueError(
+            f"request.served: the model is that of config.init_from, {cfg.init_from}, which says "
+            f"itself what it has served; got {claimed!r}, too. Leave one out."
+        )
     folder = cfg.init_from or ("" if claimed == "none" else claimed)
     if not folder:
-        return Past([], "")
+        return None
     found = checkpoint.read_meta(folder).get("served")
     if found is None:
         found = _of_old_version(Path(folder))
@@ -122,12 +146,13 @@ def _of_old_version(folder: Path) -> dict | None:
     return None
 
 
-def _begun(workdir: Path) -> list[dict]:
+def _begun(workdir: Path, siblings: bool) -> list[dict]:
     """The manifests of runs of the request that are there, this one's first."""
-    names = (".", "unlearned", "original", "../unlearned", "../original")
-    paths = [workdir / name / "split.json" for name in names]
+    folders = [workdir, workdir / "unlearned", workdir / "original"]
+    folders += [workdir.parent / name for name in ("unlearned", "original") if siblings]
+    paths = [folder / "split.json" for folder in folders]
     found = [splits.load(path).manifest for path in paths if path.exists()]
-    found = [m for m in found if "asked" in m]
+    found = [m for m in found if "apart" in m]
     return list({m["hash"]: m for m in found}.values())
 
 

@@ -46,7 +46,7 @@ from unlearn_jax.certify import run as certified
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.phases import make_optimizer, make_step
 from unlearn_jax.probe import fired, make_probe
-from unlearn_jax.setup import past_of, resolve
+from unlearn_jax.setup import entries_of, past_of, resolve
 from unlearn_jax.step import UnlearnState, overlay, select
 from unlearn_jax.validation import validate
 
@@ -71,7 +71,8 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     # ---- data --------------------------------------------------------------------------------
     validate(cfg)
     stage = cfg.stages[cfg.stage]
-    setup, past = resolve(cfg, workdir), past_of(cfg)
+    # A stage that changes or replaces a model belongs to the request of the runs beside it.
+    setup, past = resolve(cfg, workdir, siblings=stage.rows != "train"), past_of(cfg)
     _, mesh, source, split, model = setup
     sharding.check_batch_size(cfg.batch_size, mesh)
     for name in stage.phases:
@@ -126,9 +127,9 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     config.claim(workdir, cfg, rows=seen, init_from=inherited)
     if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")
-    forgets = past.requests + ([setup.entry()] if stage.rows != "train" else [])
+    forgets = entries_of(cfg, split) + ([setup.entry()] if stage.rows != "train" else [])
     meta = {"step": 0, "phase": 0, "phase_start": 0, "phases": [], "done": False,
-            "served": {"requests": forgets, "claim": past.claim},
+            "served": {"requests": forgets, "claim": past.claim if past else ""},
             "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
 
     def like_state(meta):

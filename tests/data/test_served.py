@@ -91,7 +91,9 @@ def test_rows_are_known_by_id_and_pixels():
     assert rows_of(made, now([4, 1, 2], ["a", "b", "c"])) == [0, 1]  # edited or scaled, same name
     assert rows_of(made, now([2, 3], ["c", "d"])) == []  # removed
     assert rows_of(made, now([0, 0, 1], ["x", "y", "b"])) == [0, 1, 2]  # renamed, and copied
-    assert rows_of(made, now([0, 0, 1], ["a", "y", "b"])) == [0, 2]  # a copy that was to be kept
+    assert rows_of(made, now([0, 0, 1], ["a", "y", "b"])) == [0, 1, 2]  # copied later
+    kept = made | {"copies": "keep"}
+    assert rows_of(kept, now([0, 0, 1], ["a", "y", "b"])) == [0, 2]  # a copy that was to be kept
     # Without pixels, of then or of now, ids are all there is.
     given_on = now([2, 1, 0], ["a", "b", "c"])
     assert rows_of(made, given_on, pixels=False) == [0, 1]
@@ -249,8 +251,11 @@ def test_what_is_remembered_is_read_again_by_those_data_only(tmp_path):
         served.remember(where, one)
     served.remember(other, made[2])
     served.remember(where, made[0])  # once more is once
-    assert served.of_data(where) == [{**one, "data": "photos"} for one in made[:2]]
-    assert served.of_data(other) == [{**made[2], "data": "others"}]
+    ours = lambda where: [e for e in served.of_data(where) if not e.get("elsewhere")]  # noqa: E731
+    assert ours(where) == [{**one, "data": "photos"} for one in made[:2]]
+    assert ours(other) == [{**made[2], "data": "others"}]
+    theirs = [e for e in served.of_data(other) if e.get("elsewhere")]
+    assert [e["hash"] for e in theirs] == ["0", "1"] and not any("".join(e["ids"]) for e in theirs)
     inside = (tmp_path / "in" / served.FILE, "")  # prepared records: whatever their folder is named
     (tmp_path / "in").mkdir()
     served.remember(inside, made[0])
@@ -305,7 +310,13 @@ def test_a_copy_elsewhere_keeps_what_is_remembered_away_from_other_data(tmp_path
     )
     served.remember(here, served.entry("h", "t", source, np.array([1]), hashes_of(source)))
     cfg.path = str(tmp_path / "b")
-    assert served.place(cfg)[0] == here[0] and served.of_data(served.place(cfg)) == []
+    assert served.place(cfg)[0] == here[0]
+    other = sources.open_source(
+        kind="folder", path=str(tmp_path / "b"), image_size=8, splits=("train",)
+    )
+    (found,) = served.of_data(served.place(cfg))
+    assert not len(served.rows_of(found, other, hashes_of(other)))
+    assert served.rows_of(found, source, hashes_of(source)).tolist() == [1]
 
 
 def test_an_image_that_somebody_asked_for_while_it_was_held_out_is_remembered(tmp_path):

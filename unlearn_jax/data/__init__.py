@@ -4,7 +4,7 @@ Row k of a stream (the retain rows, or the forget rows, over the whole run) is k
 of rows, through a permutation keyed by seed, stream and epoch. Resuming at a step costs nothing.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,18 @@ def open_data(cfg: ConfigDict) -> tuple[Source, Hashes]:
     return source, hashes
 
 
+def beside(cfg: ConfigDict) -> list[Entry]:
+    """Return the requests that the data of a config remember, its proxy data included."""
+    found = served.of_data(served.place(cfg.data))
+    if cfg.retain.kind == "proxy":
+        # Ids of proxy data have a prefix there, see `concat`.
+        of_proxy = served.of_data(served.place(cfg.retain.data))
+        found += [{**e, "ids": [f"proxy/{id}" for id in e["ids"]]} for e in of_proxy]
+    return found
+
+
 def load(
-    cfg: ConfigDict, past: Sequence[Entry] = (), known: Set[str] | None = None
+    cfg: ConfigDict, past: Sequence[Entry] | None = None, apart: Sequence[Entry] = ()
 ) -> tuple[Source, Split]:
     """Return the source of a config, with proxy data and poison, and the split of its request.
 
@@ -66,19 +76,14 @@ def load(
 
     Args:
         cfg: a config that has been validated.
-        past: requests that the model has served, see `served`.
-        known: hashes of requests beside the data that count; None: all of them.
+        past: requests that the model has served, see `served`; None: there is no model yet, and
+            what the data remember is its past.
+        apart: requests that others have served on these data.
     """
     source, hashes = open_data(cfg)
     said: list[str] = []
     manifest = None
     if distributed.first():
-        beside = served.of_data(served.place(cfg.data))
-        beside = [e for e in beside if known is None or e["hash"] in known]
-        if cfg.retain.kind == "proxy":
-            # Ids of proxy data have a prefix there, see `concat`.
-            of_proxy = served.of_data(served.place(cfg.retain.data))
-            beside += [{**e, "ids": [f"proxy/{id}" for id in e["ids"]]} for e in of_proxy]
         split = splits.resolve(
             source,
             request=cfg.request.to_dict(),
@@ -86,7 +91,8 @@ def load(
             holdout=cfg.holdout.to_dict(),
             seed=cfg.request.seed,
             poison=cfg.poison.to_dict(),
-            served=served.union(past, beside),
+            served=beside(cfg) if past is None else past,
+            apart=apart,
             hashes=hashes,
             cache=cache_folder(),
         )
@@ -105,8 +111,18 @@ def _hashes(source: Source, where: ConfigDict) -> Hashes:
         return Hashes(np.zeros((len(source), 2), np.uint64), np.zeros((len(source), 4), np.uint64))
     if where.kind == "records" and (found := copies.beside_records(Path(where.path), source.ids)):
         return found
-    name = f"{source.name.replace('/', '-')}-{copies.id_digest(source.ids)[:32]}.npz"
+    key = copies.id_digest([*source.ids, *_stamps(source, where)])[:32]
+    name = f"{source.name.replace('/', '-')}-{key}.npz"
     return copies.hash_source(source, cache_folder() / name)
+
+
+def _stamps(source: Source, where: ConfigDict) -> list[str]:
+    """What changes when files get other contents under the same names."""
+    files = [Path(where.path)] if where.kind == "arrays" else []
+    if where.kind == "folder":
+        files = [Path(where.path) / id for id in source.ids]
+    stats = (file.stat() for file in files)
+    return [f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}" for stat in stats]
 
 
 def _open(splits: tuple[str, ...], **where: Any) -> Source:

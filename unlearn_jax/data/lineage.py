@@ -40,6 +40,11 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
         ValueError: another dataset, a forget row it never saw, a holdout row it was trained on.
     """
     path = workdir / "split.json"
+    if not path.exists() and (workdir / "config.json").exists():
+        raise ValueError(
+            f"{path} is missing: the model was trained here, and what it was trained on is not "
+            "known without it. Restore it, or use another run."
+        )
     if not path.exists():
         if role == "original" and split.manifest["holdout"]["split"] == "":
             raise ValueError(
@@ -76,6 +81,16 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
             f"{path} has {len(planted)} poisoned rows, the request {len(split.poisoned)}, "
             f"and not the same ones: the backdoor is planted before training. {fix}"
         )
+    for of in split.manifest["apart"]:
+        known = np.setdiff1d(np.array(of["rows"], np.int64), split.forget)
+        known = known[known < split.manifest["dataset"]["n"]]
+        known = known[np.isin(keys(split, known), was_trained_on)]
+        if known.size:
+            raise ValueError(
+                f"The model in {workdir} was trained on {known.size} images that another request "
+                f"has forgotten on these data, and has not forgotten them itself: {of['text']} "
+                "Start from the model that has (config.init_from), or ask for these images, too."
+            )
     unknown = split.forget[~np.isin(keys(split, split.forget), was_trained_on)]
     if unknown.size:
         raise ValueError(

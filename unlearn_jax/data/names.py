@@ -265,12 +265,16 @@ def labels_of(source: Source, classes: Iterable[str | int], where: str) -> dict[
     """
     if isinstance(classes, str | int):
         raise ValueError(f'{where}: expected names, as ("cat",), got {classes!r}.')
-    written = []
+    found = {}
     for given in classes:
-        whole = not isinstance(given, str) or given in source.class_names
-        parts = [part.strip() for part in given.split(",") if part.strip()] if not whole else []
-        written += parts or [given]
-    return {str(name): label_of(source, name, where) for name in written}
+        try:
+            found[str(given)] = label_of(source, given, where)
+        except ValueError:  # not one name, so it must be several
+            parts = [part.strip() for part in str(given).split(",") if part.strip()]
+            if parts in ([], [str(given)]):
+                raise
+            found |= {part: label_of(source, part, where) for part in parts}
+    return found
 
 
 def explain(source: Source, labels: Mapping[str, int], rows: Rows) -> list[str]:

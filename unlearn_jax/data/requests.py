@@ -57,7 +57,13 @@ def select(
             chosen, record, said = _listed(source, request, "request", "forget")
         case _:
             record = _file(request, "request")
-            chosen = trainable[_predicate(source, Path(request["file"]), trainable)]
+            answers = [_predicate(source, Path(request["file"]), trainable) for _ in range(2)]
+            if answers[0] != answers[1]:
+                raise ValueError(
+                    f"request.file: {record['file']}: forget answers otherwise when it is asked "
+                    "again. It must depend on its arguments only."
+                )
+            chosen = trainable[answers[0]]
     chosen, limit = _limit(source, chosen, request, request.get("seed", 0), _FORGET)
     return chosen, {"kind": request["kind"], **record, **limit}, said
 
@@ -144,6 +150,20 @@ def still_there(
     return forget, held, said
 
 
+def of_requested_classes(source: Source, request: Mapping[str, Any], held: Rows) -> Rows:
+    """Return the held-out rows of the classes of a request for whole classes; else none.
+
+    Args:
+        source: the data set.
+        request: its record.
+        held: rows of the training split that were held out.
+    """
+    if request["kind"] != "classes" or "per_class" in request:
+        return held[:0]
+    labels = [source.class_names.index(name) for name in request["classes"]]
+    return _of_classes(source, held, labels)
+
+
 def copies_of(
     source: Source,
     hashes: Hashes | None,
@@ -177,6 +197,8 @@ def copies_of(
     rows = forget[:0]
     if confirmed:
         rows, _ = find_images(confirmed, ids_of(source), "request.near_copies", source.name)
+        if not len(rows):
+            raise ValueError(f"request.near_copies: {confirmed} names no image.")
         wrong = np.setdiff1d(rows, np.concatenate([same[:, 1], alike[:, 1], forget]))
         if len(wrong):
             raise ValueError(

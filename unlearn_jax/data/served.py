@@ -30,7 +30,9 @@ Entry = dict[str, Any]
 Pixels = UInt64[np.ndarray, "n 2"] | None
 
 
-def entry(hash: str, text: str, source: Source, forget: Rows, pixels: Pixels = None) -> Entry:
+def entry(
+    hash: str, text: str, source: Source, forget: Rows, pixels: Pixels = None, copies: str = ""
+) -> Entry:
     """Return the entry of a request: what it makes models forget.
 
     Args:
@@ -39,11 +41,13 @@ def entry(hash: str, text: str, source: Source, forget: Rows, pixels: Pixels = N
         source: the data set.
         forget: the rows.
         pixels: hashes of all rows, or None.
+        copies: what the request said of copies: "refuse", "forget" or "keep".
     """
     return {
         "hash": hash,
         "data": source.name,
         "text": text,
+        "copies": copies,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ids": [source.ids[row] for row in forget.tolist()],
         "pixels": [] if pixels is None else [_hex(p) for p in pixels[forget]],
@@ -53,8 +57,9 @@ def entry(hash: str, text: str, source: Source, forget: Rows, pixels: Pixels = N
 def rows_of(served: Entry, source: Source, pixels: Pixels = None) -> Rows:
     """Return the rows of a source that an entry means, sorted.
 
-    An image is known by its id; by its pixels if no row has the id, or one with other pixels. A row
-    that has the id counts all the same if no row has the pixels: better one image too many.
+    Every row with the pixels of an image counts, whatever its id, unless copies were to be kept:
+    then the row with the id does, if it has the pixels. A row that has the id counts all the same
+    if no row has the pixels: better one image too many.
 
     Args:
         served: an entry.
@@ -73,7 +78,7 @@ def rows_of(served: Entry, source: Source, pixels: Pixels = None) -> Rows:
     chosen = set()
     for row, value in zip(rows, served["pixels"], strict=True):
         same = found.get(value, [])
-        if row in same:
+        if row in same and served.get("copies") == "keep":
             chosen.add(row)
         else:
             chosen.update(same or ([row] if row >= 0 else []))
@@ -102,9 +107,13 @@ def of_data(where: tuple[Path, str] | None) -> list[Entry]:
     Raises:
         ValueError: it cannot be read, or was changed.
     """
-    if where is None or not where[0].exists():
+    if where is None or not os.path.lexists(where[0]):
         return []
-    return [e for e in _read(where[0]) if where[1] in ("", e["data"])]
+    # A folder may have been renamed, or be part of one: there, only pixels tell its images.
+    return [
+        e if where[1] in ("", e["data"]) else {**e, "ids": [""] * len(e["ids"]), "elsewhere": True}
+        for e in _read(where[0])
+    ]
 
 
 def remember(where: tuple[Path, str], served: Entry) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from unlearn_jax.data import copies
 from unlearn_jax.data import holdout as unseen
 from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.poison import PATTERN, choose
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.records import digest
-from unlearn_jax.data.requests import copies_of, keep, select, still_there
+from unlearn_jax.data.requests import copies_of, keep, of_requested_classes, select, still_there
 from unlearn_jax.data.sampling import Rows, count
 from unlearn_jax.data.served import Entry, rows_of
 from unlearn_jax.data.sources import Source
@@ -74,8 +75,8 @@ class Split:
     @property
     def asked(self) -> Rows:
         """The rows of all images that must go, also of those that no model was trained on."""
-        withdrawn = np.array(self.manifest.get("withdrawn", ()), np.int64)
-        return np.union1d(self.forget, withdrawn)
+        more = [self.manifest.get(key, ()) for key in ("withdrawn", "held_out")]
+        return np.unique(np.concatenate([self.forget, *(np.array(rows, int) for rows in more)]))
 
     @property
     def served(self) -> list[Rows]:
@@ -92,6 +93,7 @@ def resolve(
     seed: int,
     poison: Mapping[str, Any] | None = None,
     served: Sequence[Entry] = (),
+    apart: Sequence[Entry] = (),
     hashes: Hashes | None = None,
     cache: Path | None = None,
 ) -> Split:
@@ -126,18 +128,20 @@ def resolve(
         seed: is recorded.
         poison: `{"fraction": 0.25, "seed": 0}`, the share of the forget set that carries a backdoor
             (see `poison`); 0 or None: no row does.
-        served: requests before this one; their images are in no set.
+        served: requests that the model has served before; their images are in no set.
+        apart: requests that others have served on these data; their images may be forgotten, but
+            are in no other set.
         hashes: of all rows, which show copies; None: nobody looks for copies.
         cache: folder that keeps what takes minutes to find.
 
     The manifest has format, dataset (name, splits, n, fingerprint: sha256 of ids and labels), proxy
     (the same of the proxy data, or null), request (with the sha256 of its file), retain, holdout,
-    seed, poison (with its rows; null if there is none), withdrawn (rows that were
-    asked for and held out: they are in no set), copies, near, served, class_names, sets
-    (rows), counts, class_counts, asked (a hash of what was asked for) and hash, the sha256 of the
-    canonical JSON of all the rest but near; id_keys are 64 bits of each id (base64), by which a
-    later request knows the images when others were added or removed. Keys of other kinds in the
-    mappings are ignored.
+    seed, poison (with its rows; null if there is none), withdrawn (rows outside train that
+    must go, too: they are in no set), held_out (rows of a requested class in the holdout, where
+    they stay for this request only), copies, near, served, apart, class_names, sets (rows), counts,
+    class_counts, asked (a hash of what was asked for) and hash, the sha256 of the canonical JSON of
+    all the rest but near; id_keys are 64 bits of each id (base64), by which a later request knows
+    the images when others were added or removed. Keys of other kinds in the mappings are ignored.
 
     Raises:
         ValueError: an unknown name or id, an empty or overlapping set, copies that are refused, no
@@ -146,25 +150,33 @@ def resolve(
     if "train" not in source.splits:
         raise ValueError(f'{source.name}: expected a split "train", found {tuple(source.splits)}.')
     everything = np.array(source.splits["train"], np.int64)
-    past = [{**of, "rows": rows_of(of, source, hashes and hashes.pixels)} for of in served]
-    gone = np.unique(np.concatenate([everything[:0], *[of["rows"] for of in past]]))
+    past, others = _past(source, served, hashes), _past(source, apart, hashes)
+    gone, theirs = _rows_of_all(past), _rows_of_all(others)
     *pool, held = unseen.draw(source, holdout)
-    pool = [part[~np.isin(part, gone)] for part in pool]
+    pool = [part[~np.isin(part, np.union1d(gone, theirs))] for part in pool]
     train = np.setdiff1d(everything, np.concatenate([gone, *pool]))
     forget, asked, said = select(source, request, train)
     forget, withdrawn, said = still_there(forget, gone, pool, said)
-    everywhere = np.concatenate([train, *pool, np.array(source.splits.get("proxy", ()), np.int64)])
-    everywhere = np.setdiff1d(everywhere, np.concatenate([gone, withdrawn]))
+    held_out = of_requested_classes(source, asked, np.intersect1d(everything, np.concatenate(pool)))
+    if len(held_out):
+        said.append(f"{len(held_out)} images of these classes were held out, never trained on")
+    train = np.setdiff1d(train, np.setdiff1d(theirs, forget))
+    proxies = np.array(source.splits.get("proxy", ()), np.int64)
+    everywhere = np.setdiff1d(
+        np.concatenate([train, *pool, proxies]), np.concatenate([gone, theirs, withdrawn])
+    )
     copied, found, near = copies_of(
         source, hashes, request, np.union1d(forget, withdrawn), everywhere, cache
     )
     forget = np.union1d(forget, np.intersect1d(copied, train))
-    pool = [part[~np.isin(part, np.union1d(withdrawn, copied))] for part in pool]
+    withdrawn = np.union1d(withdrawn, np.setdiff1d(copied, train))
+    pool = [part[~np.isin(part, withdrawn)] for part in pool]
+    pool, said = _unseen_pixels(pool, np.union1d(train, proxies), hashes, said)
     sets = {"train": train, "forget": forget}
     kept, retain = keep(
         source, np.setdiff1d(train, forget), forget, asked["kind"] == "classes", retain
     )
-    sets["retain"] = np.setdiff1d(kept, np.union1d(copied, gone))
+    sets["retain"] = np.setdiff1d(kept, np.concatenate([copied, gone, theirs]))
     if retain["kind"] != "none":
         _check_some(sets["retain"], "retain", _EMPTY[retain["kind"]])
     for name, part in zip(("calibration", "audit"), pool, strict=True):
@@ -179,6 +191,7 @@ def resolve(
         f"class {name!r}: {of['unseen']} unseen images for the audits, {of['wanted']} would match "
         f"its {of['forget']} to be forgotten; less can be tested for it"
         for name, of in held["audit_short"].items()
+        if held["split"] != unseen.NO_HOLDOUT
     ]
     planted = None
     if poison and poison["fraction"]:
@@ -196,10 +209,10 @@ def resolve(
         "seed": seed,
         "poison": planted,
         "withdrawn": withdrawn.tolist(),
+        "held_out": held_out.tolist(),
         "copies": found,
-        "served": [
-            {"hash": of["hash"], "text": of["text"], "rows": of["rows"].tolist()} for of in past
-        ],
+        "served": past,
+        "apart": others,
         "class_names": list(source.class_names),
         "id_keys": _encoded(unseen.id_keys(source.ids[: data["n"]])),
         "sets": {name: rows.tolist() for name, rows in sets.items()},
@@ -213,6 +226,33 @@ def resolve(
     manifest = json.loads(json.dumps(manifest))  # plain JSON values: equal before and after a file
     manifest = {**manifest, "hash": _hash(manifest), "near": near}
     return Split(**sets, manifest=manifest, said=tuple(said))
+
+
+def _past(source: Source, entries: Sequence[Entry], hashes: Hashes | None) -> list[dict[str, Any]]:
+    """Earlier requests as a manifest has them; those of other data only if they meet these."""
+    found = []
+    for of in entries:
+        rows = rows_of(of, source, hashes and hashes.pixels)
+        if len(rows) or not of.get("elsewhere"):
+            found.append({"hash": of["hash"], "text": of["text"], "rows": rows.tolist()})
+    return found
+
+
+def _rows_of_all(requests: Sequence[Mapping[str, Any]]) -> Rows:
+    return np.unique(np.array([row for of in requests for row in of["rows"]], np.int64))
+
+
+def _unseen_pixels(
+    pool: list[Rows], seen: Rows, hashes: Hashes | None, said: list[str]
+) -> tuple[list[Rows], list[str]]:
+    """The pool without images whose very pixels a model is trained on: they are not unseen."""
+    if hashes is None:
+        return pool, said
+    known = np.unique(copies.exact(hashes, np.concatenate(pool), seen)[:, 0])
+    if len(known):
+        said = [*said, f"{len(known)} held-out images have the pixels of others that models are "
+                "trained on: they leave the holdout"]  # fmt: skip
+    return [part[~np.isin(part, known)] for part in pool], said
 
 
 def describe(split: Split) -> str:

@@ -84,7 +84,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "stages": stages,
         "certificate": guarantee.of_run(workdir / "unlearned", original_workdir(cfg, workdir)),
         "audit": _recorded(workdir / "audit.json"),
-        "past": {"claim": past.claim, "requests": [of["text"] for of in split.manifest["served"]]},
+        "past": {
+            "claim": past.claim if past else "",
+            "requests": [of["text"] for of in split.manifest["served"]],
+        },
         "limits": [limit._asdict() for limit in limits.of_request(cfg, split, list(params))],
         **statistics(cfg, examples, list(params)),
         "displacement": displacement.of_request(examples, cfg, list(params)),

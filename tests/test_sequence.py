@@ -256,3 +256,20 @@ def test_the_page_has_the_hash_that_training_has(sequence, tmp_path):
     cfg.init_from = str(runs[1] / "unlearned")
     facts = request.run(cfg, runs[2])
     assert facts["hash"] == splits.load(runs[2] / "unlearned" / "split.json").manifest["hash"]
+
+
+def test_a_stage_by_hand_without_the_past_of_its_request_is_refused(sequence):
+    folder, runs, _ = sequence
+    cfg = make_config(folder, ASKED[1])
+    cfg.stage = "retrained"
+    listed = folder.parent / served.FILE
+    content = listed.read_bytes()
+    listed.unlink()  # else the data remember it
+    try:
+        with pytest.raises(ValueError, match=r"leave out the images of 1 .* of 0.*request.served"):
+            train.run(cfg, runs[1] / "by_hand")
+        cfg.request.served = str(runs[0] / "unlearned")
+        _, split = setup.load(cfg, runs[1] / "by_hand", siblings=True)
+    finally:
+        listed.write_bytes(content)
+    assert split.manifest["hash"] == splits.load(runs[1] / "unlearned/split.json").manifest["hash"]

@@ -83,8 +83,17 @@ def load(
             source, split = known({of["hash"] for of in began["served"] + began["apart"]})
         except ValueError:  # of another request; if it is ours, it is raised again below
             continue
-        if split.manifest["asked"] == began["asked"]:
+        if split.manifest["asked"] != began["asked"]:
+            continue
+        before, now = ({of["hash"] for of in m["served"]} for m in (began, split.manifest))
+        if before == now:
             return source, split
+        raise ValueError(
+            f"The runs of this request in or beside {workdir} leave out the images of "
+            f"{len(before)} earlier request(s), this one would leave out those of {len(now)}. "
+            "Give the same config.init_from as they had or, for a stage from scratch, that model "
+            "as config.request.served."
+        )
     return known(None)
 
 

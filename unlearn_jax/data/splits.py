@@ -181,28 +181,13 @@ def resolve(
         _check_some(sets["retain"], "retain", _EMPTY[retain["kind"]])
     for name, part in zip(("calibration", "audit"), pool, strict=True):
         sets[name], held[f"{name}_short"] = unseen.like(part, source, forget)
-    if held["split"] != unseen.NO_HOLDOUT and not len(sets["audit"]):
-        names = [source.class_names[c] for c in count(source.labels[forget])]
-        raise ValueError(
-            f"holdout: no unseen image of the forgotten classes {some(names)}. Add some to the "
-            'split that holdout.split names, or set holdout.split="none" and do without audits.'
-        )
-    said += [
-        f"class {name!r}: {of['unseen']} unseen images for the audits, {of['wanted']} would match "
-        f"its {of['forget']} to be forgotten; less can be tested for it"
-        for name, of in held["audit_short"].items()
-        if held["split"] != unseen.NO_HOLDOUT
-    ]
+    said += _check_audit(source, forget, sets["audit"], held)
     planted = None
     if poison and poison["fraction"]:
         planted = {key: poison[key] for key in ("fraction", "seed")}
         planted |= {"rows": choose(forget, **planted).tolist(), "pattern": PATTERN}
     _check_sets(sets, source.ids)
-    data, proxy = _dataset(source)
-    manifest = {
-        "format": FORMAT,
-        "dataset": data,
-        "proxy": proxy,
+    facts = {
         "request": asked,
         "retain": retain,
         "holdout": held,
@@ -213,6 +198,25 @@ def resolve(
         "copies": found,
         "served": past,
         "apart": others,
+    }
+    wanted = [asked, retain, held["split"], seed, poison and dict(poison)]
+    return Split(**sets, manifest=_manifest(source, sets, facts, wanted, near), said=tuple(said))
+
+
+def _manifest(
+    source: Source,
+    sets: Mapping[str, Rows],
+    facts: Mapping[str, Any],
+    wanted: Sequence[Any],
+    near: Sequence[Any],
+) -> dict[str, Any]:
+    """The manifest of a split, see `resolve`; `wanted` is what was asked for, whatever the past."""
+    data, proxy = _dataset(source)
+    manifest = {
+        "format": FORMAT,
+        "dataset": data,
+        "proxy": proxy,
+        **facts,
         "class_names": list(source.class_names),
         "id_keys": _encoded(unseen.id_keys(source.ids[: data["n"]])),
         "sets": {name: rows.tolist() for name, rows in sets.items()},
@@ -221,11 +225,27 @@ def resolve(
             name: {source.class_names[c]: n for c, n in count(source.labels[rows]).items()}
             for name, rows in sets.items()
         },
-        "asked": digest([data, asked, retain, held["split"], seed, poison and dict(poison)]),
+        "asked": digest([data, *wanted]),
     }
     manifest = json.loads(json.dumps(manifest))  # plain JSON values: equal before and after a file
-    manifest = {**manifest, "hash": _hash(manifest), "near": near}
-    return Split(**sets, manifest=manifest, said=tuple(said))
+    return {**manifest, "hash": _hash(manifest), "near": near}
+
+
+def _check_audit(source: Source, forget: Rows, audit: Rows, held: Mapping[str, Any]) -> list[str]:
+    """What is to be said of classes with few unseen images; raises ValueError if there are none."""
+    if held["split"] == unseen.NO_HOLDOUT:
+        return []
+    if not len(audit):
+        names = [source.class_names[c] for c in count(source.labels[forget])]
+        raise ValueError(
+            f"holdout: no unseen image of the forgotten classes {some(names)}. Add some to the "
+            'split that holdout.split names, or set holdout.split="none" and do without audits.'
+        )
+    return [
+        f"class {name!r}: {of['unseen']} unseen images for the audits, {of['wanted']} would match "
+        f"its {of['forget']} to be forgotten; less can be tested for it"
+        for name, of in held["audit_short"].items()
+    ]
 
 
 def _past(source: Source, entries: Sequence[Entry], hashes: Hashes | None) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@ import pytest
 
 from configs import quickstart
 from unlearn_jax import data
-from unlearn_jax.data import poison, sources, splits, transforms
+from unlearn_jax.data import lineage, poison, sources, splits, transforms
 
 INPAINT = {"name": "inpaint", "hole": 0.5}
 OUTPAINT = {"name": "outpaint", "visible": 0.5}
@@ -102,6 +102,6 @@ def test_what_a_model_has_seen_depends_on_the_poison_of_its_rows_only():
     _, clean = data.load(cfg)
     cfg.poison.fraction = 0.2
     _, split = data.load(cfg)
-    seen = data.lineage.trained_on
+    seen = lineage.trained_on
     assert seen(clean, clean.remaining) == seen(split, split.remaining)
     assert seen(clean, clean.train) != seen(split, split.train)

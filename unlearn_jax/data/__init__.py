@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from jaxtyping import Int, Shaped, UInt64
 from ml_collections import ConfigDict
@@ -80,24 +81,30 @@ def load(
             what the data remember is its past.
         apart: requests that others have served on these data.
     """
-    source, hashes = open_data(cfg)
-    said: list[str] = []
-    manifest = None
-    if distributed.first():
-        split = splits.resolve(
-            source,
-            request=cfg.request.to_dict(),
-            retain=cfg.retain.to_dict(),
-            holdout=cfg.holdout.to_dict(),
-            seed=cfg.request.seed,
-            poison=cfg.poison.to_dict(),
-            served=beside(cfg) if past is None else past,
-            apart=apart,
-            hashes=hashes,
-            cache=cache_folder(),
-        )
-        manifest, said = split.manifest, list(split.said)
-    manifest, said = distributed.agreed([manifest, said])
+    manifest, said, problem = None, [], ""
+    try:
+        source, hashes = open_data(cfg)
+        if distributed.first():
+            split = splits.resolve(
+                source,
+                request=cfg.request.to_dict(),
+                retain=cfg.retain.to_dict(),
+                holdout=cfg.holdout.to_dict(),
+                seed=cfg.request.seed,
+                poison=cfg.poison.to_dict(),
+                served=beside(cfg) if past is None else past,
+                apart=apart,
+                hashes=hashes,
+                cache=cache_folder(),
+            )
+            manifest, said = split.manifest, list(split.said)
+    except ValueError as error:  # told to the others, which would wait for an answer
+        problem = str(error)
+        if jax.process_count() == 1:
+            raise
+    manifest, said, told = distributed.agreed([manifest, said, problem])
+    if problem or told:
+        raise ValueError(problem or told)
     split = splits.of_manifest(manifest, said)
     if split.poisoned.size:
         backdoor = poison.design(cfg.task.to_dict(), cfg.data.image_size)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.toy import make_batch
 from unlearn_jax import metrics, models, objectives
+from unlearn_jax.evaluate import results
 from unlearn_jax.step import overlay, select, unlearn_grad
 
 KEY = jax.random.key(0)
@@ -137,3 +138,12 @@ def unequal(model, params, target, batch, key):
     latent, head = model.encode(target, other, key), params["encoder"]["down1"]["bias"]
     forget = (latent * head).mean((1, 2, 3))
     return objectives.Terms(retain=model.loss(params, batch, key), forget=forget)
+
+
+def test_what_an_accelerator_does_not_count_is_left_out():
+    run = {"steps": 1, "examples": 8, "flops": 0.0, "wall_s": 3.0, "compile_s": 1.0}
+    retraining = {"steps": 4, "examples": 16, "flops": 0.0, "wall_s": 9.0, "compile_s": 1.0}
+    expected = {"steps_ratio": 0.25, "examples_ratio": 0.5, "wall_ratio": 0.25}
+    assert results.cost(run, retraining) == expected
+    counted = [of | {"flops": flops} for of, flops in ((run, 3.0), (retraining, 4.0))]
+    assert results.cost(*counted) == expected | {"flops_ratio": 0.75}

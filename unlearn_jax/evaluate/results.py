@@ -179,9 +179,13 @@ def costs(stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, float]:
-    """One run over another: ratios of steps, examples, FLOPs, and seconds without compiling."""
+    """Return one run over another: ratios of steps, examples, FLOPs, seconds without compiling.
+
+    Plug-ins of GPUs and TPUs count no FLOPs; there is no ratio of what was not counted.
+    """
     seconds = [found["wall_s"] - found["compile_s"] for found in (run, retraining)]
-    ratios = {f"{key}_ratio": run[key] / retraining[key] for key in ("steps", "examples", "flops")}
+    counted = [key for key in ("steps", "examples", "flops") if run[key] and retraining[key]]
+    ratios = {f"{key}_ratio": run[key] / retraining[key] for key in counted}
     return ratios | {"wall_ratio": seconds[0] / seconds[1]}
 
 

@@ -88,12 +88,13 @@ def load(
         before, now = ({of["hash"] for of in m["served"]} for m in (began, split.manifest))
         if before == now:
             return source, split
-        raise ValueError(
-            f"The runs of this request in or beside {workdir} leave out the images of "
-            f"{len(before)} earlier request(s), this one would leave out those of {len(now)}. "
-            "Give the same config.init_from as they had or, for a stage from scratch, that model "
-            "as config.request.served."
-        )
+        if past is None:  # with a model it is another request, of what that one has left
+            raise ValueError(
+                f"The runs of this request in or beside {workdir} leave out the images of "
+                f"{len(before)} earlier request(s), this one would leave out those of {len(now)}. "
+                "Give the same config.init_from as they had or, for a stage from scratch, that "
+                "model as config.request.served."
+            )
     return known(None)
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, distributed, train
-from unlearn_jax.audit import judge
+from unlearn_jax.audit import earlier, judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.data import lineage
 from unlearn_jax.evaluate.results import original_workdir
@@ -89,7 +89,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
     texts = [of["text"] for of in setup.split.manifest["served"]]
     found = {
-        "earlier": judge.earlier(three, texts, cfg.evaluation.confidence),
+        "earlier": earlier.still_forgotten(three, texts, cfg.evaluation.confidence),
         "audits": judge.AUDITS,
         "models": estimates,
         "differences": {name: judge.DIFFERENCES[name] | v for name, v in differences.items()},

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from unlearn_jax.data import copies
+from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.requests import option
 from unlearn_jax.data.sampling import Rows, count
 from unlearn_jax.data.sources import Source
@@ -98,6 +100,26 @@ def like(ranked: Rows, source: Source, forget: Rows) -> tuple[Rows, dict[str, di
             name = source.class_names[c]
             short[name] = {"forget": n, "unseen": len(parts[-1]), "wanted": due}
     return np.sort(np.concatenate(parts)), short
+
+
+def without_pixels_of(
+    learned: Rows, pool: list[Rows], hashes: Hashes | None, said: list[str]
+) -> tuple[list[Rows], list[str]]:
+    """Return the pool without images whose very pixels models learn, and what is to be said of it.
+
+    Args:
+        learned: rows that a model is, or was, trained on.
+        pool: its parts, in their order.
+        hashes: of all rows; None: nobody looks.
+        said: what was said until now.
+    """
+    if hashes is None:
+        return pool, said
+    known = np.unique(copies.exact(hashes, np.concatenate(pool), learned)[:, 0])
+    if len(known):
+        said = [*said, f"{len(known)} held-out images have the pixels of others that models are "
+                "trained on: they leave the holdout"]  # fmt: skip
+    return [part[~np.isin(part, known)] for part in pool], said
 
 
 def id_keys(ids: Sequence[str]) -> UInt64[np.ndarray, "_"]:

@@ -11,7 +11,7 @@ import datetime
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,23 @@ def rows_of(served: Entry, source: Source, pixels: Pixels = None) -> Rows:
         else:
             chosen.update(same or ([row] if row >= 0 else []))
     return np.array(sorted(chosen), np.int64)
+
+
+def in_manifest(
+    source: Source, entries: Sequence[Entry], pixels: Pixels = None
+) -> list[dict[str, Any]]:
+    """Return requests as a manifest has them; those of other data only if they meet these."""
+    found = []
+    for of in entries:
+        rows = rows_of(of, source, pixels)
+        if len(rows) or not of.get("elsewhere"):
+            found.append({"hash": of["hash"], "text": of["text"], "rows": rows.tolist()})
+    return found
+
+
+def rows_of_all(requests: Sequence[Mapping[str, Any]]) -> Rows:
+    """Return the rows of requests as a manifest has them, sorted."""
+    return np.unique(np.array([row for of in requests for row in of["rows"]], np.int64))
 
 
 def place(data: ConfigDict) -> tuple[Path, str] | None:

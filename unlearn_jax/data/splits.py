@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
-from unlearn_jax.data import copies
 from unlearn_jax.data import holdout as unseen
 from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.poison import PATTERN, choose
@@ -23,7 +22,7 @@ from unlearn_jax.data.readers import some
 from unlearn_jax.data.records import digest
 from unlearn_jax.data.requests import copies_of, keep, of_requested_classes, select, still_there
 from unlearn_jax.data.sampling import Rows, count
-from unlearn_jax.data.served import Entry, rows_of
+from unlearn_jax.data.served import Entry, in_manifest, rows_of_all
 from unlearn_jax.data.sources import Source
 
 FORMAT, OLD_FORMAT = "unlearn_jax.split.v2", "unlearn_jax.split.v1"
@@ -150,8 +149,9 @@ def resolve(
     if "train" not in source.splits:
         raise ValueError(f'{source.name}: expected a split "train", found {tuple(source.splits)}.')
     everything = np.array(source.splits["train"], np.int64)
-    past, others = _past(source, served, hashes), _past(source, apart, hashes)
-    gone, theirs = _rows_of_all(past), _rows_of_all(others)
+    pixels = hashes and hashes.pixels
+    past, others = (in_manifest(source, entries, pixels) for entries in (served, apart))
+    gone, theirs = rows_of_all(past), rows_of_all(others)
     *pool, held = unseen.draw(source, holdout)
     pool = [part[~np.isin(part, np.union1d(gone, theirs))] for part in pool]
     train = np.setdiff1d(everything, np.concatenate([gone, *pool]))
@@ -171,7 +171,8 @@ def resolve(
     forget = np.union1d(forget, np.intersect1d(copied, train))
     withdrawn = np.union1d(withdrawn, np.setdiff1d(copied, train))
     pool = [part[~np.isin(part, withdrawn)] for part in pool]
-    pool, said = _unseen_pixels(pool, np.union1d(train, proxies), hashes, said)
+    learned = np.union1d(np.setdiff1d(everything, np.concatenate(pool)), proxies)
+    pool, said = unseen.without_pixels_of(learned, pool, hashes, said)
     sets = {"train": train, "forget": forget}
     kept, retain = keep(
         source, np.setdiff1d(train, forget), forget, asked["kind"] == "classes", retain
@@ -246,33 +247,6 @@ def _check_audit(source: Source, forget: Rows, audit: Rows, held: Mapping[str, A
         f"its {of['forget']} to be forgotten; less can be tested for it"
         for name, of in held["audit_short"].items()
     ]
-
-
-def _past(source: Source, entries: Sequence[Entry], hashes: Hashes | None) -> list[dict[str, Any]]:
-    """Earlier requests as a manifest has them; those of other data only if they meet these."""
-    found = []
-    for of in entries:
-        rows = rows_of(of, source, hashes and hashes.pixels)
-        if len(rows) or not of.get("elsewhere"):
-            found.append({"hash": of["hash"], "text": of["text"], "rows": rows.tolist()})
-    return found
-
-
-def _rows_of_all(requests: Sequence[Mapping[str, Any]]) -> Rows:
-    return np.unique(np.array([row for of in requests for row in of["rows"]], np.int64))
-
-
-def _unseen_pixels(
-    pool: list[Rows], seen: Rows, hashes: Hashes | None, said: list[str]
-) -> tuple[list[Rows], list[str]]:
-    """The pool without images whose very pixels a model is trained on: they are not unseen."""
-    if hashes is None:
-        return pool, said
-    known = np.unique(copies.exact(hashes, np.concatenate(pool), seen)[:, 0])
-    if len(known):
-        said = [*said, f"{len(known)} held-out images have the pixels of others that models are "
-                "trained on: they leave the holdout"]  # fmt: skip
-    return [part[~np.isin(part, known)] for part in pool], said
 
 
 def describe(split: Split) -> str:

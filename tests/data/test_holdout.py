@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from unlearn_jax.data import holdout, sources, splits
+from unlearn_jax.data import copies, holdout, sources, splits
 
 RESERVE = {"split": "", "fraction": 0.2}
 COMPLEMENT = {"kind": "complement"}
@@ -293,3 +293,21 @@ def test_keys_of_ids_are_hashes_of_their_bytes():
     ]
     assert holdout.id_keys(ids).tolist() == expected and len(set(expected)) == 4
     assert holdout.id_keys([]).shape == (0,)
+
+
+def test_an_image_with_pixels_that_a_model_once_learned_is_not_unseen():
+    """Also if that image is in no set any more: an earlier request forgot it, and kept copies."""
+    rng = np.random.default_rng(0)
+    source = make_source({"train": [6], "test": [6]}, ["cat"])
+    pixels = rng.integers(0, 2**63, (12, 2)).astype(np.uint64)
+    (first, *_), (twin, *_) = (np.array(source.splits[name]) for name in ("train", "test"))
+    pixels[twin] = pixels[first]
+    hashes = copies.Hashes(pixels, rng.integers(0, 2**63, (12, 4)).astype(np.uint64))
+    entry = {"hash": "h", "text": "t", "copies": "keep", "ids": [source.ids[first]], "pixels": []}
+    split = splits.resolve(
+        source, request={"kind": "classes", "classes": ("cat",)}, retain={"kind": "none"}, seed=0,
+        holdout={"split": "test"}, served=[entry], hashes=hashes,
+    )  # fmt: skip
+    both = np.concatenate([split.calibration, split.audit])
+    assert first not in split.train and twin not in both and len(both) == 5
+    assert any("1 held-out images have the pixels of others" in line for line in split.said)

@@ -298,3 +298,36 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "hashes"]
     with pytest.raises(OSError, match="No space"):
         copies.save(good, ["a"], made(1))
+
+
+# What is kept between runs.
+
+
+def test_what_took_minutes_is_kept_and_read_again(tmp_path, monkeypatch):
+    hashes = copies.hash_source(
+        sources.open_source(kind="tfds", name="cifar10_sample", image_size=32)
+    )
+    of, among = np.arange(0, 2500, 10), np.arange(2500)
+    expected = copies.near(hashes, of, among)
+    assert len(expected) and copies.near_once(hashes, of, among, tmp_path).tolist() == (
+        expected.tolist()
+    )
+    assert not list(tmp_path.iterdir())  # few pairs are compared again
+    monkeypatch.setattr(copies, "_WORTH_KEEPING", 1)
+    assert copies.near_once(hashes, of, among, tmp_path / "new").tolist() == expected.tolist()
+    (kept,) = (tmp_path / "new").iterdir()
+    monkeypatch.setattr(copies, "near", None)
+    assert copies.near_once(hashes, of, among, tmp_path / "new").tolist() == expected.tolist()
+    for other in ((hashes, of[1:], among), (hashes, of, among[1:]), (changed(hashes), of, among)):
+        with pytest.raises(TypeError):  # it is not that of these rows and images
+            copies.near_once(*other, tmp_path / "new")
+    monkeypatch.undo()
+    monkeypatch.setattr(copies, "_WORTH_KEEPING", 1)
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert copies.near_once(hashes, of, among, tmp_path / "new").tolist() == expected.tolist()
+
+
+def changed(hashes):
+    pixels = hashes.pixels.copy()
+    pixels[0] += np.uint64(1)
+    return hashes._replace(pixels=pixels)

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.data.files import WNIDS, contents, imagenet, jpeg, opened, places, put, run
-from unlearn_jax import prepare
+from unlearn_jax import data, prepare
+from unlearn_jax.config import default
 from unlearn_jax.data import copies, index, layouts, preprocess, records, served, sources
 
 
@@ -285,3 +286,21 @@ def test_the_shorter_side_is_torchvisions():
     assert preprocess.short_side((500, 375), 256) == (341, 256)
     assert preprocess.short_side((375, 500), 256) == (256, 341)
     assert preprocess.short_side((256, 256), 256) == (256, 256)
+
+
+@pytest.mark.parametrize("wanted", [("train",), ("validation", "train")])
+def test_a_part_of_the_records_has_its_part_of_the_hashes(tmp_path, wanted):
+    """And the file beside them stays as it is: another config wants the other part."""
+    imagenet(tmp_path / "raw")
+    run(tmp_path / "raw", tmp_path / "out")
+    every = opened(tmp_path / "out")
+    whole = copies.load(tmp_path / "out" / copies.FILE, every.ids)
+    before = (tmp_path / "out" / copies.FILE).read_bytes()
+    cfg = default()
+    cfg.data.update({"kind": "records", "path": str(tmp_path / "out"), "splits": wanted})
+    cfg.data.update({"resize": "crop", "image_size": 16, "cache": False})
+    source, hashes = data.open_data(cfg)
+    rows = [every.ids.index(id) for id in source.ids]
+    for found, expected in zip(hashes, whole, strict=True):
+        np.testing.assert_array_equal(found, expected[rows])
+    assert (tmp_path / "out" / copies.FILE).read_bytes() == before

@@ -455,3 +455,18 @@ def test_what_was_understood_is_said_with_the_images_there_are():
     )
     said = names.explain(arrays, names.labels_of(arrays, (1,), "x"), np.arange(3))
     assert said == ["class 1: class 'dog', label 1, 2 images"]
+
+
+def test_a_cell_over_several_lines_may_have_a_line_that_starts_with_a_sign(tmp_path):
+    ids = names.Ids(["cat/1.png", "cat/2.png"])
+    text = 'note,path\n# a comment\n"two lines\n# of a note",cat/2.png\n#left out,cat/1.png\n'
+    assert names.read_names(text, "x.csv", ids) == [("cat/2.png", 4)]
+
+
+def test_rows_of_the_other_role_are_counted(tmp_path):
+    (tmp_path / "x.csv").write_text("imgs,labels\ncat/1.png,-1\ncat/2.png,1\ncat/1.png,2\n")
+    ids = names.Ids(["cat/1.png", "cat/2.png"])
+    rows, read = names.find_images(tmp_path / "x.csv", ids, "request.file", "d", role="forget")
+    assert rows.tolist() == [0] and read["of_another_role"] == 2 and read["named"] == 1
+    _, read = names.find_images(tmp_path / "x.csv", ids, "request.file", "d")
+    assert "of_another_role" not in read

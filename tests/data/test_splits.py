@@ -155,16 +155,16 @@ def test_predicates_are_run_and_hashed(tmp_path):
         ("import os\nimport no_such", ValueError, "rule.py, line 2: .*ModuleNotFoundError"),
         ("x = 1\n\nx / 0", ValueError, "rule.py, line 3: it cannot be run: ZeroDivision"),
         ("import sys\nsys.exit(0)", ValueError, "rule.py, line 2: it cannot be run: SystemExit"),
-        ("raise ValueError('mine')", ValueError, "rule.py, line 1: .*ValueError.'mine'"),
+        ("raise ValueError('mine')", ValueError, "rule.py, line 1: .*ValueError: mine"),
         (
             "import sys\ndef forget(id, label, class_name):\n    sys.exit(0)",
             ValueError,
-            "rule.py, line 3: forget failed for 'train.*SystemExit.0",
+            "rule.py, line 3: forget failed for 'train.*SystemExit: 0",
         ),
         (
             "def forget(id, label, class_name):\n\n    raise ValueError('mine')",
             ValueError,
-            "rule.py, line 3: forget failed for .*ValueError.'mine'",
+            "rule.py, line 3: forget failed for .*ValueError: mine",
         ),
         ("def forget(id): return True", ValueError, "rule.py.*forget failed for .*TypeError"),
         ("def forget(id, label, class_name): return False", ValueError, "forget set is empty"),
@@ -534,3 +534,9 @@ def test_splits_of_the_first_version_load_with_their_source(tmp_path):
     split, path = resolve(), tmp_path / "split.json"
     path.write_text(json.dumps(first_version(split)))
     np.testing.assert_array_equal(splits.load(path, SOURCE).audit, split.audit)
+
+
+def test_an_error_that_cannot_be_shown_is_still_one_line(tmp_path):
+    text = "class E(Exception):\n    def __str__(self):\n        1 / 0\n    __repr__ = __str__\n"
+    with pytest.raises(ValueError, match=r"rule.py, line 6: forget failed for .*exception str\(\)"):
+        resolve(rule(tmp_path, text + "def forget(id, label, class_name):\n    raise E()\n"))

@@ -153,13 +153,14 @@ def find_images(
 
     Returns:
         Rows in the order of the list. The record counts names, repeats and paths, with an example:
-        {"named", "repeated", "by_path", "example"}.
+        {"named", "repeated", "by_path", "example"}, and "of_another_role" if there are such rows.
 
     Raises:
         ValueError: no such file, no table, or names that mean no image: how many, the first ten
             with their lines, and the nearest ids.
     """
-    names = read_names(read_text(file, where), str(file), ids, role, column, where)
+    text = read_text(file, where)
+    names = read_names(text, str(file), ids, role, column, where)
     rows = [ids.find(name.text) for name in names]
     wrong = [i for i, row in enumerate(rows) if row < 0]
     if wrong:
@@ -181,6 +182,8 @@ def find_images(
     unique = np.array(list(dict.fromkeys(rows)), np.int64)
     paths = [i for i, row in enumerate(rows) if names[i].text != ids.ids[row]]
     record = {"named": len(names), "repeated": len(names) - len(unique), "by_path": len(paths)}
+    if left_out := len(read_names(text, str(file), ids, "", column, where)) - len(names):
+        record["of_another_role"] = left_out
     if paths:
         record["example"] = [names[paths[0]].text, ids.ids[rows[paths[0]]]]
     return unique, record
@@ -208,10 +211,10 @@ def read_names(
                 Name(_written(s, ids), n) for (n, s), skip in zip(plain, skipped, strict=True)
                 if not skip
             ]  # fmt: skip
-        # What is skipped stays as an empty line, so that lines keep their numbers.
-        kept = [s if not skip else "" for s, skip in zip(lines, skipped, strict=True)][first:]
-        reader = csv.reader((f"{s}\n" for s in kept), delimiter=delimiter, strict=True)
-        table = [(row, first + reader.line_num) for row in reader if any(row)][1:]
+        # A cell may go over lines, so comments are rows that begin with #, not lines that do.
+        reader = csv.reader((f"{s}\n" for s in lines[first:]), delimiter=delimiter, strict=True)
+        table = [(row, first + reader.line_num) for row in reader if any(map(str.strip, row))][1:]
+        table = [(row, n) for row, n in table if not (ids.comments and row[0].strip()[:1] == "#")]
     except csv.Error as error:
         raise ValueError(f"{where}: {file} is no table: {error}.") from error
     short = [(row, n) for row, n in table if len(row) != len(header)]

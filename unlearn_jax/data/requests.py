@@ -6,6 +6,7 @@ batches have a fixed share of forget rows (`data.make_train`), whatever the size
 
 import difflib
 import hashlib
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,8 @@ def _listed(
     said = [f"{Path(file).name}: {read['named']} names of {len(rows)} images"]
     if read["repeated"]:
         said.append(f"{read['repeated']} names repeat an image that is named before")
+    if "of_another_role" in read:
+        said.append(f"{read['of_another_role']} rows have labels of the other sign: not to forget")
     if read["by_path"]:
         written, id = read.pop("example")
         said.append(f"{read['by_path']} names are other paths to an image: {written!r} is {id!r}")
@@ -312,7 +315,8 @@ def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
         where = line_in(error, str(file))
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, ValueError) and not where):
             raise
-        raise ValueError(f"request.file: {file.name}{where}: {doing}: {error!r}.") from error
+        what = traceback.format_exception_only(error)[-1].strip()  # whatever its own text does
+        raise ValueError(f"request.file: {file.name}{where}: {doing}: {what}.") from error
 
 
 def option(section: Mapping[str, Any], where: str, name: str) -> Any:

@@ -222,17 +222,13 @@ def read_meta(workdir: Path | str) -> Meta:
     Raises:
       ValueError: there is no checkpoint, or it is damaged.
     """
-    steps = saved_steps(workdir)
+    steps = distributed.agreed(saved_steps(workdir))
     if not steps:
         raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
     try:
-        path = Path(workdir).absolute() / DIRECTORY / str(max(steps)) / "meta" / "metadata"
-        meta = json.loads(path.read_text("utf-8"))
-        if meta.pop("sha256") != _sha256(meta):
-            raise ValueError("its checksum is wrong")
-        return meta
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"Checkpoint {path.parent.parent} is damaged (meta: {error}).") from error
+        return _restore_meta(Path(workdir).absolute() / DIRECTORY, max(steps))
+    except Damaged as error:
+        raise ValueError(str(error)) from error
 
 
 def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:

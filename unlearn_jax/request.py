@@ -29,7 +29,7 @@ THUMBNAILS, PAIRS = 64, 24  # that the page shows
 def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
     """Return what the page shows, after writing out/request.html.
 
-    Copies that the config refuses are shown, too: `refused` says so.
+    Copies that the config refuses are shown, too: `refused` is then what training would say.
 
     Args:
       cfg: the config; for a model that exists already, with its init_from.
@@ -40,11 +40,11 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
     """
     validate(cfg)
     try:
-        setup, refused = resolve(cfg, out), False
+        setup, refused = resolve(cfg, out), ""
     except ValueError as error:
         if not str(error).startswith("request.copies:"):
             raise
-        shown, refused = cfg.copy_and_resolve_references(), True
+        shown, refused = cfg.copy_and_resolve_references(), str(error)
         shown.request.copies = "keep"
         setup = resolve(shown, out)
     split, past = setup.split, past_of(cfg)
@@ -145,10 +145,7 @@ def main(cfg: ConfigDict, out: str) -> None:
     if distributed.first():
         print(text(facts), f"Page: {Path(out) / FILE}", sep="\n")
     if facts["refused"]:
-        raise ValueError(
-            f"request.copies: {facts['exact']} images outside the forget set are copies of images "
-            'inside it. Set request.copies to "forget" (them, too), or to "keep".'
-        )
+        raise ValueError(facts["refused"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.sources import Source
 
 NONE, SEVERAL = -1, -2  # instead of a row
-DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t"
 _WORDS = {"id", "image", "img", "path", "file", "photo", "picture", "filename", "filepath"}
 _WORDS |= {"imageid", "imagepath", "imgpath", "imagefile", "imagename", "imgname", "photoid"}
 _SIGNS = {"forget": -1, "retain": 1}  # of the labels in the released lists
@@ -199,7 +199,7 @@ def read_names(
     if first is None:
         return []
     head = lines[first]
-    delimiter = max(DELIMITERS, key=head.count)
+    delimiter = max(_DELIMITERS, key=head.count)
     try:
         header = [cell.strip() for cell in next(csv.reader([head], delimiter=delimiter))]
         words = any(map(_of_images, header)) if len(header) > 1 else _of_images(head, alone=True)

@@ -11,9 +11,8 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch import flops
 from launch.chips import Topology, parse_mesh
-from unlearn_jax import data, models, phases, sharding
+from unlearn_jax import data, flops, models, phases, sharding
 from unlearn_jax.models import Model, Params
 from unlearn_jax.step import UnlearnState, masked_mean, select
 

@@ -90,6 +90,11 @@ def test_verdict_on_cost():
     assert words(results)[question] == ("unclear", "mixed")
     results["cost"] = dict.fromkeys(results["cost"], 3.0)
     assert words(results)[question] == ("bad", "dearer")
+    for flops, text in ((0.125, "12 % of its FLOPs."), (None, "FLOPs were not counted.")):
+        results["cost"]["flops_ratio"] = flops
+        (finding,) = (f for f in report.verdict(results) if f.question == question)
+        assert text in finding.text
+    assert "FLOPs not counted" in report.summary(results)
 
 
 SURE = "Is there a guarantee?"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unlearn_jax import data, distributed, metrics, sharding
+from unlearn_jax import data, distributed, flops, sharding
 from unlearn_jax.models import Batch, Params
 from unlearn_jax.setup import Setup
 
@@ -165,7 +165,7 @@ def make(
     n = min(len(split.calibration), FIT_ROWS)
     unseen = np.sort(rng.choice(split.calibration, n, replace=False))
     rows = {"holdout": unseen, "forget": split.forget}
-    flops, found = 0.0, {}
+    spent, found = 0.0, {}
 
     def losses(target: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:
         found = {"own": model.loss(target, batch, key)[:, None]}
@@ -192,9 +192,9 @@ def make(
         for host_batch in batches:
             batch = sharding.split_batch(host_batch, mesh)
             if compiled is None:
-                lowered = by_rows.lower(target, reference, batch)
-                compiled, per_batch = lowered.compile(), metrics.flops(lowered)
-            flops += per_batch
+                traced = by_rows.trace(target, reference, batch)
+                compiled, per_batch = traced.lower().compile(), flops.of(traced)
+            spent += per_batch
             for part, values in distributed.fetch(compiled(target, reference, batch)).items():
                 columns.setdefault(part, []).append(values[host_batch["valid"]])
         found[name] = {part: np.concatenate(values) for part, values in columns.items()}
@@ -205,7 +205,7 @@ def make(
         # Memory is taken only where it is written, that is for the forget rows.
         made["view_output"] = np.zeros((len(source), *seen[1].shape[1:]), np.float16)
         made["view_output"][rows["forget"]] = seen[1]
-    return made, flops
+    return made, spent
 
 
 def _goals(kind: str, holdout: Mapping[str, Any], forget: Mapping[str, Any]) -> Losses:

@@ -46,7 +46,8 @@ READING = (
     "like too little. The forget gap is the mean over the audits, the worst gap the largest; lower "
     "is better, down to the floor, by which retrained models of different seeds differ. Utility "
     "loss is the largest rise of an error on images that may be kept, relative to the worse of "
-    "original and retrained (negative: better than both); cost is the share of retraining's FLOPs. "
+    "original and retrained (negative: better than both); cost is the share of retraining's FLOPs "
+    "(matrix products and convolutions; elementwise operations are left out). "
     "After a raw value ± is the standard deviation over seeds; after a gap or a loss it is half of "
     "the {level} Student t interval over seeds, the two references taken as exact."
 )
@@ -141,7 +142,9 @@ def findings(results: dict[str, Any]) -> list[Finding]:
         f"{_number(floor.gaps[first.worst_audit])}.",
         "utility_loss": f"{_signed(first.utility_loss)}; retrained models of different seeds "
         f"differ by {_percent(utility_floor(results))}.",
-        "cost_fraction": f"{_percent(first.cost_fraction)} of retraining's FLOPs.",
+        "cost_fraction": "FLOPs were not counted."
+        if math.isnan(first.cost_fraction)
+        else f"{percent(first.cost_fraction)} of retraining's FLOPs.",
     }
     for key, (name, limit, _) in GOALS.items():
         unknown = math.isnan(getattr(first, key))

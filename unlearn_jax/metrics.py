@@ -71,14 +71,6 @@ def profile(directory: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
                   f"{_UNTRACED_STEPS} are not traced", file=sys.stderr)  # fmt: skip
 
 
-def flops(lowered: jax.stages.Lowered) -> float:
-    """Floating-point operations of one call, as XLA counts them before it optimises.
-
-    The same on every device, so that costs of methods can be compared where seconds cannot.
-    """
-    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
-
-
 class JsonlWriter:
     """Appends one JSON object per line, after dropping what a resumed run will write again.
 

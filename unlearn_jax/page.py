@@ -88,8 +88,10 @@ def interval(stat: dict[str, Any]) -> str:
     return f"[{value(stat, stat['ci_low'])}, {value(stat, stat['ci_high'])}]"
 
 
-def percent(ratio: int | float) -> str:
-    """Returns a ratio as "3.1 %", "31 %" or, from 2 on, "3.1 times"."""
+def percent(ratio: int | float | None) -> str:
+    """Returns a ratio as "3.1 %", "31 %" or, from 2 on, "3.1 times"; None as "not counted"."""
+    if ratio is None:
+        return "not counted"
     if ratio >= 2:
         return f"{ratio:.1f} times"
     digits = f"{100 * ratio:.{0 if abs(ratio) >= 0.0995 else 1}f}".removesuffix(".0")

@@ -243,8 +243,12 @@ def _cost(results: dict[str, Any]) -> Finding:
     status, word, text = "unclear", "unknown", "There was no retraining to compare with."
     if "cost" in results:
         ratios = [results["cost"][key] for key in COST]
-        text = "Unlearning took {} of retraining's steps, {} of its seconds, {} of its examples."
+        text = "Unlearning took {} of retraining's steps, {} of its seconds, {} of its examples"
         text, word = text.format(*map(percent, ratios)), "mixed"
+        flops = results["cost"].get("flops_ratio")
+        text += (
+            "; FLOPs were not counted." if flops is None else f", {percent(flops)} of its FLOPs."
+        )
         if max(ratios) < 1:
             status, word = "good", "cheaper"
         elif min(ratios) >= 1:
@@ -265,7 +269,9 @@ def summary(results: dict[str, Any]) -> str:
         cells = [f"{value(s)} ± {value(s, (s['ci_high'] - s['ci_low']) / 2)}" for s in stats]
         lines += [f"{model:12}" + "".join(f"{cell:22}" for cell in cells)]
     if "cost" in results:
-        ratios = [f"{key.removesuffix('_ratio')} {percent(results['cost'][key])}" for key in COST]
+        ratios = [(key.removesuffix("_ratio"), results["cost"][key]) for key in COST]
+        ratios = [*ratios, ("FLOPs", results["cost"].get("flops_ratio"))]
+        ratios = [f"{name} {percent(ratio)}" for name, ratio in ratios]
         lines += ["Cost against retraining: " + ", ".join(ratios)]
     lines += report_guarantee.summary(results["certificate"])
     lines += [f"{finding.question:32} {finding.word}" for finding in verdict(results)]

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, UInt32
 
-from unlearn_jax import data, metrics, sharding
+from unlearn_jax import data, flops, sharding
 from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.setup import Setup
 from unlearn_jax.step import overlay
@@ -50,13 +50,13 @@ def make(
         out_shardings=sharding.params_sharding(params, mesh, **cfg.sharding),
         donate_argnums=0,
     )
-    gradient, flops, per_batch = jax.tree.map(jnp.zeros_like, params), 0.0, None
+    gradient, spent, per_batch = jax.tree.map(jnp.zeros_like, params), 0.0, None
     for number, batch in enumerate(batches):
         inputs = params, target, sharding.global_batch(batch, mesh), jax.random.fold_in(key, number)
         if per_batch is None:
-            per_batch = metrics.flops(add.lower(gradient, *inputs))
-        gradient, flops = add(gradient, *inputs), flops + per_batch
-    return largest(gradient, share), flops
+            per_batch = flops.of(add.trace(gradient, *inputs))
+        gradient, spent = add(gradient, *inputs), spent + per_batch
+    return largest(gradient, share), spent
 
 
 def add_gradient(

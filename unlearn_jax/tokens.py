@@ -9,7 +9,7 @@ from flax import traverse_util
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, metrics, sharding
+from unlearn_jax import data, flops, sharding
 from unlearn_jax.models import Params
 from unlearn_jax.setup import Setup
 
@@ -26,7 +26,7 @@ def make(
     """
     cfg, mesh, source, _, model = setup
     tokens: Any = jax.jit(model.tokens, out_shardings=sharding.replicated(mesh))
-    found, flops = [], 0.0
+    found, spent = [], 0.0
     for batch in data.make_eval(
         source,
         rows,
@@ -38,14 +38,14 @@ def make(
     ):
         batch = sharding.global_batch(batch, mesh)
         if not found:
-            lowered = tokens.lower(params, batch)
-            tokens, per_batch = lowered.compile(), metrics.flops(lowered)
-        flops += per_batch
+            traced = tokens.trace(params, batch)
+            tokens, per_batch = traced.lower().compile(), flops.of(traced)
+        spent += per_batch
         found.append(jax.device_get(tokens(params, batch)))
     codes = np.concatenate(found)[: len(rows)]  # the last batch is filled up
     column = np.zeros((len(source), codes.shape[1]), np.int32)
     column[rows] = codes
-    return {"tokens": column}, flops
+    return {"tokens": column}, spent
 
 
 def check_frozen(trained: Params, phase: ConfigDict) -> None:

@@ -34,6 +34,7 @@ from unlearn_jax import (
     config,
     data,
     distributed,
+    flops,
     goals,
     metrics,
     optim,
@@ -188,10 +189,10 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
             batch_size = phase.batch_size or cfg.batch_size
             if phase.goal:
                 directed = phase.objective_kw.get("direction", 0) > 0
-                columns, flops = goals.make(
+                columns, spent = goals.make(
                     phase.goal, setup, target, reference, probe_key, outputs=directed
                 )
-                meta["flops"] += 0.0 if done else flops
+                meta["flops"] += 0.0 if done else spent
             used = {
                 "retain_rows": retain_rows if phase.retain_weight else None,
                 "forget_rows": split.forget if phase.forget_weight else None,
@@ -199,14 +200,14 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
             if phase.cache_tokens:
                 tokens.check_frozen(state.params, phase)
                 rows = np.concatenate([rows for rows in used.values() if rows is not None])
-                made, flops = tokens.make(setup, overlay(target, state.params), rows)
-                columns, meta["flops"] = columns | made, meta["flops"] + (0.0 if done else flops)
+                made, spent = tokens.make(setup, overlay(target, state.params), rows)
+                columns, meta["flops"] = columns | made, meta["flops"] + (0.0 if done else spent)
             if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state
                 original = select(target, trainable)
-                mask, flops = saliency.make(phase.saliency, setup, original, target, probe_key)
+                mask, spent = saliency.make(phase.saliency, setup, original, target, probe_key)
                 opt_state = optim.with_mask(state.opt_state, mask)
                 state = jax.device_put(state.replace(opt_state=opt_state), shardings[i])
-                meta["flops"] += flops
+                meta["flops"] += spent
             batches = data.make_train(
                 source,
                 **used,
@@ -239,14 +240,14 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                     batch = sharding.global_batch(batch, mesh)
                     if step == meta["phase_start"] + done:
                         start = time.perf_counter()
-                        lowered = step_fn.lower(state, target, batch, *constants)
-                        step_fn, flops = lowered.compile(), metrics.flops(lowered)
+                        traced = step_fn.trace(state, target, batch, *constants)
+                        step_fn, per_step = traced.lower().compile(), flops.of(traced)
                         meta["compile_s"] += time.perf_counter() - start
                         log.spent(None)
                     state, last = step_fn(state, target, batch, *constants)
                     step += 1
                     meta["examples"] += batch_size
-                    meta["flops"] += flops
+                    meta["flops"] += per_step
                     log.add(last)
                     profiled(last)
                     log.spent("dispatch")

@@ -178,15 +178,17 @@ def costs(stages: dict[str, Any]) -> dict[str, Any]:
     return {"cost": cost(stages["unlearned"], stages["retrained"])}
 
 
-def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, float]:
+def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, float | None]:
     """Return one run over another: ratios of steps, examples, FLOPs, seconds without compiling.
 
-    Plug-ins of GPUs and TPUs count no FLOPs; there is no ratio of what was not counted.
+    That of FLOPs is None if those of one were not counted, as of models of version 0.2 that were
+    trained on a GPU or a TPU.
     """
     seconds = [found["wall_s"] - found["compile_s"] for found in (run, retraining)]
-    counted = [key for key in ("steps", "examples", "flops") if run[key] and retraining[key]]
-    ratios = {f"{key}_ratio": run[key] / retraining[key] for key in counted}
-    return ratios | {"wall_ratio": seconds[0] / seconds[1]}
+    ratios = {f"{key}_ratio": run[key] / retraining[key] for key in ("steps", "examples")}
+    counted = run["flops"] and retraining["flops"]
+    flops = run["flops"] / retraining["flops"] if counted else None
+    return ratios | {"flops_ratio": flops, "wall_ratio": seconds[0] / seconds[1]}
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from launch import chips, flops, programs
+from launch import chips, programs
+from unlearn_jax import flops
 
 
 def traced(f, *shapes):
@@ -96,3 +97,11 @@ def test_topology_is_local_by_that_name():
         "data": 2,
         "fsdp": 4,
     }
+
+
+def test_code_for_several_platforms_counts_as_on_any_other():
+    def f(a):
+        return lax.platform_dependent(a, cpu=lambda a: a @ a @ a, default=lambda a: a @ a)
+
+    for count in (flops.written, flops.executed):
+        assert count(traced(f, (8, 8)).jaxpr).total == 2 * 8**3

@@ -1,7 +1,8 @@
 """FLOPs of a traced program: its matrix products and convolutions, loops counted as they run.
 
-XLA's own count looks at a loop's body once, however often it runs, and after sharding it misses
-products that were made into loops. This one is of the whole program on all devices together.
+Plug-ins of GPUs and TPUs count nothing. XLA's own count, on CPUs, looks at a loop's body once,
+however often it runs, and after sharding it misses products that were made into loops. This one is
+of the whole program on all devices together, and the same on every platform.
 """
 
 import itertools
@@ -9,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import Literal
 
@@ -29,16 +31,21 @@ class Flops(NamedTuple):
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*(a + b for a, b in zip(self, other, strict=True)))
 
-    def times(self, n: float) -> "Flops":
+    def times(self, n: int) -> "Flops":
         """Of n calls."""
         return self._replace(total=n * self.total)
+
+
+def of(traced: jax.stages.Traced) -> float:
+    """Count one call of `jax.jit(f).trace(*args)`, as `executed` does."""
+    return executed(traced.jaxpr).total
 
 
 def written(jaxpr: Any) -> Flops:
     """FLOPs of a jaxpr, such as `jax.jit(f).trace(*args).jaxpr`, with everything in it.
 
-    Of a `cond`, the dearest branch counts. Elementwise operations do not count, as is usual where
-    model FLOPs utilisation is reported.
+    Of a `cond`, the dearest branch counts; of code for several platforms, that for any. Elementwise
+    operations do not count, as is usual where model FLOPs utilisation is reported.
     """
     return _sum(_equation(eqn, written) for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns)
 
@@ -71,6 +78,9 @@ def _equation(eqn: Any, count: Any) -> Flops:
     if name == "while":
         return _while(eqn, count)
     if name == "cond":
+        platforms = params.get("branches_platforms") or ()
+        if None in platforms:  # `lax.platform_dependent`
+            return count(params["branches"][platforms.index(None)])
         return max((count(branch) for branch in params["branches"]), key=lambda f: f.total)
     if name == "shard_map":  # its body is one device's program
         devices = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])

@@ -83,7 +83,7 @@ def phase_of(cfg: ConfigDict, name: str = "") -> tuple[str, bool]:
     Raises:
       ValueError: no stage has such a phase.
     """
-    stages = {phase: stage for stage in cfg.stages.values() for phase in stage.phases}
+    stages = _stages(cfg)
     if name and name not in stages:
         raise ValueError(f"Expected --phase as one of {', '.join(sorted(stages))}; got {name!r}.")
     if not name:
@@ -94,6 +94,10 @@ def phase_of(cfg: ConfigDict, name: str = "") -> tuple[str, bool]:
 
         name = max(reversed(cfg.stages.unlearned.phases), key=rank)
     return name, stages[name].scratch
+
+
+def _stages(cfg: ConfigDict) -> dict[str, ConfigDict]:
+    return {phase: stage for stage in cfg.stages.values() for phase in stage.phases}
 
 
 def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None = None) -> Any:
@@ -132,14 +136,17 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
     Raises:
       ValueError: the rows cannot be divided over the devices.
     """
-    spec, (_, scratch) = cfg.phases[phase], phase_of(cfg, phase)
+    spec, stage = cfg.phases[phase], _stages(cfg)[phase_of(cfg, phase)[0]]
     rows = rows or spec.batch_size or cfg.batch_size
     sharding.check_batch_size(rows, mesh)
     model = models.build(**cfg.model.to_dict())
     if not remat and hasattr(model, "remat"):
         model = dataclasses.replace(model, remat=False)
     whole = params_like(cfg, model, mesh)
-    trainable = (".*",) if scratch else model.trainable
+    trainable = (".*",) if stage.scratch else model.trainable
+    pack, _ = phases.make_layout(cfg, stage, whole, trainable, mesh)
+    whole = jax.eval_shape(pack, whole)
+    whole = sharding.abstract(whole, sharding.params_sharding(whole, mesh, **cfg.sharding))
     params = select(whole, trainable)
     tx = phases.make_optimizer(spec)
 
@@ -149,7 +156,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
     state = jax.eval_shape(new_state, params)
     state = sharding.abstract(state, sharding.params_sharding(state, mesh, **cfg.sharding))
     everywhere = sharding.replicated(mesh)
-    target, more = ({} if scratch else whole), ()
+    target, more = ({} if stage.scratch else whole), ()
     if spec.noise.std:
         secret = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
         secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)

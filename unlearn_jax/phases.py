@@ -3,17 +3,19 @@
 `train` runs them, and `launch.aot` compiles them for devices that are not there.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from unlearn_jax import combine, objectives, optim, sharding
 from unlearn_jax.certify import run as certified
-from unlearn_jax.models import Model
+from unlearn_jax.models import Model, Params, stacking
 from unlearn_jax.step import jit_step
 
 
@@ -23,6 +25,39 @@ def make_optimizer(phase: ConfigDict) -> optax.GradientTransformation:
         return certified.optimizer(phase)
     masked = 0 < phase.saliency < 1
     return optim.make_optimizer(**phase.optimizer, steps=phase.steps, masked=masked)
+
+
+def make_layout(
+    cfg: ConfigDict, stage: ConfigDict, whole: Params, trainable: Sequence[str], mesh: Mesh
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """(what makes the layout of parameters that a stage computes with, what undoes it).
+
+    Equal blocks are one in the loop, see `models.stacking`, and have their names in checkpoints.
+    Nothing is done where something tells them apart: what is trained or decays, or a rule of
+    sharding. Nor with noise: certificates are of parameters under their own names.
+
+    Args:
+      cfg: a valid config.
+      stage: one of its stages.
+      whole: the model's parameters, or their shapes.
+      trainable: what the stage trains.
+      mesh: over which the layout is split.
+    """
+    phases = [cfg.phases[name] for name in stage.phases]
+    decays = [pattern for phase in phases for pattern in phase.optimizer.no_decay]
+    if (
+        any(phase.noise.std for phase in phases)
+        or not stacking.alike(whole, [*trainable, *decays])
+        or not stacking.alike(whole, [pattern for pattern, _ in cfg.sharding.rules], re.search)
+    ):
+        return (lambda tree: tree), (lambda tree: tree)
+
+    def pack(tree: Any) -> Any:
+        shapes = jax.eval_shape(stacking.stack, tree)
+        where = sharding.params_sharding(shapes, mesh, **cfg.sharding)
+        return jax.jit(stacking.stack, out_shardings=where)(tree)
+
+    return pack, jax.jit(stacking.unstack)
 
 
 def make_step(

@@ -11,6 +11,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from unlearn_jax.models.stacking import STACK
+
 # Smaller leaves stay whole. At 1 MB that is 0.5 to 2 % of MAGE-B, MAE-L and VQGAN (at 4 MB up to
 # a quarter of them), in the norms and biases that are most of the leaves.
 FSDP_MIN_BYTES = 2**20
@@ -58,8 +60,9 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = 
 
 
 def leaf_path(path: tuple) -> str:
-    """A tree path as "encoder/down0/kernel"."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    """A tree path as "encoder/down0/kernel"; a stack of equal blocks has the name of the first."""
+    keys = (str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return "/".join("block0" if key == STACK else key for key in keys)
 
 
 def params_sharding(
@@ -83,18 +86,23 @@ def params_sharding(
     """
 
     def shard(path, leaf):
-        name = leaf_path(path)
+        if any(getattr(key, "key", "") == STACK for key in path):  # as each of the blocks
+            one = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+            return NamedSharding(mesh, P(None, *spec_of(leaf_path(path), one)))
+        return NamedSharding(mesh, spec_of(leaf_path(path), leaf))
+
+    def spec_of(name, leaf):
         spec = next((spec for regex, spec in rules if re.search(regex, name)), "replicate")
         if spec == "replicate":
-            return NamedSharding(mesh, P())
+            return P()
         if spec != "fsdp":
-            return NamedSharding(mesh, _checked(spec, name, leaf.shape, mesh))
+            return _checked(spec, name, leaf.shape, mesh)
         size = mesh.shape["fsdp"]
         dims = [d for d in range(len(leaf.shape)) if leaf.shape[d] % size == 0]
         if size == 1 or not dims or leaf.size * leaf.dtype.itemsize < min_bytes:
-            return NamedSharding(mesh, P())
+            return P()
         largest = max(dims, key=lambda d: leaf.shape[d])
-        return NamedSharding(mesh, P(*["fsdp" if d == largest else None for d in range(leaf.ndim)]))
+        return P(*["fsdp" if d == largest else None for d in range(len(leaf.shape))])
 
     return jax.tree_util.tree_map_with_path(shard, params)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from unlearn_jax.combine import total
 from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.models.stacking import STACK
 from unlearn_jax.objectives import Terms
 
 Metrics = dict[str, Float[Array, ""]]
@@ -38,11 +39,13 @@ def select(params: Params, patterns: Sequence[str]) -> Params:
     Raises:
       ValueError: no leaf matches.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    chosen = {k: v for k, v in flat.items() if any(re.fullmatch(p, k) for p in patterns)}
+    flat = traverse_util.flatten_dict(params)
+    names = {path: "/".join(path).replace(STACK, "block0") for path in flat}
+    chosen = {k: v for k, v in flat.items() if any(re.fullmatch(p, names[k]) for p in patterns)}
     if not chosen:
-        raise ValueError(f"No parameter matches {list(patterns)}; there are {sorted(flat)}.")
-    return traverse_util.unflatten_dict(chosen, sep="/")
+        there = sorted(names.values())
+        raise ValueError(f"No parameter matches {list(patterns)}; there are {there}.")
+    return traverse_util.unflatten_dict(chosen)
 
 
 def overlay(target: Params, params: Params) -> Params:

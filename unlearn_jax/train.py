@@ -45,7 +45,7 @@ from unlearn_jax import (
 from unlearn_jax.certify import certificate, rules
 from unlearn_jax.certify import run as certified
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.phases import make_optimizer, make_step
+from unlearn_jax.phases import make_layout, make_optimizer, make_step
 from unlearn_jax.probe import fired, make_probe
 from unlearn_jax.setup import entries_of, past_of, resolve
 from unlearn_jax.step import UnlearnState, overlay, select
@@ -101,7 +101,10 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
         lineage.check_model(split, Path(cfg.reference_from), role="reference")
     # What is trained from scratch is trained whole, and there is no original to compare it with.
     trainable = (".*",) if stage.scratch else model.trainable
-    target, target_sharding = ({}, {}) if stage.scratch else (params, whole_sharding)
+    pack, unpack = make_layout(cfg, stage, like, trainable, mesh)
+    params, reference = pack(params), pack(reference)
+    target = {} if stage.scratch else params
+    target_sharding = jax.tree.map(lambda leaf: leaf.sharding, target)
     params = jax.tree.map(lambda x: jnp.array(x, x.dtype), select(params, trainable))  # donated
 
     # ---- phases ------------------------------------------------------------------------------
@@ -134,7 +137,8 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
             "wall_s": 0.0, "compile_s": 0.0, "examples": 0, "flops": 0.0}  # fmt: skip
 
     def like_state(meta):
-        state = sharding.abstract(states[meta["phase"]], shardings[meta["phase"]])
+        state = jax.eval_shape(unpack, states[meta["phase"]])
+        state = sharding.abstract(state, sharding.params_sharding(state, mesh, **cfg.sharding))
         return like, {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
     with (
@@ -144,7 +148,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     ):
         if resumed := checkpoint.restore_latest(manager, like_state):
             whole, opt, meta = resumed
-            state = UnlearnState(params=select(whole, trainable), **opt)
+            state = UnlearnState(params=select(pack(whole), trainable), **pack(opt))
         original = target
         if meta["done"]:
             if noised_from is not None:
@@ -165,7 +169,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
             metrics.mean_over_steps(step, [last])  # a diverged model is not worth keeping
             meta.update(step=step, wall_s=time.perf_counter() - began, **changes)
             opt = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-            checkpoint.save(manager, overlay(target, state.params), opt, meta)
+            checkpoint.save(manager, unpack(overlay(target, state.params)), unpack(opt), meta)
 
         # ---- the loop ------------------------------------------------------------------------
         for i, (name, phase) in list(enumerate(phases))[meta["phase"] :]:

@@ -3,13 +3,15 @@
 Names follow the published checkpoints: `blocks.3.attn.qkv` there is `blocks/block3/attn/qkv` here.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from unlearn_jax.models.layers import attention, gelu, one_pass, settle
+from unlearn_jax.models.layers import attention, chain, gelu, one_pass, settle
 
 
 class Attention(nn.Module):
@@ -65,7 +67,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A stack of blocks, named block0, block1, …"""
+    """A stack of blocks, named block0, block1, …; one is compiled, for all of them."""
 
     depth: int
     heads: int
@@ -78,13 +80,9 @@ class Blocks(nn.Module):
         self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         """Tokens in `dtype`. With `remat` the backward pass computes each block again."""
-        block = nn.remat(Block) if self.remat else Block
-        x = x.astype(self.dtype)
-        for i in range(self.depth):
-            x = block(self.heads, epsilon=self.epsilon, dtype=self.dtype, name=f"block{i}")(
-                x, visible
-            )
-        return x
+        block = partial(Block, self.heads, epsilon=self.epsilon, dtype=self.dtype)
+        names = [f"block{i}" for i in range(self.depth)]
+        return chain(self, block, names, x.astype(self.dtype), visible, remat=self.remat)
 
 
 def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:

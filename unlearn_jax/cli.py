@@ -13,6 +13,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from unlearn_jax import compilation
+
 _EXAMPLE = "--config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
 
 
@@ -36,6 +38,7 @@ def start(
     if "workdir" in needs:
         flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    flags.DEFINE_string("compilation_cache", "", "Folder of compiled programs, or off.")
     if several:
         from unlearn_jax import distributed  # jax, which takes seconds: not for all binaries
 
@@ -80,6 +83,7 @@ def start(
                 split_at_commas(values["config"], flags.FLAGS["config"].override_values)
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
+            compilation.keep(flags.FLAGS.compilation_cache)
             shared = several and distributed.start(flags.FLAGS)
             main(*values.values())
             if shared:

@@ -105,7 +105,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     params, reference = pack(params), pack(reference)
     target = {} if stage.scratch else params
     target_sharding = jax.tree.map(lambda leaf: leaf.sharding, target)
-    params = jax.tree.map(lambda x: jnp.array(x, x.dtype), select(params, trainable))  # donated
+    params = select(params, trainable)
 
     # ---- phases ------------------------------------------------------------------------------
     phases = [(name, cfg.phases[name]) for name in stage.phases]
@@ -117,6 +117,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
         if noised_from is not None and i >= noised_from:
             # How many steps came before may depend on the forget set: no randomness may tell.
             step, key = 0, jax.random.fold_in(state_key, i)
+        params = jax.tree.map(jnp.copy, params)  # the state is donated, the original is not
         return UnlearnState(jnp.int32(step), params, txs[i].init(params), jnp.copy(key))
 
     states = [jax.eval_shape(lambda p, i=i: new_state(p, 0, i), params) for i in range(len(phases))]

@@ -45,7 +45,22 @@ def make_batch(size: int, pixels: int = 32, forget: int = 0) -> dict[str, np.nda
 def jax_step(
     model: Model, params: dict, batch: dict[str, np.ndarray], objective: str = "reconstruction"
 ) -> Step:
-    """A call that queues one Adam update, by the package's own step, and returns its loss.
+    """A call that queues one Adam update, by the package's own step, and returns its loss."""
+    update, state, target, batch = jax_program(model, params, batch, objective)
+    update = update.lower(state, target, batch).compile()
+
+    def step():
+        nonlocal state
+        state, metrics = update(state, target, batch)
+        return metrics["loss"]
+
+    return step
+
+
+def jax_program(
+    model: Model, params: dict, batch: dict[str, np.ndarray], objective: str = "reconstruction"
+) -> tuple[Callable, UnlearnState, dict, dict]:
+    """(the jitted update, its state, the original, the batch), the arguments on their devices.
 
     The key of update k is fold_in(key(0), k). "reconstruction" trains all parameters; any other
     objective what the model unlearns, on both kinds of rows, from `params` as the original.
@@ -70,15 +85,7 @@ def jax_step(
         batch_sharding=sharding.batch_sharding(mesh),
         replicated=sharding.replicated(mesh),
     )
-    state, batch = jax.device_put(state, shardings), sharding.global_batch(batch, mesh)
-    update = update.lower(state, target, batch).compile()
-
-    def step():
-        nonlocal state
-        state, metrics = update(state, target, batch)
-        return metrics["loss"]
-
-    return step
+    return update, jax.device_put(state, shardings), target, sharding.global_batch(batch, mesh)
 
 
 def torch_step(params: dict, batch: dict[str, np.ndarray], channels_last: bool) -> Step:

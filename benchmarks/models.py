@@ -40,6 +40,7 @@ class Torch(NamedTuple):
     loss: Callable  # (image, mask, draws)
     inputs: Callable  # (image, mask, draws, noisy=False): of the network, or of one of noise
     encode: Callable  # (net, inputs, draws): the latents that `l2_encoder` compares
+    channels_last: bool = False
 
 
 def mae(model: models.MAE, state: Mapping) -> Torch:
@@ -58,7 +59,7 @@ def mae(model: models.MAE, state: Mapping) -> Torch:
     )  # fmt: skip
     net = transformers.ViTMAEForPreTraining(config)
     for name, value in net.state_dict().items():
-        (target,) = published({name: value.cpu()})
+        (target,) = published({name: torch.empty(1, device="cpu")})
         part = re.search(r"([qkv])_proj", name)
         value.copy_(state[target].chunk(3)["qkv".index(part[1])] if part else state[target])
     mean, std = (torch.tensor(x)[:, None, None] for x in (model.mean, model.std))
@@ -109,25 +110,26 @@ def mage(model: models.MAGE, state: Mapping) -> Torch:
             return ((words**2).sum(1) - 2 * z @ words.T).argmin(1).reshape(len(image), n)
 
     def masks(draws):
-        rank = draws["mask_noise"].argsort(1).argsort(1)
-        dropped = rank < (n + 1) // 2
-        masked = dropped | (rank < torch.ceil(n * draws["mask_rate"]))
-        return F.pad(~dropped, (1, 0), value=True), masked
+        """(places [b k 1] of the class slot and of what is not dropped, masked [b n])."""
+        order, dropped = draws["mask_noise"].argsort(1), (n + 1) // 2
+        places = F.pad(order[:, dropped:].sort(1).values + 1, (1, 0))
+        rank, rate = order.argsort(1), draws["mask_rate"]
+        return places[..., None], (rank < dropped) | (rank < torch.ceil(n * rate))
 
     def encode(net, ids, draws):
-        (there, masked), emb = masks(draws), net.token_emb
+        (places, masked), emb = masks(draws), net.token_emb
         x = F.pad(torch.where(masked, model.mask_id, ids), (1, 0), value=model.class_id)
         x = emb.LayerNorm(emb.word_embeddings(x) + emb.position_embeddings.weight)
-        x = x[there].reshape(len(x), -1, model.dim)
+        x = x.gather(1, places.expand(-1, -1, model.dim))  # not x[…]: shapes that depend on data
         for block in net.blocks:
             x = block(x)
         return [net.norm(x)]
 
     def loss(image, mask, draws):
-        ids, (there, masked), emb = inputs(image, mask, draws), masks(draws), net.token_emb
+        ids, (places, masked), emb = inputs(image, mask, draws), masks(draws), net.token_emb
         x = net.decoder_embed(encode(net, ids, draws)[0])
         full = x[:, :1].repeat(1, n + 1, 1)
-        full[there] = x.flatten(0, 1)
+        full = full.scatter(1, places.expand(-1, -1, model.decoder_dim), x)
         x = torch.where(F.pad(masked, (1, 0))[..., None], x[:, :1], full)
         x = x + net.decoder_pos_embed_learned
         for block in net.decoder_blocks:
@@ -174,12 +176,25 @@ def palette(model: models.Palette, state: Mapping) -> Torch:
 
 def torch_step(name: str, model: models.Model, params: dict, batch: Mapping, channels_last: bool):
     """`autoencoder.jax_step` in PyTorch; the random numbers of a step can be given as arrays."""
+    return torch_updates(torch_model(name, model, params, channels_last), model, batch)
+
+
+def torch_updates(made: Torch, model: models.Model, batch: Mapping, wrap: Callable = lambda f: f):
+    """One Adam update of a model in its own memory layout.
+
+    Args:
+      made: the model.
+      model: what it is of.
+      batch: arrays "image" and "mask".
+      wrap: what becomes of the loss, such as `torch.compile`.
+    """
     import torch
 
-    net, loss, *_ = torch_model(name, model, params, channels_last)
-    optimizer = torch.optim.Adam(net.parameters(), autoencoder.LEARNING_RATE, fused=True)
-    drawn = torch_draws(model, batch, channels_last)
-    image, mask = (to_torch(batch[k], channels_last) for k in ("image", "mask"))
+    trained = [p for p in made.net.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, autoencoder.LEARNING_RATE, fused=True)
+    drawn = torch_draws(model, batch, made.channels_last)
+    image, mask = (to_torch(batch[k], made.channels_last) for k in ("image", "mask"))
+    loss = wrap(made.loss)
 
     def step(given=None):
         optimizer.zero_grad(set_to_none=True)
@@ -199,15 +214,21 @@ def torch_model(name: str, model: models.Model, params: dict, channels_last: boo
     make = {"mae": mae, "mage": mage, "palette": palette}[name]
     made = make(model, {k: torch.tensor(v) for k, v in state})
     made.net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return made
+    return made._replace(channels_last=channels_last)
 
 
 def to_torch(x: Any, channels_last: bool):
     """An array as a tensor; images [b h w c] become [b c h w]."""
     import torch
 
+    return as_images(torch.as_tensor(np.array(x)), channels_last)
+
+
+def as_images(x: Any, channels_last: bool):
+    """A tensor [b h w c] as [b c h w]; any other as it is."""
+    import torch
+
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.as_tensor(np.array(x))
     return x.permute(0, 3, 1, 2).contiguous(memory_format=layout) if x.ndim == 4 else x
 
 
@@ -216,9 +237,12 @@ def torch_draws(model: models.Model, batch: Mapping, channels_last: bool) -> Cal
     import torch
 
     shapes = {k: v.shape for k, v in jax.eval_shape(model.draw, batch, jax.random.key(0)).items()}
+    at = {"device": torch.get_default_device()}
     draw = {  # all others are uniform
-        "timestep": lambda shape: torch.randint(1, model.timesteps, shape),
-        "mask_rate": lambda _: torch.nn.init.trunc_normal_(torch.empty(()), 0.55, 0.25, 0.5, 1),
+        "timestep": lambda shape, **at: torch.randint(1, model.timesteps, shape, **at),
+        "mask_rate": lambda shape, **at: torch.nn.init.trunc_normal_(
+            torch.empty(shape, **at), 0.55, 0.25, 0.5, 1
+        ),
         "noise": torch.randn,
         "hole_noise": torch.randn,
     }
@@ -226,8 +250,8 @@ def torch_draws(model: models.Model, batch: Mapping, channels_last: bool) -> Cal
     def drawn(given=None):
         if given:
             return {k: to_torch(x, channels_last) for k, x in given.items()}
-        made = {k: draw.get(k, torch.rand)(shape) for k, shape in shapes.items()}
-        return {k: to_torch(x, channels_last) if x.ndim == 4 else x for k, x in made.items()}
+        made = {k: draw.get(k, torch.rand)(shape, **at) for k, shape in shapes.items()}
+        return {k: as_images(x, channels_last) for k, x in made.items()}
 
     return drawn
 

@@ -50,9 +50,21 @@ def torch_step(
     name: str, model: models.Model, params: dict, batch: Mapping, how: str, channels_last: bool
 ) -> Callable:
     """One step in PyTorch: "published", "clever" or "clever_cached"; draws can be given."""
+    made = training.torch_model(name, model, params, channels_last)
+    return torch_updates(made, model, batch, how)
+
+
+def torch_updates(
+    made: training.Torch,
+    model: models.Model,
+    batch: Mapping,
+    how: str,
+    wrap: Callable = lambda f: f,
+) -> Callable:
+    """The same of a model that is there; `wrap` is applied to the forward pass."""
     import torch
 
-    net, _, inputs, encode = training.torch_model(name, model, params, channels_last)
+    net, _, inputs, encode, channels_last = made
     teacher = copy.deepcopy(net).requires_grad_(False)
     for path, leaf in net.named_parameters():  # what `model.trainable` leaves out, of the encoder
         if "word_embeddings" in path or "cond_embed" in path:
@@ -77,9 +89,7 @@ def torch_step(
             change = encode(teacher, inputs(image, mask, draws, noisy=True), draws)
         retain = ((1 + label) * distance(mine, keep)).mean()
         forgotten = ((1 - label) * distance(mine, change)).mean()
-        value = retain + forgotten
-        value.backward()
-        return value.item(), retain.item(), forgotten.item()
+        return retain + forgotten, retain, forgotten
 
     def clever(draws):
         seen = inputs(image, mask, draws) if cached is None else cached
@@ -88,15 +98,18 @@ def torch_step(
         with torch.no_grad():
             goal = encode(teacher, torch.cat([seen[:first], noise]), draws)
         away = distance(encode(net, seen, draws), goal)
-        value = away[:first].mean() + away[first:].mean()
-        value.backward()
-        return (value.detach(),)
+        return (away[:first].mean() + away[first:].mean(),)
+
+    forward = wrap(published if how == "published" else clever)
 
     def step(given=None):
         optimizer.zero_grad(set_to_none=True)
-        value, *_ = (published if how == "published" else clever)(drawn(given))
+        values = forward(drawn(given))
+        values[0].backward()
+        if how == "published":
+            values = [value.item() for value in values]
         optimizer.step()
-        return value
+        return values[0].detach() if torch.is_tensor(values[0]) else values[0]
 
     return step
 

@@ -3,6 +3,8 @@
 `python -m tests.models.test_unet_torch` writes tests/golden/palette.npz anew.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,8 @@ class UNet(nn.Module):
 
     def embed(self, gamma):
         half = self.inner // 2
-        angles = gamma[:, None] * torch.exp(-np.log(10000) * torch.arange(half) / half)[None]
+        steps = torch.arange(half, device=gamma.device) / half
+        angles = gamma[:, None] * torch.exp(-math.log(10000) * steps)[None]
         return self.cond_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
     def encode(self, x, gamma):

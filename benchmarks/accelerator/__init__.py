@@ -1,0 +1,1 @@
+"""What one accelerator does: speed, time to the first step and memory, ours and PyTorch's."""

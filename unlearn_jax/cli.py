@@ -25,8 +25,8 @@ def start(
     """Runs a binary as `main(*values)`, of the flags that it needs, in this order.
 
     "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
-    a ValueError, an OSError or a flag that cannot be parsed, ends it with its message and exit
-    code 1; --traceback shows where it was raised.
+    a ValueError, an OSError, more than fits into memory or a flag that cannot be parsed, ends it
+    with its message and exit code 1; --traceback shows where it was raised.
 
     Where `several` processes can share the work, flags say which of them this is, see
     `distributed.start`. Any of them that fails ends them all, with exit codes that are not 0.
@@ -37,7 +37,7 @@ def start(
         flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     if several:
-        from unlearn_jax import distributed  # jax, which takes seconds: not for all binaries
+        from unlearn_jax import distributed, memory  # jax, which takes seconds: not for all
 
         distributed.define_flags()
 
@@ -81,7 +81,8 @@ def start(
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
             shared = several and distributed.start(flags.FLAGS)
-            main(*values.values())
+            with memory.explained() if several else contextlib.nullcontext():
+                main(*values.values())
             if shared:
                 distributed.leave()
         except (OSError, ValueError, FloatingPointError) as error:

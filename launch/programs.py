@@ -187,7 +187,8 @@ def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
 
 def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
     """Completed images of a batch, as `evaluate` makes them."""
-    model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
+    other = {"dtype": cfg.protocol.dtype} if cfg.protocol.dtype else {}
+    model, rows = models.build(**cfg.model.to_dict() | other), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
     return Program(
         sharding.jit_rows(model.generate, mesh), _evaluated(cfg, model, mesh, rows), rows

@@ -136,6 +136,7 @@ def default() -> ConfigDict:
                 "batch_size": 64,  # over all devices
                 "shard_size": 512,  # images that an interruption can cost
                 "grid_rows": 4,  # images of each set that the page shows
+                "dtype": "",  # of the models' computation: "float32" or "bfloat16"; "": model.dtype
                 # How Li et al. did it, where we do otherwise; recorded in the results.
                 "compat": {
                     "fid_reference": "center_crop",  # or "original_fullsize", "resaved_gt"

@@ -134,8 +134,8 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
       ValueError: the rows cannot be divided over the devices.
     """
     spec, (_, scratch) = cfg.phases[phase], phase_of(cfg, phase)
-    rows = rows or spec.batch_size or cfg.batch_size
-    sharding.check_batch_size(rows, mesh)
+    rows, accumulate = rows or spec.batch_size or cfg.batch_size, accumulated(cfg, phase)
+    sharding.check_batch_size(rows, mesh, accumulate=accumulate)
     model = models.build(**cfg.model.to_dict())
     if not remat and hasattr(model, "remat"):
         model = dataclasses.replace(model, remat=False)
@@ -165,11 +165,17 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         tx,
         mesh,
         forget_count=data.forget_count(max(rows, 2), spec.forget_fraction, **some),
+        accumulate=accumulate,
         state_sharding=_shardings(state),
         target_sharding=_shardings(target),
         noised_sharding=_shardings(more[0]) if more else None,
     )
     return Program(fn, (state, target, batch_like(cfg, mesh, rows, spec), *more), rows)
+
+
+def accumulated(cfg: ConfigDict, phase: str) -> int:
+    """In how many slices the step of a phase computes its batch."""
+    return cfg.phases[phase].accumulate or cfg.accumulate
 
 
 def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from tests import binaries
+from tests import binaries, tiny
 from tests.toy import Toy, make_batch
-from unlearn_jax import distributed, memory, objectives, sharding
+from unlearn_jax import distributed, memory, objectives, sharding, train
 from unlearn_jax.step import UnlearnState, jit_step
 
 TIB = 2**40
@@ -96,7 +96,7 @@ def run_out(limit, monkeypatch, rows=32):
 
 def test_a_real_step_that_does_not_fit(monkeypatch):
     _, peak = run_out(None, monkeypatch)
-    limit = peak(10) + 1
+    limit = int(peak(10)) + 1
     text, _ = run_out(limit, monkeypatch)
     assert (
         text.startswith("Too little memory on cpu: ")
@@ -104,7 +104,7 @@ def test_a_real_step_that_does_not_fit(monkeypatch):
     )
     assert " a batch of 10 fits, not one of 32. " in text
     assert peak(10) <= limit < peak(12)
-    assert "a batch of 0 fits" in run_out(peak(2) // 2, monkeypatch)[0]
+    assert "a batch of 0 fits" in run_out(int(peak(2)) // 2, monkeypatch)[0]
     assert "figures" not in run_out(None, monkeypatch)[0]
 
 
@@ -114,15 +114,47 @@ def test_other_errors_are_left_alone():
 
 
 def test_a_batch_that_cannot_be_smaller_and_a_compiler_that_does_not_tell():
-    assert memory.largest(lambda rows: 1.0, 8, 8, 100.0) is None
-    assert memory.largest(lambda rows: None, 64, 8, 100.0) is None
-    assert memory.largest(lambda rows: 10.0 + rows, 64, 8, 60.0) == 48
-    assert memory.largest(lambda rows: 10.0 + rows, 64, 8, 1000.0) == 56  # others hold the rest
+    assert memory.largest(lambda rows: 1.0, 8, 8, 100) is None
+    assert memory.largest(lambda rows: None, 64, 8, 100) is None
+    assert memory.largest(lambda rows: 10.0 + rows, 64, 8, 60) == 48
+    assert memory.largest(lambda rows: 10.0 + rows, 64, 8, 1000) == 56  # others hold the rest
+
+
+class Refusing:
+    """A step that does not compile for 32 rows, as on a TPU."""
+
+    def __init__(self, step):
+        self.step, self.asked = step, {}
+
+    def lower(self, state, target, batch, *more):
+        lowered, rows = self.step.lower(state, target, batch, *more), len(batch["valid"])
+        if rows < 32:
+            self.asked[rows] = lowered.compile().memory_analysis()
+            return lowered
+        said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 9.00G of 8.00G hbm."
+        raise jax.errors.JaxRuntimeError(said)
+
+
+def test_training_asks_the_compiler_about_its_own_step(tmp_path, monkeypatch):
+    steps, make_step = [], train.make_step
+
+    def refusing(*args, **options):
+        steps.append(Refusing(make_step(*args, **options)))
+        return steps[-1]
+
+    monkeypatch.setattr(train, "make_step", refusing)
+    monkeypatch.setattr(memory, "limit", lambda: 8 * 2**30)
+    said = "asked for: 9.00 GiB, there: 8.00 GiB. .* a batch of 24 fits, not one of 32. Lower"
+    with pytest.raises(ValueError, match=said):
+        train.run(tiny.get_config(), tmp_path)
+    assert set(steps[0].asked) == {8, 16}
+    few, more = (steps[0].asked[rows].argument_size_in_bytes for rows in (8, 16))
+    assert 0 <= more - few - 32 * 32 * 4 * 4 <= 10  # a row more on each of the 8 devices
 
 
 def test_a_binary_says_it_in_one_line(tmp_path):
     flags = (binaries.TINY, f"--workdir={tmp_path}", "--config.model.latent_dim=100000000000")
-    _, err = binaries.run("unlearn_jax.train", *flags, code=1)
+    _, err = binaries.run("unlearn_jax.train", *flags, code=1, devices=1)
     last = err.strip().splitlines()[-2:]
     assert last[0].startswith("error: Too little memory on cpu: ") and "(--traceback" in last[1]
     assert "Traceback" not in err

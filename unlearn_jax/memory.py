@@ -37,7 +37,7 @@ def asked(message: str, patterns: tuple[str, ...] = _ASKED) -> float | None:
     return float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")) if found else None
 
 
-def limit() -> float | None:
+def limit() -> int | None:
     """The bytes that a device has for arrays and programs; None if it does not say."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
@@ -79,7 +79,7 @@ def explained(step_fn: Any = None, unit: int = 1) -> Iterator[Callable[..., None
 
 
 def largest(
-    bytes_at: Callable[[int], float | None], rows: int, unit: int, limit: float
+    bytes_at: Callable[[int], float | None], rows: int, unit: int, limit: int
 ) -> int | None:
     """The largest batch below rows within the limit, memory being affine in it; None if unknown."""
     number = rows // unit

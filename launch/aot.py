@@ -146,7 +146,8 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
     }
     rows = {name: args.batch if name == "step" else args.eval_batch for name in PROGRAMS}
     made = {name: makers[name](rows=rows[name]) for name in args.programs}
-    step = makers["step"](rows=mesh.size)
+    unit = programs.accumulated(cfg, phase)  # rows per chip of the step come in multiples of it
+    step = makers["step"](rows=mesh.size * unit)
     state, target = step.args[:2]
     whole = target or state.params
     _emit(
@@ -172,16 +173,19 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
         _emit(programs={name: found[name]})
     if chip and args.search and "step" in found:
 
-        def peak_at(per_chip: int) -> tuple[bool, float | None]:
+        def peak_at(units: int) -> tuple[bool, float | None]:
+            per_chip = units * unit
             _emit(doing=f"compiling step, {per_chip} rows per chip, for {topology.name}")
             program = makers["step"](rows=per_chip * mesh.size)
             facts = measure(program, mesh.size, chip, options=quick)
             return facts["fits"], facts["peak_bytes"]
 
         first = found["step"]
-        known = {0: (True, float(fixed)), int(first["batch_per_chip"]): (first["fits"],
+        known = {0: (True, float(fixed)), int(first["batch_per_chip"]) // unit: (first["fits"],
                  first["peak_bytes"])}  # fmt: skip
-        _emit(largest=largest_batch(peak_at, known, chip.hbm_bytes))
+        largest = largest_batch(peak_at, known, chip.hbm_bytes)
+        in_units = ("batch_per_chip", "too_large", "predicted")
+        _emit(largest=largest | {key: largest[key] and largest[key] * unit for key in in_units})
 
 
 def _emit(**values: Any) -> None:

@@ -137,8 +137,8 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
       ValueError: the rows cannot be divided over the devices.
     """
     spec, stage = cfg.phases[phase], _stages(cfg)[phase_of(cfg, phase)[0]]
-    rows = rows or spec.batch_size or cfg.batch_size
-    sharding.check_batch_size(rows, mesh)
+    rows, accumulate = rows or spec.batch_size or cfg.batch_size, accumulated(cfg, phase)
+    sharding.check_batch_size(rows, mesh, accumulate=accumulate)
     model = models.build(**cfg.model.to_dict())
     if not remat and hasattr(model, "remat"):
         model = dataclasses.replace(model, remat=False)
@@ -171,11 +171,17 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         tx,
         mesh,
         forget_count=data.forget_count(max(rows, 2), spec.forget_fraction, **some),
+        accumulate=accumulate,
         state_sharding=_shardings(state),
         target_sharding=_shardings(target),
         noised_sharding=_shardings(more[0]) if more else None,
     )
     return Program(fn, (state, target, batch_like(cfg, mesh, rows, spec), *more), rows)
+
+
+def accumulated(cfg: ConfigDict, phase: str) -> int:
+    """In how many slices the step of a phase computes its batch."""
+    return cfg.phases[phase].accumulate or cfg.accumulate
 
 
 def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
@@ -193,7 +199,8 @@ def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
 
 def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
     """Completed images of a batch, as `evaluate` makes them."""
-    model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
+    other = {"dtype": cfg.protocol.dtype} if cfg.protocol.dtype else {}
+    model, rows = models.build(**cfg.model.to_dict() | other), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
     return Program(
         sharding.jit_rows(model.generate, mesh), _evaluated(cfg, model, mesh, rows), rows

@@ -1,7 +1,6 @@
 """What a compiled program needs and how fast it can be at best, and the largest batch that fits."""
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,17 +8,12 @@ from typing import Any
 from launch import hlo
 from launch.chips import GIB, Chip
 from launch.programs import Program, bytes_per_device
+from unlearn_jax import memory
 
 Report = dict[str, Any]
 QUICK = {"exec_time_optimization_effort": -1.0}
 """A TPU compiler's options for a fifth of the time: the same memory and collectives, but programs
 that are not as good, see docs/scale.md."""
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_NEEDED = (
-    r"\(([\d.]+)([KMGT]?)\) exceeds available HBM",
-    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
-    r"allocate ([\d.]+)()\s?bytes",
-)
 
 
 def measure(
@@ -54,17 +48,17 @@ def measure(
     try:
         compiled = lowered.compile(options and dict(options))
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.exhausted(error):
             raise
-        needed = needed_bytes(str(error))
+        needed = memory.asked(str(error))
         found |= {"fits": False, "peak_bytes": needed, "error": str(error).partition("\n")[0]}
     else:
-        memory = compiled.memory_analysis()
+        used = compiled.memory_analysis()
         moved = hlo.moved(compiled.as_text())
-        peak = memory.peak_memory_in_bytes
+        peak = used.peak_memory_in_bytes
         if not program.platform == "tpu":  # whose peak is not that of everything
-            peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
-            peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+            peak = used.argument_size_in_bytes + used.output_size_in_bytes
+            peak += used.temp_size_in_bytes - used.alias_size_in_bytes
         found |= {"fits": not chip or peak <= chip.hbm_bytes, "peak_bytes": peak}
         found |= {"moved_bytes": moved.hbm_bytes, "wire_bytes": moved.wire_bytes}
         found |= {"slice_bytes": moved.slice_bytes}
@@ -72,14 +66,6 @@ def measure(
         found |= roofline(found, chips, chip) if chip else {}
     found |= {"compile_s": time.perf_counter() - wall, "compile_cpu_s": time.process_time() - cpu}
     return found
-
-
-def needed_bytes(message: str) -> float | None:
-    """The memory that a program would need, from the compiler's refusal."""
-    for pattern in _NEEDED:
-        if found := re.search(pattern, message):
-            return float(found.group(1)) * _UNITS[found.group(2)]
-    return None
 
 
 def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:

@@ -27,8 +27,8 @@ def start(
     """Runs a binary as `main(*values)`, of the flags that it needs, in this order.
 
     "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
-    a ValueError, an OSError or a flag that cannot be parsed, ends it with its message and exit
-    code 1; --traceback shows where it was raised.
+    a ValueError, an OSError, more than fits into memory or a flag that cannot be parsed, ends it
+    with its message and exit code 1; --traceback shows where it was raised.
 
     Where `several` processes can share the work, flags say which of them this is, see
     `distributed.start`. Any of them that fails ends them all, with exit codes that are not 0.
@@ -40,7 +40,7 @@ def start(
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     flags.DEFINE_string("compilation_cache", "", "Folder of compiled programs, or off.")
     if several:
-        from unlearn_jax import distributed  # jax, which takes seconds: not for all binaries
+        from unlearn_jax import distributed, memory  # jax, which takes seconds: not for all
 
         distributed.define_flags()
 
@@ -85,7 +85,8 @@ def start(
                 values["workdir"] = Path(values["workdir"])
             compilation.keep(flags.FLAGS.compilation_cache)
             shared = several and distributed.start(flags.FLAGS)
-            main(*values.values())
+            with memory.explained() if several else contextlib.nullcontext():
+                main(*values.values())
             if shared:
                 distributed.leave()
         except (OSError, ValueError, FloatingPointError) as error:

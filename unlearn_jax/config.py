@@ -12,7 +12,7 @@ from unlearn_jax import distributed, sharding
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
-NOT_HASHED += ("checkpoint", "evaluation", "protocol", "audit", "compare")
+NOT_HASHED += ("accumulate", "checkpoint", "evaluation", "protocol", "audit", "compare")
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
 NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
 _OF_THE_PAST = ("served", "remember")  # of the request; what they lead to is in its split's hash
@@ -29,6 +29,8 @@ def default() -> ConfigDict:
             "init_from": "",  # workdir of a finished run, where the stage's parameters come from
             "reference_from": "",  # the same of the reference model, if a goal wants one
             "batch_size": 128,  # rows per step over all devices
+            # Each batch in so many slices, one after the other: less memory, the same update.
+            "accumulate": 1,
             "data": {
                 "kind": "tfds",  # "tfds", "records" (of `prepare`), "folder" or "arrays"
                 "name": "",  # tfds: name of the dataset; "cifar10_sample" comes with the package
@@ -134,6 +136,7 @@ def default() -> ConfigDict:
                     "clip_cosine": "",
                 },
                 "batch_size": 64,  # over all devices
+                "dtype": "",  # of the models' computation: "float32" or "bfloat16"; "": model.dtype
                 "shard_size": 512,  # images that an interruption can cost
                 "grid_rows": 4,  # images of each set that the page shows
                 # How Li et al. did it, where we do otherwise; recorded in the results.
@@ -187,6 +190,7 @@ def phase(**values: Any) -> ConfigDict:
             "cache_tokens": False,  # of images, by the tokenizer of MAGE: once, not in every step
             "steps": 1,  # at most
             "batch_size": 0,  # rows per step over all devices; 0: the config's
+            "accumulate": 0,  # slices of each batch; 0: the config's
             "retain_weight": 1.0,  # 0: retain rows are neither loaded nor computed
             "forget_weight": 0.0,  # 0: the same for forget rows
             "forget_fraction": 0.5,  # of each batch, if both weights are positive
@@ -264,6 +268,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
             del phase["noise"]
         if phase.get("cache_tokens") is False:
             del phase["cache_tokens"]
+        phase.pop("accumulate", None)
     if "request" in kept:
         kept["request"] = {k: v for k, v in kept["request"].items() if k not in _OF_THE_PAST}
     if not values["certificate"]["delta"]:

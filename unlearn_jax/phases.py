@@ -68,6 +68,7 @@ def make_step(
     mesh: Mesh,
     *,
     forget_count: int,
+    accumulate: int,
     state_sharding: Any,
     target_sharding: Any,
     noised_sharding: Any = None,
@@ -80,11 +81,12 @@ def make_step(
       tx: from `make_optimizer`.
       mesh: over which batches are split.
       forget_count: rows at the end of every batch that are forget rows, `data.forget_count`.
+      accumulate: in how many slices, see `step.unlearn_grad`.
       state_sharding: of an `UnlearnState` with the state of tx.
       target_sharding: of the frozen original; {} if there is none.
       noised_sharding: of "secret" and "reference", if the phase has noise.
     """
-    forget_part = partial(sharding.last_rows, at_least=forget_count, mesh=mesh)
+    forget_part = partial(sharding.last_rows, at_least=-(-forget_count // accumulate), mesh=mesh)
     return jit_step(
         model,
         objectives.build(phase.objective, forget_part=forget_part, **phase.objective_kw),
@@ -98,4 +100,5 @@ def make_step(
         replicated=sharding.replicated(mesh),
         noised_sharding=noised_sharding,
         clip_norm_l2=phase.optimizer.clip_norm_l2 if phase.noise.std else 0.0,
+        accumulate=accumulate,
     )

@@ -34,14 +34,15 @@ def make(
       key: batch k draws from fold_in(key, k).
     """
     cfg, mesh, source, split, model = setup
+    rows = cfg.batch_size // cfg.accumulate  # a backward pass is to need no more than in a step
     batches = data.make_eval(
         source,
         split.forget,
-        batch_size=cfg.batch_size,
+        batch_size=rows,
         task=cfg.task.to_dict(),
         seed=cfg.seed,
         is_forget=True,
-        places=sharding.local_rows(cfg.batch_size, mesh),
+        places=sharding.local_rows(rows, mesh),
         num_threads=cfg.data.num_threads,
         prefetch=cfg.data.prefetch,
     )

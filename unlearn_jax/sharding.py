@@ -127,16 +127,19 @@ def abstract(tree: Any, shardings: Any) -> Any:
     )
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
+def check_batch_size(
+    batch_size: int, mesh: Mesh, key: str = "batch_size", accumulate: int = 1
+) -> None:
     """Raises ValueError, with the nearest sizes that fit, unless all devices get equal rows.
 
-    key: of the config, where the size was set.
+    key: of the config, where the size was set; accumulate: slices, in which they get equal rows.
     """
-    devices = mesh.size
-    if batch_size % devices:
-        near = {batch_size // devices * devices, -(-batch_size // devices) * devices} - {0}
+    unit = mesh.size * accumulate
+    if batch_size % unit:
+        near = {batch_size // unit * unit, -(-batch_size // unit) * unit} - {0}
+        times = f", times accumulate={accumulate}" if accumulate > 1 else ""
         raise ValueError(
-            f"Expected {key} divisible by the {devices} devices, got {batch_size}. "
+            f"Expected {key} divisible by the {mesh.size} devices{times}, got {batch_size}. "
             f"Set --config.{key}={' or '.join(map(str, sorted(near)))}."
         )
 

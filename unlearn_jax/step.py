@@ -1,5 +1,6 @@
 """One update of the model: the state, the loss with the package's only sign flip, the step."""
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,8 @@ Metrics = dict[str, Float[Array, ""]]
 Objective = Callable[[Model, Params, Params, Batch, PRNGKeyArray], Terms]
 Combine = Callable[[Params, Params, Metrics], Params]
 Parts = tuple[Float[Array, ""], Float[Array, ""]]
+_KEY = jax.dtypes.prng_key
+_DRAWING = ("encode", "decode", "predict", "loss", "encode_noise", "noisy_loss")  # take `draws`
 
 
 @struct.dataclass
@@ -117,6 +120,8 @@ def unlearn_grad(
     key: PRNGKeyArray,
     *,
     combine: Combine = total,
+    accumulate: int = 1,
+    rows: NamedSharding | None = None,
     **settings: Any,
 ) -> tuple[Params, Metrics]:
     """(the gradient to descend, the metrics); one backward pass for `total`, two for the others.
@@ -127,8 +132,15 @@ def unlearn_grad(
       batch: of both kinds of rows.
       key: of this step.
       combine: of combine.py, with its options bound.
+      accumulate: slices of the batch, computed one after the other. The result is the same but for
+        the order of float32 sums: means and draws are those of the whole batch. What is not drawn
+        by row, Palette's dropout and whatever else uses the key, is drawn for each slice.
+      rows: the sharding of the batch, if it is sliced.
       settings: the rest of the arguments of `unlearn_parts`.
     """
+    if accumulate > 1:
+        options = {"accumulate": accumulate, "rows": rows, "combine": combine}
+        return _in_slices(params, target, batch, key, **options, **settings)
     if combine is total:
         return jax.grad(unlearn_loss, has_aux=True)(params, target, batch, key, **settings)
 
@@ -139,6 +151,53 @@ def unlearn_grad(
     one, zero = jnp.float32(1), jnp.float32(0)
     (retain_grad,), (forget_grad,) = pull_back((one, zero)), pull_back((zero, one))
     return combine(retain_grad, forget_grad, metrics), metrics
+
+
+def _in_slices(params, target, batch, key, accumulate, rows, model, combine, **settings):
+    draws, zero = model.draw(batch, key) if hasattr(model, "draw") else {}, jnp.float32(0)
+
+    def counts(batch):
+        return [(batch["valid"] & kind).sum() for kind in (~batch["is_forget"], batch["is_forget"])]
+
+    def add(sums, i):
+        def take(x):  # row r is in slice r % accumulate: of each device's rows the same share
+            if not x.ndim:
+                return jax.random.fold_in(x, i) if jnp.issubdtype(x.dtype, _KEY) else x
+            x = x.reshape(-1, accumulate, *x.shape[1:])
+            x = jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False)
+            return jax.lax.with_sharding_constraint(x, rows)
+
+        part, drawn = jax.tree.map(take, (dict(batch), draws))
+        own = jax.random.fold_in(key, i)
+        given = {"batch": part, "key": own, "model": _with_draws(model, own, drawn)}
+        parts = partial(unlearn_parts, target=target, **given, **settings)
+        values, pull_back, means = jax.vjp(parts, params, has_aux=True)
+        retain, forget = (n / jnp.maximum(m, 1) for n, m in zip(counts(part), whole, strict=True))
+        weights = ((retain, forget),) if combine is total else ((retain, zero), (zero, forget))
+        share = {"retain": retain, "forget": forget}
+        metrics = {name: share[name] * means[name] for name in share if name in means}
+        metrics["loss"] = retain * values[0] + forget * values[1]
+        return optax.tree.add(sums, [pull_back(weight)[0] for weight in weights]), metrics
+
+    whole = counts(batch)
+    sums = [optax.tree.zeros_like(params)] * (1 if combine is total else 2)
+    sums, metrics = jax.lax.scan(add, sums, jnp.arange(accumulate))
+    metrics = {name: values.sum() for name, values in metrics.items()}
+    return (sums[0] if combine is total else combine(*sums, metrics)), metrics
+
+
+def _with_draws(model: Model, key: PRNGKeyArray, draws: dict[str, Any]) -> Model:
+    """The model, which takes `draws` wherever it is called with this very key."""
+
+    def call(method, *args, **kwargs):
+        mine = any(x is key for x in (*args, *kwargs.values()))
+        return method(*args, **({"draws": draws} if mine else {}), **kwargs)
+
+    given = copy.copy(model)
+    for name in _DRAWING if draws else ():
+        if hasattr(model, name):
+            object.__setattr__(given, name, partial(call, getattr(model, name)))
+    return given
 
 
 def unlearn_step(
@@ -182,14 +241,17 @@ def jit_step(
     replicated: NamedSharding,
     noised_sharding: Any = None,
     clip_norm_l2: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[UnlearnState, Metrics]]:
     """The compiled `unlearn_step` of one phase. The state is donated, the target is not.
 
-    With `noised_sharding` it takes `noised` as a fourth argument.
+    With `noised_sharding` it takes `noised` as a fourth argument. `accumulate`: see `unlearn_grad`.
     """
     grad_fn = partial(
         unlearn_grad,
         combine=combine,
+        accumulate=accumulate,
+        rows=batch_sharding,
         model=model,
         objective=objective,
         retain_weight=retain_weight,

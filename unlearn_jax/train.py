@@ -36,6 +36,7 @@ from unlearn_jax import (
     distributed,
     flops,
     goals,
+    memory,
     metrics,
     optim,
     saliency,
@@ -75,9 +76,11 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     # A stage that changes or replaces a model belongs to the request of the runs beside it.
     setup, past = resolve(cfg, workdir, siblings=stage.rows != "train"), past_of(cfg)
     _, mesh, source, split, model = setup
-    sharding.check_batch_size(cfg.batch_size, mesh)
+    sharding.check_batch_size(cfg.batch_size, mesh, accumulate=cfg.accumulate)
     for name in stage.phases:
-        sharding.check_batch_size(cfg.phases[name].batch_size, mesh, f"phases.{name}.batch_size")
+        phase, key = cfg.phases[name], f"phases.{name}.batch_size"
+        accumulate = phase.accumulate or cfg.accumulate
+        sharding.check_batch_size(phase.batch_size or cfg.batch_size, mesh, key, accumulate)
     retain_rows = getattr(split, stage.rows)
 
     # ---- model and target --------------------------------------------------------------------
@@ -192,6 +195,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                         "reference": shardings[i].params,
                     }
             batch_size = phase.batch_size or cfg.batch_size
+            accumulate = phase.accumulate or cfg.accumulate
             if phase.goal:
                 directed = phase.objective_kw.get("direction", 0) > 0
                 columns, spent = goals.make(
@@ -233,16 +237,19 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 txs[i],
                 mesh,
                 forget_count=data.forget_count(batch_size, phase.forget_fraction, **used),
+                accumulate=accumulate,
                 state_sharding=shardings[i],
                 target_sharding=target_sharding,
                 noised_sharding=constants_sharding,
             )
             bar = _progress(f"{cfg.stage}: {name}", phase.steps, done, batch_size)
             log = metrics.IntervalLog(writer, name, batch_size, bar)
-            with contextlib.closing(batches), contextlib.closing(bar):
+            explained = memory.explained(step_fn, mesh.size * accumulate)
+            with explained as called_with, contextlib.closing(batches), contextlib.closing(bar):
                 for batch in batches:
                     log.spent("data_wait")
                     batch = sharding.global_batch(batch, mesh)
+                    called_with(state, target, batch, *constants)
                     if step == meta["phase_start"] + done:
                         start = time.perf_counter()
                         traced = step_fn.trace(state, target, batch, *constants)

@@ -80,7 +80,14 @@ def _values(config: ConfigDict) -> list[str]:
             problems.append(f"config.{path}: expected {expected}, got {got!r}")
 
     for path in (
-        *("batch_size", "log_every", "checkpoint.every", "checkpoint.keep", "probe_rows"),
+        *(
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint.every",
+            "checkpoint.keep",
+            "probe_rows",
+        ),
         *("data.image_size", "data.num_threads", "data.prefetch"),
         *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
         *("audit.rows", "audit.batch_size", "audit.relearn.images", "audit.relearn.rows"),
@@ -148,7 +155,13 @@ def _values(config: ConfigDict) -> list[str]:
             if used not in config.phases:
                 unknown = _unknown(used, config.phases.keys())
                 problems.append(f"config.stages.{name}.phases: {unknown}")
-            elif stage.scratch:
+                continue
+            spec = config.phases[used]
+            slices, objective = spec.get("accumulate") or config.accumulate, spec.get("objective")
+            good = slices == 1 or objective not in objectives.BATCH_COUPLED
+            want = f"1, for rows of {objective!r} depend on their whole batch"
+            expect(good, f"phases.{used}.accumulate", want, slices)
+            if stage.scratch:
                 problems += _needs_original(f"config.phases.{used}", config.phases[used], name)
             elif config.stages[name].rows == "retain":
                 problems += _needs_sets(f"config.phases.{used}", config.phases[used], config)
@@ -254,7 +267,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
             f"{path}.objective_kw.direction: made from views; set goal to 'views' or "
             f"'views+reference', got goal={spec.goal!r}"
         )
-    for key in ("steps", "probe_every", "batch_size"):
+    for key in ("steps", "probe_every", "batch_size", "accumulate"):
         if spec[key] < 0:
             problems.append(f"{path}.{key}: expected at least 0, got {spec[key]}")
     if min(spec.retain_weight, spec.forget_weight) < 0:

@@ -157,6 +157,22 @@ def test_an_interrupted_run_ends_with_the_same_results(run, checkpoints, tmp_pat
     assert calls == [8, 8, 5]  # of the row with the changed file, and of no other
 
 
+def test_images_in_bfloat16_are_recorded_and_not_mixed(run, checkpoints, tmp_path):
+    workdir, whole = run
+    cfg = config(dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"completed otherwise:\n.*images.dtype: .*bfloat16"):
+        protocol.run(cfg, checkpoints, workdir)
+    half = protocol.run(cfg, checkpoints, tmp_path)
+    assert half["config"]["protocol"]["dtype"] == "bfloat16"
+    pairs = [(half, whole), (half["rows"][0]["forget"], whole["rows"][0]["forget"])]
+    assert all(a != b for a, b in pairs)
+    files = [next((folder / "protocol/images").rglob("*.png")) for folder in (workdir, tmp_path)]
+    a, b = (np.asarray(Image.open(file)).astype(int) for file in files)
+    assert 1 <= abs(a - b).max() <= 8
+    with pytest.raises(ValueError, match="protocol.dtype: expected .*bfloat16.*, got 'float16'"):
+        protocol.run(config(dtype="float16"), checkpoints, tmp_path)
+
+
 def test_what_was_done_otherwise_is_recorded(checkpoints, tmp_path):
     compat = {"is_split_order": "class_grouped", "image_format": "jpeg_75_compat"}
     compat |= {"fid_reference": "resaved_gt"}

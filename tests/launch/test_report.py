@@ -79,19 +79,6 @@ def test_a_far_guess_that_fails_without_a_size_is_narrowed_down():
     assert found["compiles"] <= 6
 
 
-@pytest.mark.parametrize(
-    ("message", "needed"),
-    [
-        ("HLO temporaries (50.50G) exceeds available HBM (15.75G).", 50.5 * 2**30),
-        ("Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.", 17.25 * 2**30),
-        ("Used 900.00M of 15.75G hbm.", 900 * 2**20),
-        ("INTERNAL: something else", None),
-    ],
-)
-def test_the_compilers_refusal_is_read(message, needed):
-    assert report.needed_bytes(message) == needed
-
-
 def test_the_table_shows_every_number_it_has():
     step = {
         "batch": 128, "batch_per_chip": 8.0, "argument_bytes": 2**30, "state_bytes": 2**29,

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from unlearn_jax import models
 from unlearn_jax.models import layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -155,3 +156,10 @@ def test_group_norm_is_flax_s_and_so_are_its_gradients(dtype):
         ),
         *map(of, (ours, theirs)),
     )
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_float16_is_refused_with_what_to_take_instead(name):
+    assert models.build(name, dtype="bfloat16").dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"dtype must be one of .* 'float16'; .*, bfloat16 has"):
+        models.build(name, dtype="float16")

@@ -7,6 +7,7 @@ command goes on where it was interrupted. Several processes share the work of mo
 each decodes all images, the first one writes.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from unlearn_jax.evaluate import (
     towers,
 )
 from unlearn_jax.evaluate.results import provenance
+from unlearn_jax.models.layers import DTYPES
 from unlearn_jax.setup import Setup, resolve
 from unlearn_jax.validation import validate
 
@@ -86,6 +88,8 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
     sharding.check_batch_size(settings.batch_size, mesh, "protocol.batch_size")
     extractors = _extractors(settings, mesh)  # first: a missing tower should not cost a night
     setup = resolve(cfg, workdir)
+    if settings.dtype:
+        setup = setup._replace(model=dataclasses.replace(setup.model, dtype=settings.dtype))
     rows = _evaluation_rows(cfg, setup)
     if "kid" in settings.metrics and (short := _below_block(rows)):
         raise ValueError(f"config.protocol.metrics: {short} Leave kid out, or add images.")
@@ -166,6 +170,8 @@ def _problems(settings: ConfigDict, checkpoints: Mapping[str, Path]) -> list[str
     if "kid" in settings.metrics:
         good, got = "fid" in settings.metrics, settings.metrics
         expect(good, "config.protocol.metrics", '"fid" beside "kid", which shares its tower', got)
+    dtype = settings.dtype
+    expect(dtype in ("", *DTYPES), "config.protocol.dtype", f'"" or one of {DTYPES}', dtype)
     for name in ("batch_size", "shard_size", "grid_rows"):
         expect(settings[name] >= 1, f"config.protocol.{name}", "at least 1", settings[name])
     expect(settings.per_class >= 0, "config.protocol.per_class", "0 or more", settings.per_class)
@@ -231,6 +237,7 @@ def _complete_all(
         for model, folder in checkpoints.items():
             params, meta = checkpoint.load_params(folder, like)
             facts = {"model": cfg.model.to_dict(), "checksums": _digest(meta["checksums"])}
+            facts |= {"dtype": settings.dtype} if settings.dtype else {}
             models[model] = {"step": meta["step"], "checksums": facts["checksums"]}
             for (task, size), spec in todo.items():
                 files[model, task, size] = {

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unlearn_jax.models.layers import Down, Up
-
-_DTYPES = ("float32", "bfloat16", "float16")
+from unlearn_jax.models.layers import Down, Up, dtype_problem
 
 
 class _Encoder(nn.Module):
@@ -92,8 +90,8 @@ class Autoencoder:
             raise ValueError(
                 f"Autoencoder.latent_dim must be 0 (no bottleneck) or more, got {self.latent_dim}."
             )
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"Autoencoder.dtype must be one of {_DTYPES}, got {self.dtype!r}.")
+        if problem := dtype_problem(self.dtype):
+            raise ValueError(f"Autoencoder.dtype {problem}.")
         if not (math.isfinite(self.visible_weight) and self.visible_weight >= 0):
             raise ValueError(
                 "Autoencoder.visible_weight must be finite and at least 0, "

@@ -25,7 +25,16 @@ Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
 """(kept, place, hidden): the tokens that are not hidden, each once; where each is among these, any
 number if it is hidden; whether it is."""
 
+DTYPES = ("float32", "bfloat16")
+"""Of a model's computation."""
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def dtype_problem(dtype: str) -> str:
+    """What is wrong with a model's dtype, to be read after its name; "" if nothing is."""
+    hint = "; it overflows above 65,504, bfloat16 has the range of float32" * (dtype == "float16")
+    return "" if dtype in DTYPES else f"must be one of {DTYPES}, got {dtype!r}{hint}"
 
 
 @jax.custom_vjp

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.models import vit
-from unlearn_jax.models.layers import Masking, spread
+from unlearn_jax.models.layers import Masking, dtype_problem, spread
 
 PRESETS: dict[str, dict[str, int]] = {
     "base": {"dim": 768, "depth": 12, "heads": 12},
@@ -24,7 +24,6 @@ PRESETS: dict[str, dict[str, int]] = {
 }
 """Fields of the published models: `MAE(**PRESETS["large"])`."""
 
-_DTYPES = ("float32", "bfloat16")
 _MASKINGS = ("random", "task")
 
 
@@ -159,9 +158,10 @@ class MAE:
                 f"mask_ratio must hide some and leave some of the {self._patches} patches, "
                 f"got {self.mask_ratio}"
             )
-        for name, choices in (("masking", _MASKINGS), ("dtype", _DTYPES)):
-            if getattr(self, name) not in choices:
-                wrong.append(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.masking not in _MASKINGS:
+            wrong.append(f"masking must be one of {_MASKINGS}, got {self.masking!r}")
+        if problem := dtype_problem(self.dtype):
+            wrong.append(f"dtype {problem}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             wrong.append(
                 "mean and std must have three numbers each, those of std above 0, "

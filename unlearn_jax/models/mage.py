@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models import mage_decoding
 from unlearn_jax.models.compositing import composite, fill_hole, token_mask
-from unlearn_jax.models.layers import Masking
+from unlearn_jax.models.layers import Masking, dtype_problem
 from unlearn_jax.models.mage_parts import Decoder, Encoder, unused
 from unlearn_jax.models.vqgan import VQGAN
 
@@ -123,8 +123,8 @@ class MAGE:
             raise ValueError(
                 f"MAGE.composite_base must be 'original' or 'filled', got {self.composite_base!r}."
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"MAGE.dtype must be 'float32' or 'bfloat16', got {self.dtype!r}.")
+        if problem := dtype_problem(self.dtype):
+            raise ValueError(f"MAGE.dtype {problem}.")
         if self.vqgan.num_tokens < 2:
             raise ValueError(
                 f"MAGE.image_size={self.image_size} gives one token of {self.vqgan.stride} pixels; "

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models import diffusion, unet
+from unlearn_jax.models.layers import dtype_problem
 
 # What the release trains: the noise embedding too, which the decoder shares, so that what the
 # frozen decoder does shifts with it.
 UPSTREAM_TRAINABLE = ("encoder/.*",)
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _SCHEDULES = ("checkpoint", *diffusion.SCHEDULES)
 
 Params = Mapping[str, Any]
@@ -333,11 +333,9 @@ def _check_fields(model: Palette) -> None:
         refuse("timesteps", "2 or more")
     if not 0 < model.beta_start <= model.beta_end < 1:
         refuse("beta_start", f"in (0, beta_end], beta_end={model.beta_end} below 1")
-    for name, known in (
-        ("schedule", _SCHEDULES),
-        ("sampler", diffusion.SAMPLERS),
-        ("dtype", _DTYPES),
-    ):
+    if problem := dtype_problem(model.dtype):
+        raise ValueError(f"Palette.dtype {problem}.")
+    for name, known in (("schedule", _SCHEDULES), ("sampler", diffusion.SAMPLERS)):
         if getattr(model, name) not in known:
             refuse(name, f"one of {known}")
     total = diffusion.SCHEDULES.get(model.schedule, (model.timesteps,))[0]

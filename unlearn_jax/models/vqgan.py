@@ -15,9 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models.compositing import fill_hole
-from unlearn_jax.models.layers import GroupNorm
-
-_DTYPES = ("float32", "bfloat16")
+from unlearn_jax.models.layers import GroupNorm, dtype_problem
 
 
 class ResBlock(nn.Module):
@@ -153,8 +151,8 @@ class VQGAN:
                 f"VQGAN.groups must divide the channels of every level, got groups={self.groups}, "
                 f"ch={self.ch}, ch_mult={self.ch_mult}. Use fewer groups."
             )
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"VQGAN.dtype must be one of {_DTYPES}, got {self.dtype!r}.")
+        if problem := dtype_problem(self.dtype):
+            raise ValueError(f"VQGAN.dtype {problem}.")
         for name in ("commitment", "revival"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -16,10 +16,20 @@ def command(module: str, *flags: str) -> list[str]:
     return [sys.executable, "-m", module, *flags]
 
 
-def start(module: str, *flags: str, devices: int = 2, **options) -> subprocess.Popen:
+def start(
+    module: str, *flags: str, devices: int = 2, accelerator: str = "", **options
+) -> subprocess.Popen:
+    """The process; accelerator: "none" or "raises", see accelerator/sitecustomize.py."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
+    if accelerator:
+        environment |= like_accelerator(accelerator)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command(module, *flags), cwd=ROOT, env=environment, **(pipes | options))
+
+
+def like_accelerator(answers: str) -> dict[str, str]:
+    """What a process's environment needs besides, for the stand-in."""
+    return {"PYTHONPATH": f"{ROOT / 'tests/accelerator'}:{ROOT}", "ACCELERATOR": answers}
 
 
 def run(module: str, *flags: str, code: int = 0, **options) -> tuple[str, str]:

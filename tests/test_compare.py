@@ -11,12 +11,15 @@ from unlearn_jax.data import poison, splits
 CONFIG = f"--config={binaries.ROOT / 'tests' / 'tiny_compare.py'}"
 METHODS = ("calibrated", "calibrated_reference", "gradient_ascent")
 
+LIKE = {"devices": 8, "accelerator": "none"}  # what no plug-in of a GPU or TPU tells
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(workdir, stdout, stderr) of a comparison."""
     workdir = tmp_path_factory.mktemp("compare") / "run"
-    out, err = binaries.run("unlearn_jax.compare", CONFIG, f"--workdir={workdir}")
+    flags = (CONFIG, f"--workdir={workdir}")
+    out, err = binaries.run("unlearn_jax.compare", *flags, **LIKE)
     return workdir, out, err
 
 
@@ -94,7 +97,7 @@ def test_pictures_of_forget_images_and_of_unseen_ones_with_the_trigger(finished)
 def test_given_again_it_trains_and_measures_nothing(finished):
     workdir, _, _ = finished
     before = json.loads((workdir / "results.json").read_text())
-    _, err = binaries.run("unlearn_jax.compare", CONFIG, f"--workdir={workdir}")
+    _, err = binaries.run("unlearn_jax.compare", CONFIG, f"--workdir={workdir}", **LIKE)
     assert "pretrain" not in err and "img" not in err
     after = json.loads((workdir / "results.json").read_text())
     assert before | {"created": 0} == after | {"created": 0}

@@ -6,12 +6,15 @@ import pytest
 from tests import binaries
 from unlearn_jax.data import splits
 
+LIKE = {"devices": 8, "accelerator": "raises"}  # what no plug-in of a GPU or TPU tells
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(workdir, stdout, stderr) of a pipeline."""
     workdir = tmp_path_factory.mktemp("pipeline") / "run"
-    out, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={workdir}")
+    flags = (binaries.TINY, f"--workdir={workdir}")
+    out, err = binaries.run("unlearn_jax.pipeline", *flags, **LIKE)
     return workdir, out, err
 
 
@@ -65,6 +68,23 @@ def test_results_have_every_model_set_and_metric_with_interval_and_n(finished):
             assert of["example"]["measured"] > of["example"]["lower"]
 
 
+def test_the_cost_is_counted_where_no_plug_in_counts_it(finished):
+    workdir, out, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert 0.3 < results["cost"]["flops_ratio"] < 0.7  # 12 of 24 steps, of a loss or two
+    assert all(stage["flops"] > 1e8 for stage in results["stages"].values())
+    assert "not counted" not in (workdir / "report.html").read_text() + out
+
+
+def test_a_certified_request_ends_with_a_report_where_no_plug_in_counts(tmp_path):
+    config = f"--config={binaries.ROOT / 'tests/tiny_certified.py'}"
+    out, _ = binaries.run("unlearn_jax.pipeline", config, f"--workdir={tmp_path}", **LIKE)
+    assert out.rstrip().endswith(f"Report: {tmp_path / 'report.html'}")
+    folder = f"--workdir={tmp_path / 'unlearned'}"
+    out, _ = binaries.run("unlearn_jax.certify", "verify", folder, **LIKE)
+    assert "is missing" not in out
+
+
 def test_the_audits_are_in_the_results_and_on_the_page(finished):
     workdir, _, _ = finished
     results = json.loads((workdir / "results.json").read_text())
@@ -93,7 +113,7 @@ def test_the_three_models_share_one_split(finished):
 def test_given_again_it_does_nothing_twice(finished):
     workdir, _, _ = finished
     before = json.loads((workdir / "results.json").read_text())
-    _, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={workdir}")
+    _, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={workdir}", **LIKE)
     assert "pretrain" not in err and "decouple" not in err
     after = json.loads((workdir / "results.json").read_text())
     assert before | {"created": 0} == after | {"created": 0}

@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", SECTION, flags=re.S)
 def execute(folder, script):
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(binaries.ROOT),
+        **binaries.like_accelerator("none"),
         "JAX_NUM_CPU_DEVICES": "1",
         "SIZE": "rehearsal",
     }

@@ -39,7 +39,9 @@ def asked(message: str, patterns: tuple[str, ...] = _ASKED) -> float | None:
 
 def limit() -> int | None:
     """The bytes that a device has for arrays and programs; None if it does not say."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    with contextlib.suppress(RuntimeError):
+        return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return None
 
 
 def message(error: BaseException, fits: str = "") -> str:
@@ -100,6 +102,8 @@ def _bytes(step_fn: Any, like: list[Any], rows: int) -> float | None:
         found = step_fn.lower(*like[:2], batch, *like[3:]).compile().memory_analysis()
     except RuntimeError as error:  # a TPU's compiler refuses, and says how much
         return asked(str(error))
+    if found is None:
+        return None
     total = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
     return float(total - found.alias_size_in_bytes)
 

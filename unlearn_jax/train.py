@@ -249,8 +249,8 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
                 for batch in batches:
                     log.spent("data_wait")
                     batch = sharding.global_batch(batch, mesh)
-                    called_with(state, target, batch, *constants)
                     if step == meta["phase_start"] + done:
+                        called_with(state, target, batch, *constants)
                         start = time.perf_counter()
                         traced = step_fn.trace(state, target, batch, *constants)
                         step_fn, per_step = traced.lower().compile(), flops.of(traced)

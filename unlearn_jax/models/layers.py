@@ -9,8 +9,6 @@ follows the target platform, also when compiling ahead of time for another one. 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-
-from unlearn_jax.models.stacking import STACK
 
 Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
 """(kept, place, hidden): the tokens that are not hidden, each once; where each is among these, any
@@ -213,48 +209,6 @@ def attention(
     return jax.nn.dot_product_attention(
         q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
     )[:, :n]
-
-
-def chain(
-    parent: nn.Module,
-    block: Callable[..., nn.Module],
-    names: Sequence[str],
-    x: Array,
-    *more: Any,
-    remat: bool = False,
-) -> Array:
-    """Apply equal blocks one after the other, compiled as a loop over one of them.
-
-    Each has parameters of its own, by its name, of which a stack is made (of kernels in the dtype
-    of x, in which they would be used anyway), unless they are stacked already: `stacking.stack`.
-
-    Args:
-      parent: module whose `@nn.compact` method calls this.
-      block: makes one from `name` or `parent`; each maps x to something of its shape and dtype.
-      names: of the parent's blocks, in order.
-      x: what the first one gets.
-      *more: what each of them gets besides.
-      remat: compute each block again in the backward pass.
-    """
-    if parent.is_initializing():
-        for name in names:
-            x = block(name=name)(x, *more)
-        return x
-
-    def stack(path, *leaves):
-        dtype = x.dtype if path[-1].key == "kernel" else leaves[0].dtype
-        return jnp.stack([leaf.astype(dtype) for leaf in leaves])
-
-    def apply(x, params):
-        return block(parent=None).apply({"params": params}, x, *more), None
-
-    params = parent.variables["params"]
-    if STACK in params:
-        params = params[STACK]
-    else:
-        params = jax.tree_util.tree_map_with_path(stack, *(params[name] for name in names))
-    apply = jax.checkpoint(apply, prevent_cse=False) if remat else apply
-    return lax.scan(apply, x, params)[0]
 
 
 @jax.custom_vjp

@@ -3,15 +3,16 @@
 Names follow the published checkpoints: `blocks.3.attn.qkv` there is `blocks/block3/attn/qkv` here.
 """
 
-from functools import partial
-
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import tree_map_with_path
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from unlearn_jax.models.layers import attention, chain, gelu, one_pass, settle
+from unlearn_jax.models.layers import attention, gelu, one_pass, settle
+from unlearn_jax.models.stacking import DEEP, STACK
 
 
 class Attention(nn.Module):
@@ -67,7 +68,11 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A stack of blocks, named block0, block1, …; one is compiled, for all of them."""
+    """A stack of blocks, named block0, block1, …; many are compiled as a loop over one.
+
+    The loop reads a stack of their parameters: as `stacking.stack` has made it, else one made here,
+    of kernels in `dtype`, in which they would be used anyway.
+    """
 
     depth: int
     heads: int
@@ -80,9 +85,26 @@ class Blocks(nn.Module):
         self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
         """Tokens in `dtype`. With `remat` the backward pass computes each block again."""
-        block = partial(Block, self.heads, epsilon=self.epsilon, dtype=self.dtype)
+        x, options = x.astype(self.dtype), {"epsilon": self.epsilon, "dtype": self.dtype}
         names = [f"block{i}" for i in range(self.depth)]
-        return chain(self, block, names, x.astype(self.dtype), visible, remat=self.remat)
+        if self.depth < DEEP or self.is_initializing():
+            block = nn.remat(Block) if self.remat else Block
+            for name in names:
+                x = block(self.heads, **options, name=name)(x, visible)
+            return x
+
+        def stack(path, *leaves):
+            dtype = self.dtype if path[-1].key == "kernel" else leaves[0].dtype
+            return jnp.stack([leaf.astype(dtype) for leaf in leaves])
+
+        def apply(x, params):
+            block = Block(self.heads, **options, parent=None)
+            return block.apply({"params": params}, x, visible), None
+
+        params = self.variables["params"]
+        stacked = params.get(STACK) or tree_map_with_path(stack, *(params[n] for n in names))
+        apply = jax.checkpoint(apply, prevent_cse=False) if self.remat else apply
+        return jax.lax.scan(apply, x, stacked)[0]
 
 
 def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:

@@ -40,6 +40,7 @@ def audit(found, *, runs, significance=1e-3):
     return mechanism.judge(found, drawn)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_the_code_withstands_the_worst_case_that_we_know(name):
     found = audit(make(name), runs=3000)
@@ -49,6 +50,7 @@ def test_the_code_withstands_the_worst_case_that_we_know(name):
     assert power * high < low <= high and not found["bounds"]["refuted"]
 
 
+@pytest.mark.long
 def test_the_weaker_certifier_is_attacked_with_its_own_starts():
     found = audit(make("output_perturbation", "reference"), runs=3000)
     assert not found["bounds"]["refuted"] and "one at its centre" in found["repeated"]
@@ -58,6 +60,7 @@ def test_the_weaker_certifier_is_attacked_with_its_own_starts():
     assert refuted["refuted"] and "there is a bug" in refuted["text"]
 
 
+@pytest.mark.long
 def test_a_bug_in_the_noise_is_found_by_the_self_test(monkeypatch):
     right = mechanism.noisy.gaussian_noise
     monkeypatch.setattr(

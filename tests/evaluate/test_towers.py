@@ -103,6 +103,7 @@ def fill(family, tower, tensors):
     return params
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TOWERS)
 def test_features_are_those_of_torch(name):
     family, tower = TOWERS[name]
@@ -117,6 +118,7 @@ def test_features_are_those_of_torch(name):
         np.testing.assert_allclose(got[key], value, rtol=2e-5, atol=2e-5 * np.abs(value).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_has_as_many_parameters_as_published(name):
     _, tower, tensors, floats, trained = PUBLISHED[name]

@@ -204,6 +204,7 @@ def test_feature_maps_and_noise_are_those_of_torch():
     close(noise, golden["noise"])
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_torch():
     model, (batch, draws) = Palette(**SMALL), made_inputs()
     golden = np.load(GOLDEN)

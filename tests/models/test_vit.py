@@ -11,6 +11,7 @@ import pytest
 from unlearn_jax.models import vit
 
 
+@pytest.mark.long
 def test_what_a_gradient_reads_at_once_does_not_grow_with_the_depth(monkeypatch):
     def operands(depth):
         blocks = vit.Blocks(depth, heads=2)

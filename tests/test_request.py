@@ -118,6 +118,7 @@ def elsewhere(tmp_path):
     return cfg, tmp_path
 
 
+@pytest.mark.long
 def test_only_the_forget_set_at_hand(elsewhere):
     cfg, root = elsewhere
     results = pipeline.run(cfg, root / "run")

@@ -8,6 +8,8 @@ from unlearn_jax.audit import __main__ as binary
 from unlearn_jax.audit import mechanism
 from unlearn_jax.certify import certificate, sealed
 
+pytestmark = pytest.mark.long
+
 CASES = {
     "output_perturbation": {"init_radius": 0.5, "noise_std": 0.5},
     "noisy_finetune": {"init_radius": 0.5, "steps": 3, "step_size": 0.1, "clip_norm": 1.0,
@@ -40,7 +42,6 @@ def audit(found, *, runs, significance=1e-3):
     return mechanism.judge(found, drawn)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_the_code_withstands_the_worst_case_that_we_know(name):
     found = audit(make(name), runs=3000)
@@ -50,7 +51,6 @@ def test_the_code_withstands_the_worst_case_that_we_know(name):
     assert power * high < low <= high and not found["bounds"]["refuted"]
 
 
-@pytest.mark.long
 def test_the_weaker_certifier_is_attacked_with_its_own_starts():
     found = audit(make("output_perturbation", "reference"), runs=3000)
     assert not found["bounds"]["refuted"] and "one at its centre" in found["repeated"]
@@ -60,7 +60,6 @@ def test_the_weaker_certifier_is_attacked_with_its_own_starts():
     assert refuted["refuted"] and "there is a bug" in refuted["text"]
 
 
-@pytest.mark.long
 def test_a_bug_in_the_noise_is_found_by_the_self_test(monkeypatch):
     right = mechanism.noisy.gaussian_noise
     monkeypatch.setattr(

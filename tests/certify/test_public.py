@@ -14,6 +14,8 @@ from unlearn_jax.certify import public, verify
 from unlearn_jax.data import splits
 from unlearn_jax.models import MODELS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _wide_is_a_model():
@@ -64,7 +66,6 @@ def rewrite(folder, change):
     path.write_text(json.dumps(recorded))
 
 
-@pytest.mark.long
 def test_a_model_trained_without_the_forget_rows_is_public(runs, split):
     public.check(runs / "retrained", split)
     public.check(runs / "of_retrained", split)
@@ -158,7 +159,6 @@ def test_rows_of_another_version_of_the_data_cannot_be_compared(runs, split):
 # ---- certified around a public model -----------------------------------------------------------
 
 
-@pytest.mark.long
 def test_an_adapter_around_public_weights(runs, tmp_path):
     """(d): all leaves but the adapter's are public, and stay so; certifier 'reference'."""
     public = wide.Wide().init(jax.random.key(99))
@@ -185,7 +185,6 @@ def test_an_adapter_around_public_weights(runs, tmp_path):
         train.run(cfg, tmp_path / "leak")
 
 
-@pytest.mark.long
 def test_a_centre_trained_without_the_forget_set_is_accepted(runs, tmp_path):
     shutil.copytree(runs / "retrained", tmp_path / "retrained")
     around = {"centre_from": str(tmp_path / "retrained"), "certifier": "reference"}

@@ -15,6 +15,8 @@ from unlearn_jax.certify import certificate, noisy, run, sealed, verify
 from unlearn_jax.models import MODELS
 from unlearn_jax.step import overlay
 
+pytestmark = pytest.mark.long
+
 MECHANISMS = {
     "release": "output_perturbation",
     "noisy": "noisy_finetune",
@@ -104,7 +106,6 @@ def test_a_finished_run_is_left_alone_and_a_lost_certificate_is_issued_again(cop
     assert (copy / "certificate.json").read_bytes() == before
 
 
-@pytest.mark.long
 def test_an_interrupted_run_ends_with_the_same_parameters(runs, tmp_path, monkeypatch):
     cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "noisy", "retain"))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -133,7 +134,6 @@ def test_an_interrupted_run_ends_with_the_same_parameters(runs, tmp_path, monkey
     verify.verify(cut)
 
 
-@pytest.mark.long
 def test_two_runs_draw_other_noise(runs, tmp_path):
     cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "release"))
     like = checkpoint.stored(runs / "original")[0]
@@ -148,7 +148,6 @@ def test_two_runs_draw_other_noise(runs, tmp_path):
     assert difference.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * difference.size))
 
 
-@pytest.mark.long
 def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch):
     """Keys and counts of the phases from the noise on are the same after 2 and after 3 steps."""
     seen = []
@@ -216,7 +215,6 @@ def test_a_clip_that_never_or_always_acts_is_said(copy, shares, expected, text):
 # ---- what a report is told ---------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_both_bounds_of_a_run_and_what_is_said_if_either_cannot_be_believed(copy, runs):
     """Tampering with the audit itself: tests/audit/test_mechanism.py."""
     original = runs / "original"
@@ -315,7 +313,6 @@ def test_other_parameters_are_rejected(copy):
         verify.verify(copy)
 
 
-@pytest.mark.long
 def test_any_altered_byte_of_the_released_parameters_is_rejected(copy):
     """Of their files on disk; or it is one, such as padding, without which they are the same."""
     like, meta = checkpoint.stored(copy)

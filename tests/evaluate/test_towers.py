@@ -176,6 +176,7 @@ def test_an_export_has_the_counter_of_every_batch_norm(name):
     assert all(value.dtype == np.int64 and value.shape == () for value in buffers.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["inception_fid", "resnet50", "clip"])
 def test_accelerators_multiply_in_float32(name):
     _, tower = TOWERS[name]

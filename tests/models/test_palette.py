@@ -191,6 +191,7 @@ def test_fewer_steps_and_none_of_their_noise():
     assert np.abs(changed - first).max() > 1e-2
 
 
+@pytest.mark.long
 def test_dropout_in_training_only_and_by_the_key():
     (model, params, batch), plain = tiny(dropout=0.5), tiny()[0]
     draws = model.draw(batch, KEY)

@@ -101,6 +101,7 @@ def test_gradient_agrees_with_finite_differences(name):
         np.testing.assert_allclose(gradient[i], difference, rtol=5e-3, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_a_small_step_lowers_retain_terms_and_raises_forget_terms(name):
     params, target = student_and_original()

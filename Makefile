@@ -1,19 +1,23 @@
 # `make demo`: the whole request on a bundled sample. `make test`: the tests. Both set up what they
 # need in .venv; choose another interpreter with PYTHON=python3.12, another place with VENV=….
 # `make test EXTRAS=test,parity` also compares with PyTorch, transformers and diffusers.
+# `make quick`: the tests without those that start a process or are marked long; under two minutes.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m unlearn_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed-$(EXTRAS) lint
 	$(BIN)/python -m pytest -n 2
+
+quick: $(VENV)/installed-$(EXTRAS)
+	$(BIN)/python -m pytest -n 2 --quick
 
 lint: $(VENV)/installed-$(EXTRAS)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 
 os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
@@ -28,6 +29,7 @@ os.environ.update(
     JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
 )
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("unlearn_jax", "beartype.beartype")
@@ -36,6 +38,30 @@ LONGEST = ("rehearsal", "train", "readme", "compare", "meshes", "multiprocess", 
 LONGEST += ("sequence",)
 
 
-def pytest_collection_modifyitems(items):
+PROCESS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system")  # audit events
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="leave out what is marked long or starts a process"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
     """The longest files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
+    if config.option.quick:
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("long")])
+        items[:] = [i for i in items if not i.get_closest_marker("long")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_processes(pytestconfig):
+    """With --quick, a test is skipped where it would start a process: none needs to be named."""
+
+    def skip(event, _):
+        if event in PROCESS:
+            pytest.skip("starts a process")
+
+    if pytestconfig.option.quick:
+        sys.addaudithook(skip)

@@ -118,6 +118,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_noticed_and_the_one_before_is_used(workdir, damage, capfd):
     DAMAGE[damage](workdir / "checkpoints" / "6")

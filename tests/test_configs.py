@@ -34,6 +34,7 @@ def batch_like(config, b=2):
     return batch | {"is_forget": batch["valid"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_phase_of_every_config_has_a_gradient(name):
     config = importlib.import_module(f"configs.{name}").get_config()

@@ -9,6 +9,8 @@ from unlearn_jax import flops, models, objectives
 from unlearn_jax.evaluate import results
 from unlearn_jax.step import overlay, select, unlearn_grad
 
+pytestmark = pytest.mark.long
+
 KEY = jax.random.key(0)
 # Large enough for matrix products to be nearly all that counts; nothing here is run.
 SIZES = {

@@ -81,6 +81,7 @@ def test_what_is_equal_or_unused_is_not_executed():
     assert flops.executed(trace.jaxpr).total == 2 * one
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cifar10_mae", "cifar10_palette"])
 def test_an_unlearning_step_is_as_xla_counts_it(name):
     """XLA also counts elementwise operations: a few per cent."""

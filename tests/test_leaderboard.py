@@ -154,6 +154,7 @@ def test_images_on_the_page_are_those_of_the_grids(page, workdir):
     assert page.values("alt")[6 * 4 + 1] == "forget image 2: calibrated"
 
 
+@pytest.mark.long
 def test_twenty_methods_and_large_images_fit(tmp_path, results):
     results = copy.deepcopy(results)
     for i in range(15):

@@ -15,6 +15,8 @@ from unlearn_jax.setup import resolve
 from unlearn_jax.tokens import check_frozen
 from unlearn_jax.validation import validate
 
+pytestmark = pytest.mark.long
+
 
 def tiny_mage():
     cfg = tiny.get_config()

@@ -33,6 +33,8 @@ from unlearn_jax.models import diffusion
 from unlearn_jax.setup import resolve
 from unlearn_jax.step import UnlearnState, jit_step, select, unlearn_grad
 
+pytestmark = pytest.mark.long
+
 KEY = jax.random.key(0)
 ROWS = 64
 FORGET = 20

@@ -55,6 +55,7 @@ def batch_of(n, **flags):
     return {**make_batch(n, **flags), "goal": jnp.full(n, 0.5)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", objectives.OBJECTIVES)
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_model_has_every_objective(name, objective):
@@ -84,6 +85,7 @@ def student_and_original():
     return Toy().init(KEY), Toy().init(jax.random.key(1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_gradient_agrees_with_finite_differences(name):
     params, target = student_and_original()
@@ -99,6 +101,7 @@ def test_gradient_agrees_with_finite_differences(name):
         np.testing.assert_allclose(gradient[i], difference, rtol=5e-3, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", objectives.OBJECTIVES)
 def test_a_small_step_lowers_retain_terms_and_raises_forget_terms(name):
     params, target = student_and_original()

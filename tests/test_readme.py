@@ -78,6 +78,7 @@ def test_package_commands_in_their_order(command, runs):
     binaries.run(module, *(re.sub(r"(^|=)runs/", rf"\1{runs}/", flag) for flag in flags), *more)
 
 
+@pytest.mark.long
 def test_the_certified_request_was_verified_and_attacked(runs):
     """By the pipeline above, before the commands after it."""
     found = json.loads((runs / "certified" / "results.json").read_text())["certificate"]
@@ -119,7 +120,7 @@ def test_benchmarks_print_one_line_of_json(command):
         assert found["ratio"] == pytest.approx(ratio, rel=0.01)  # speeds are rounded, too
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "test", "quick"])
 def test_make_runs_what_the_tests_run(target, tmp_path):
     """`make demo` itself runs in .ci/run; here its recipe is compared with a command run above."""
     recipe = subprocess.run(
@@ -127,7 +128,12 @@ def test_make_runs_what_the_tests_run(target, tmp_path):
         cwd=binaries.ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     last = recipe.strip().splitlines()[-1].replace(f"{tmp_path}/venv/bin/", "")
-    assert last in {"demo": COMMANDS, "test": ["python -m pytest -n 2"]}[target]
+    expected = {
+        "demo": COMMANDS,
+        "test": ["python -m pytest -n 2"],
+        "quick": ["python -m pytest -n 2 --quick"],
+    }
+    assert last in expected[target]
     assert "-m venv" in recipe and "--constraint constraints.txt --editable" in recipe
 
 

@@ -62,6 +62,7 @@ def test_a_dry_run_writes_the_page_and_trains_nothing(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["request.html"]
 
 
+@pytest.mark.long
 def test_audit_says_that_a_model_is_missing_before_it_trains_any(tmp_path):
     cfg = tiny.get_config()
     train.run(cfg, tmp_path / "original")
@@ -117,6 +118,7 @@ def elsewhere(tmp_path):
     return cfg, tmp_path
 
 
+@pytest.mark.long
 def test_only_the_forget_set_at_hand(elsewhere):
     cfg, root = elsewhere
     results = pipeline.run(cfg, root / "run")
@@ -153,6 +155,7 @@ def test_a_holdout_reserved_from_the_folder_of_a_model_from_elsewhere_is_refused
         train.run(cfg, root / "run")
 
 
+@pytest.mark.long
 def test_proxy_data_for_a_model_trained_here(tmp_path):
     """The data set of the model is the same one, whatever stands in for the images it keeps."""
     cfg = tiny.get_config()

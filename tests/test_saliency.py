@@ -49,6 +49,7 @@ def test_gradient_is_that_of_the_losses_of_valid_rows_on_trainable_leaves():
     np.testing.assert_allclose(gradient["encoder"]["scale"], expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_make_reads_every_forget_row_once_and_nothing_else():
     cfg = tiny.get_config()
     setup = resolve(cfg)

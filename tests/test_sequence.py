@@ -10,6 +10,8 @@ from tests import tiny
 from unlearn_jax import checkpoint, config, data, pipeline, request, setup, train
 from unlearn_jax.data import lineage, open_source, served, splits
 
+pytestmark = pytest.mark.long
+
 CLASSES = ("ant", "bee", "cow")
 ASKED = (
     ["ant/1.png", "bee/4.png"],

@@ -14,6 +14,8 @@ import pytest
 from tests import binaries, tiny
 from unlearn_jax import checkpoint, metrics, models, objectives, train
 
+pytestmark = pytest.mark.long
+
 
 def params_of(workdir):
     cfg = tiny.get_config()

@@ -17,6 +17,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SMALL)
 def test_it_compares_losses_then_measures_all_sides(name, monkeypatch):
     pytest.importorskip("torch")
@@ -30,6 +31,7 @@ def test_it_compares_losses_then_measures_all_sides(name, monkeypatch):
     assert all(speed > 0 for speed in found.values())
 
 
+@pytest.mark.long
 def test_a_loss_that_differs_is_noticed(monkeypatch):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -19,6 +19,7 @@ def load(path):
     return module
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_validates_and_its_model_can_be_built(path):
     module = load(path)

@@ -25,6 +25,7 @@ def test_two_worlds_find_a_difference_and_stay_below_the_true_epsilon():
     assert mirrored["epsilon_gdp"] == pytest.approx(found["epsilon_gdp"], rel=0.3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mu", [0.0, 1.0])
 def test_the_lower_bound_is_wrong_no_more_often_than_its_significance(mu):
     """Also where nothing is different, and although threshold and direction were chosen."""

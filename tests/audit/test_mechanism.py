@@ -8,6 +8,8 @@ from unlearn_jax.audit import __main__ as binary
 from unlearn_jax.audit import mechanism
 from unlearn_jax.certify import certificate, sealed
 
+pytestmark = pytest.mark.long
+
 CASES = {
     "output_perturbation": {"init_radius": 0.5, "noise_std": 0.5},
     "noisy_finetune": {"init_radius": 0.5, "steps": 3, "step_size": 0.1, "clip_norm": 1.0,

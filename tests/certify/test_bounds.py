@@ -100,6 +100,7 @@ def adversary(epsilon, rho, shift, sigma, steps, distance, clip=None):
     return float(np.maximum(p - factor * q, 0).sum() * weight)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rho", "steps", "epsilon"), [(1.0, 1, 1.0), (1.0, 2, 1.0), (1.0, 6, 0.5), (0.9, 6, 1.0)]
 )
@@ -168,6 +169,7 @@ def decreasing(values):
     assert all(a > b for a, b in itertools.pairwise(values)), values
 
 
+@pytest.mark.long
 def test_monotone_in_every_direction():
     decreasing([bounds.gaussian_delta(0.7, e) for e in (0.0, 0.3, 1.0, 4.0)])
     decreasing([bounds.gaussian_epsilon(0.7, d) for d in (1e-12, 1e-5, 1e-2)])
@@ -224,6 +226,7 @@ def test_reflection_ends_above_a_finer_grid():
     assert finer <= found <= 1.002 * finer
 
 
+@pytest.mark.long
 def test_noise_for_a_target_meets_it():
     sigma = bounds.noisy_finetune_sigma(2.0, 20, 0.1, 1.0, 0.5, epsilon=2.0, delta=1e-6)
     mu = bounds.noisy_finetune_mu(2.0, 20, 0.1, 1.0, sigma, 0.5)

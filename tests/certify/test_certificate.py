@@ -50,6 +50,7 @@ def test_output_perturbation_is_two_radii_whatever_came_before():
     assert (weaker["sensitivity"], weaker["mu"]) == (0.5, 0.125)
 
 
+@pytest.mark.long
 def test_fine_tuning_is_accounted_from_two_radii_and_reflection_takes_the_smaller():
     settings = {"certifier": "retrain", "delta": 1e-3}
     found = certificate.account("noisy_finetune", TUNE, accountant="gdp", **settings)

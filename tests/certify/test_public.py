@@ -14,6 +14,8 @@ from unlearn_jax.certify import public, verify
 from unlearn_jax.data import splits
 from unlearn_jax.models import MODELS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _wide_is_a_model():

@@ -15,6 +15,8 @@ from unlearn_jax.certify import certificate, noisy, run, sealed, verify
 from unlearn_jax.models import MODELS
 from unlearn_jax.step import overlay
 
+pytestmark = pytest.mark.long
+
 MECHANISMS = {
     "release": "output_perturbation",
     "noisy": "noisy_finetune",

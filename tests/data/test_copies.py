@@ -303,6 +303,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
 # What is kept between runs.
 
 
+@pytest.mark.long
 def test_what_took_minutes_is_kept_and_read_again(tmp_path, monkeypatch):
     hashes = copies.hash_source(
         sources.open_source(kind="tfds", name="cifar10_sample", image_size=32)

@@ -258,6 +258,7 @@ def test_damage_found_while_training_is_named(tmp_path):
         list(data.make_eval(source, np.arange(4), batch_size=2, task=INPAINT, seed=0))
 
 
+@pytest.mark.long
 def test_load_opens_and_splits_what_the_config_says(tmp_path):
     cfg = config.default()
     cfg.data.name = "cifar10_sample"

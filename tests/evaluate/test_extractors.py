@@ -29,6 +29,7 @@ def convert(workdir, tower=CLIP, family="clip", seed=0, sha256="ab" * 32):
     return params
 
 
+@pytest.mark.long
 def test_a_converted_tower_is_loaded(tmp_path):
     params = convert(tmp_path / "a")
     tower, loaded, provenance = towers.load_tower(tmp_path / "a")

@@ -16,6 +16,8 @@ from tests import tiny
 from unlearn_jax import checkpoint, models, protocol_page
 from unlearn_jax.evaluate import preprocessing, protocol, statistics, tables, towers
 
+pytestmark = pytest.mark.long
+
 FORGET, RETAIN = ("cat", "dog"), ("ship", "frog", "truck")
 
 

@@ -64,6 +64,7 @@ def test_folded_norms_are_the_norms():
     np.testing.assert_allclose(found + folded["bias"], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_training_learns_and_repeats(sample):
     tower = SmallClassifier(width=4)
     images, labels = (part[:640] for part in sample["train"])

@@ -103,6 +103,7 @@ def fill(family, tower, tensors):
     return params
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TOWERS)
 def test_features_are_those_of_torch(name):
     family, tower = TOWERS[name]
@@ -117,6 +118,7 @@ def test_features_are_those_of_torch(name):
         np.testing.assert_allclose(got[key], value, rtol=2e-5, atol=2e-5 * np.abs(value).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_has_as_many_parameters_as_published(name):
     _, tower, tensors, floats, trained = PUBLISHED[name]
@@ -174,6 +176,7 @@ def test_an_export_has_the_counter_of_every_batch_norm(name):
     assert all(value.dtype == np.int64 and value.shape == () for value in buffers.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["inception_fid", "resnet50", "clip"])
 def test_accelerators_multiply_in_float32(name):
     _, tower = TOWERS[name]

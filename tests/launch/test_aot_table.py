@@ -62,6 +62,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_lines_become_tables_and_a_plot(folder):
     names = [f"{end}{name}" for name in (*aot_render.tables({}), "formula")
              for end in ("", "end of ")]  # fmt: skip

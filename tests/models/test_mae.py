@@ -152,6 +152,7 @@ def test_patches_are_kept_in_the_order_of_their_noise_and_ties_in_that_of_their_
     np.testing.assert_array_equal(raster[1], latent[1])
 
 
+@pytest.mark.long
 def test_task_masking_is_gathering():
     batch, _ = inputs()
     batch["mask"][1] = 0
@@ -172,6 +173,7 @@ def test_task_masking_is_gathering():
         assert_close(loss[row], loss_want[0], 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("k", "first", "last"), [(4, 5, 9), (8, 3, 11)])
 def test_the_reported_holes_hide_these_of_the_14_x_14_patches(k, first, last):
     """Our choice, nothing is published: protocol 4.3 derives the same boxes from the pixels."""
@@ -275,6 +277,7 @@ def test_methods_compare_the_same_patches():
     assert np.all(terms.forget[:2] < -1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name,values,tensors",
     [("base", 111_907_840, 254), ("large", 329_541_888, 398), ("huge", 657_074_508, 494)],

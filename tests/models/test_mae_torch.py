@@ -163,6 +163,7 @@ def test_params_are_those_of_torch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, random_params())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_loss_and_all_gradients(norm_pix_loss):
     batch, noise = inputs()

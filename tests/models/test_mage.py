@@ -102,6 +102,7 @@ def published():
     return found
 
 
+@pytest.mark.long
 def test_names_and_sizes_are_the_published_ones():
     model = MAGE(**PRESETS["ViT-B"])
     assert dict(named_shapes(FAMILY, model).values()) == published()
@@ -124,6 +125,7 @@ def test_names_and_sizes_are_the_published_ones():
     assert model.encode.__doc__ and MAGE(**PRESETS["ViT-L"]).dim == 1024
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "model,fields",
     [
@@ -210,6 +212,7 @@ def test_numbers_are_those_of_torch():
     assert not any(got[name] for name in set(got) - set(want["names"]))
 
 
+@pytest.mark.long
 def test_steps_and_images_are_those_of_torch():
     params, batch, given, want = weights(), make_batch(), draws(), golden()
     sampled, masked_again = jax.jit(MODEL.generation_step)(
@@ -223,6 +226,7 @@ def test_steps_and_images_are_those_of_torch():
     close(got, jnp.concatenate([want["generated"]] * 2))
 
 
+@pytest.mark.long
 def test_decode_restores_masked_tokens_and_keeps_the_others():
     got = everything(make_batch(), given_masks())
     rank = np.argsort(np.argsort(draws()["mask_noise"], axis=1), axis=1)
@@ -245,6 +249,7 @@ def test_masks_follow_the_published_distribution():
     assert keep.shape == (2, TOKENS + 1, 32) and abs(keep.mean() - 0.75) < 0.03
 
 
+@pytest.mark.long
 def test_the_same_key_draws_the_same_and_given_draws_win():
     params, batch = weights(), make_batch()
     run = jax.jit(MODEL.encode)
@@ -284,6 +289,7 @@ def test_random_labels_have_the_moments_of_the_ids_of_valid_images():
     assert np.abs(got["noisy_loss"] - got["loss"]).min() > 1e-3
 
 
+@pytest.mark.long
 def test_the_loss_of_the_tokenizer_trains_nothing_else():
     params, batch = weights(), make_batch()
     loss, grads = jax.jit(jax.value_and_grad(lambda p: MODEL.tokenizer_loss(p, batch, KEY).sum()))(
@@ -381,6 +387,7 @@ def generated():
     return generate(weights(), mixed_batch(), KEY)
 
 
+@pytest.mark.long
 def test_images_are_generated_as_if_alone():
     """Four times the same image, with the same index, give what it is among others."""
     batch, run = mixed_batch(), generate
@@ -421,6 +428,7 @@ def test_every_image_has_noise_of_its_own_or_all_the_same():
     assert same[0] == same[1] == same[2]
 
 
+@pytest.mark.long
 def test_hidden_pixels_are_not_looked_at_and_visible_ones_are_copied():
     batch = {name: jnp.stack([x[0], x[0]]) for name, x in make_batch().items()}
     hole = batch["mask"] == 1  # rows 4 to 9, columns 3 to 11
@@ -432,6 +440,7 @@ def test_hidden_pixels_are_not_looked_at_and_visible_ones_are_copied():
     assert np.abs(one - batch["image"][0])[4:10, 3:12].mean() > 0.1
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_same():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     shard = NamedSharding(mesh, PartitionSpec("data"))

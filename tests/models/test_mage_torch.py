@@ -238,6 +238,7 @@ def test_golden_file_is_what_torch_gives():
                 np.testing.assert_array_equal(file[name], want[name])
 
 
+@pytest.mark.long
 def test_gradients_of_every_parameter():
     _, grads, state = of_torch()
     params = filled(FAMILY, MODEL, state)

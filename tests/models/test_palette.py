@@ -39,6 +39,7 @@ def tiny(b=3, **fields):
     return model, params, batch | {"is_forget": jnp.full(b, True)}
 
 
+@pytest.mark.long
 def test_losses_and_estimates_are_those_of_torch():
     model, (batch, draws), params = Palette(**SMALL), made_inputs(), small_params()
     golden = np.load(GOLDEN)
@@ -64,6 +65,7 @@ def test_losses_and_estimates_are_those_of_torch():
         close(found[name], golden[name])
 
 
+@pytest.mark.long
 def test_samples_are_those_of_torch():
     model, (batch, draws), params = Palette(**SMALL), made_inputs(), small_params()
     golden = np.load(GOLDEN)
@@ -76,6 +78,7 @@ def test_samples_are_those_of_torch():
     close(jax.jit(model.sample_step)(*args), golden["first_step"])
 
 
+@pytest.mark.long
 def test_drawn_values_have_their_ranges_and_are_what_the_functions_use():
     model, params, batch = tiny(b=64)
     drawn = model.draw(batch, KEY)
@@ -135,6 +138,7 @@ def test_a_perfect_prediction_gives_the_image_and_no_loss(monkeypatch):
     np.testing.assert_allclose(model.loss(params, batch, KEY), np.full(3, 16 * 6 / 16), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_an_image_does_not_depend_on_its_neighbours():
     model, params, batch = tiny(b=8)
     batch["index"] = jnp.array([5, 2, -1, 7, 9, 0, 3, 4], jnp.int32)
@@ -187,6 +191,7 @@ def test_fewer_steps_and_none_of_their_noise():
     assert np.abs(changed - first).max() > 1e-2
 
 
+@pytest.mark.long
 def test_dropout_in_training_only_and_by_the_key():
     (model, params, batch), plain = tiny(dropout=0.5), tiny()[0]
     draws = model.draw(batch, KEY)
@@ -200,6 +205,7 @@ def test_dropout_in_training_only_and_by_the_key():
     assert text == same
 
 
+@pytest.mark.long
 def test_fresh_parameters_learn():
     model, _, batch = tiny()
     params = jax.jit(model.init)(jax.random.key(0))

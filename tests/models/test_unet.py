@@ -204,6 +204,7 @@ def test_feature_maps_and_noise_are_those_of_torch():
     close(noise, golden["noise"])
 
 
+@pytest.mark.long
 def test_gradients_are_those_of_torch():
     model, (batch, draws) = Palette(**SMALL), made_inputs()
     golden = np.load(GOLDEN)
@@ -236,6 +237,7 @@ def test_remat_keeps_names_and_computes_every_block_again():
     assert "remat" not in str(found)
 
 
+@pytest.mark.long
 def test_bfloat16_is_close_and_gives_float32():
     (batch, draws), key, params = made_inputs(), jax.random.key(0), small_params()
     model, full = Palette(**SMALL, dtype="bfloat16"), np.load(GOLDEN)["noise"]

@@ -13,6 +13,7 @@ from unlearn_jax.models import stacking, vit
 KEY = jax.random.key(0)
 
 
+@pytest.mark.long
 def test_what_a_gradient_reads_at_once_does_not_grow_with_the_depth(monkeypatch):
     def operands(depth):
         blocks = vit.Blocks(depth, heads=2)

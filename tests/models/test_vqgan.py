@@ -209,6 +209,7 @@ def test_numbers_are_those_of_torch():
     close([got[name] for name in want["names"]], want["gradient"])
 
 
+@pytest.mark.long
 def test_hole_is_grey_for_the_model_and_seen_by_its_loss():
     params, batch = weights(), make_batch()
     hidden = batch | {"image": jnp.where(batch["mask"] == 1, 0.5, batch["image"])}
@@ -303,6 +304,7 @@ def test_wrong_image_size():
         MODEL.loss(weights(), make_batch(size=32), KEY)
 
 
+@pytest.mark.long
 def test_revival_pulls_every_code_to_the_nearest_latent_of_each_image():
     batch, params = make_batch(), weights()
     model = dataclasses.replace(MODEL, revival=0.5)

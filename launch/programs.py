@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -36,7 +37,14 @@ class Program(NamedTuple):
     @property
     def platform(self) -> str:
         """Of the devices that it is for."""
-        return jax.tree.leaves(self.args)[0].sharding.mesh.devices.flat[0].platform
+        return self._arrays()[0].sharding.mesh.devices.flat[0].platform
+
+    def _arrays(self) -> list[Any]:
+        return [x for x in jax.tree.leaves(self.args) if hasattr(x, "sharding")]
+
+    def argument_bytes(self) -> int:
+        """What the arguments take on each device."""
+        return bytes_per_device(self._arrays())
 
     def lower(self) -> Any:
         """The program for the devices of its arguments' shardings."""
@@ -106,11 +114,22 @@ def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None 
         columns["goal"] = ((), np.float32)
         if phase.objective_kw.get("direction", 0) > 0:
             columns["view_output"] = ((size, size, 3), np.float16)
-    where = sharding.batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)
-        for name, (shape, dtype) in columns.items()
-    }
+    batch = {name: rows_like(mesh, rows, *column) for name, column in columns.items()}
+    if phase and phase.cache_tokens:
+        model = models.build(**cfg.model.to_dict())
+        codes = jax.eval_shape(model.tokens, params_like(cfg, model, mesh), batch)
+        batch["tokens"] = rows_like(mesh, rows, codes.shape[1:], np.int32)
+    return batch
+
+
+def rows_like(mesh: Mesh, rows: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An array of so many rows of a shape, split over all devices."""
+    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """ShapeDtypeStructs of the leaves of a tree, whole on every device."""
+    return sharding.abstract(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
 
 
 def params_like(cfg: ConfigDict, model: Model, mesh: Mesh) -> Params:
@@ -148,12 +167,13 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
 
     state = jax.eval_shape(new_state, params)
     state = sharding.abstract(state, sharding.params_sharding(state, mesh, **cfg.sharding))
-    everywhere = sharding.replicated(mesh)
     target, more = ({} if scratch else whole), ()
-    if spec.noise.std:
+    if spec.noise.std:  # nothing of the original but what the centre shares with it
+        trained = traverse_util.flatten_dict(params)
+        target = {k: v for k, v in traverse_util.flatten_dict(whole).items() if k not in trained}
+        target = traverse_util.unflatten_dict(target)
         secret = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
-        secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)
-        more = ({"secret": secret, "reference": params},)
+        more = ({"secret": everywhere(secret, mesh), "reference": params},)
     some = {  # which rows does not matter
         f"{kind}_rows": np.zeros(1, int) if spec[f"{kind}_weight"] else None
         for kind in ("retain", "forget")
@@ -164,9 +184,9 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         tx,
         mesh,
         forget_count=data.forget_count(max(rows, 2), spec.forget_fraction, **some),
-        state_sharding=_shardings(state),
-        target_sharding=_shardings(target),
-        noised_sharding=_shardings(more[0]) if more else None,
+        state_sharding=shardings_of(state),
+        target_sharding=shardings_of(target),
+        noised_sharding=shardings_of(more[0]) if more else None,
     )
     return Program(fn, (state, target, batch_like(cfg, mesh, rows, spec), *more), rows)
 
@@ -199,12 +219,12 @@ def evaluation_rows(cfg: ConfigDict, mesh: Mesh) -> int:
 
 
 def _evaluated(cfg: ConfigDict, model: Model, mesh: Mesh, rows: int) -> tuple[Any, ...]:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+    key = everywhere(jax.random.key(0), mesh)
     return params_like(cfg, model, mesh), batch_like(cfg, mesh, rows), key
 
 
-def _shardings(tree: Any) -> Any:
+def shardings_of(tree: Any) -> Any:
+    """A tree of the leaves' shardings."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 

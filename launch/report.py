@@ -8,7 +8,7 @@ from typing import Any
 
 from launch import hlo
 from launch.chips import GIB, Chip
-from launch.programs import Program, bytes_per_device
+from launch.programs import Program
 
 Report = dict[str, Any]
 QUICK = {"exec_time_optimization_effort": -1.0}
@@ -43,7 +43,7 @@ def measure(
     found: Report = {
         "batch": program.batch,
         "batch_per_chip": program.batch / chips,
-        "argument_bytes": sum(map(bytes_per_device, program.args)),
+        "argument_bytes": program.argument_bytes(),
         "flops": flops.total,
         "model_flops": model_flops or flops.total,
         "flops_at_most": bool(flops.bounded),

@@ -12,9 +12,11 @@ explains the numbers.
 """
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from absl import flags
@@ -36,6 +38,7 @@ flags.DEFINE_integer("eval_batch", 0, "The same of evaluation; by default protoc
 flags.DEFINE_string("phase", "", "The step of this phase; by default the one that unlearns.")
 flags.DEFINE_list("programs", list(PROGRAMS), "Which programs.")
 flags.DEFINE_bool("search", True, "Search for the largest batch of the step that fits.")
+flags.DEFINE_float("seconds", 120, "Begin nothing in that search that would end later; 0: all.")
 flags.DEFINE_bool("quick", False, "Compile in a fifth of the time, and not as well (TPUs only).")
 flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 flags.DEFINE_bool("in_this_process", False, "As the command itself does in a child process.")
@@ -121,15 +124,21 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
     if chip and args.search and "step" in found:
 
         def peak_at(per_chip: int) -> tuple[bool, float | None]:
-            emit(doing=f"compiling step, {per_chip} rows per chip, for {topology.name}")
             program = makers["step"](rows=per_chip * mesh.size)
             facts = measure(program, mesh.size, chip, options=quick)
             return facts["fits"], facts["peak_bytes"]
 
+        def peaks_at(batches: list[int]) -> list[tuple[bool, float | None]]:
+            each = " and ".join(map(str, batches))
+            emit(doing=f"compiling step, {each} rows per chip, for {topology.name}")
+            with ThreadPoolExecutor(len(batches)) as pool:
+                return list(pool.map(peak_at, batches))
+
         first = found["step"]
         known = {0: (True, float(fixed)), int(first["batch_per_chip"]): (first["fits"],
                  first["peak_bytes"])}  # fmt: skip
-        emit(largest=largest_batch(peak_at, known, chip.hbm_bytes))
+        seconds = args.seconds or math.inf
+        emit(largest=largest_batch(peaks_at, known, chip.hbm_bytes, seconds=seconds))
 
 
 if __name__ == "__main__":

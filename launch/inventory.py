@@ -54,7 +54,8 @@ def with_methods(cfg: ConfigDict) -> ConfigDict:
         if phase.objective == "calibrated" and not hasattr(model, "error"):
             phase.objective_kw.direction = 0.0
     new = {name: phase for name, phase in phases.items() if name not in cfg.phases}
-    cfg.phases.update(new)
+    with cfg.unlocked():
+        cfg.phases.update(new)
     stages = [name for stage in cfg.stages.values() for name in stage.phases]
     rest = tuple(name for name in cfg.phases if name not in stages)
     cfg.stages.unlearned.phases = (*cfg.stages.unlearned.phases, *rest)
@@ -120,10 +121,6 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
     def mean_loss():
         return Program(probe.jit_probe(model, mesh, key)[1], (params, probed_batch), probed)
 
-    def losses(kind, outputs=False):
-        args = params, params if "reference" in kind else None, batch
-        return Program(goals.jit_losses(kind, model, mesh, key, outputs), args, rows)
-
     def gradient():
         fn = saliency.jit_gradient(model, shardings_of(trained))
         return Program(fn, (trained, trained, params, batch, everywhere(key, mesh)), rows)
@@ -133,8 +130,8 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         "init": lambda: Program(
             jax.jit(model.init, out_shardings=shardings_of(params)), (everywhere(key, mesh),), 0
         ),
-        "goals: views and reference": partial(losses, "views+reference"),
-        "goals: quantiles": partial(losses, "quantiles"),
+        "goals: views and reference": partial(losses, cfg, mesh, "views+reference"),
+        "goals: quantiles": partial(losses, cfg, mesh, "quantiles"),
         "saliency: gradient": gradient,
         "saliency: mask": lambda: Program(saliency.largest, (trained, 0.5), 0),
         "probe": probing,
@@ -148,10 +145,19 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         ),
     }
     if hasattr(model, "error"):
-        found["goals: views and outputs"] = partial(losses, "views", outputs=True)
+        found["goals: views and outputs"] = partial(losses, cfg, mesh, "views", outputs=True)
     if hasattr(model, "tokens"):
         found["tokens"] = lambda: Program(tokens.jit_tokens(model, mesh), (params, batch), rows)
     return found
+
+
+def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Program:
+    """Of goals.py: the losses that goals of a kind are fitted to."""
+    model = models.build(**cfg.model.to_dict())
+    params, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, cfg.batch_size)
+    fn = goals.jit_losses(kind, model, mesh, jax.random.key(0), outputs)
+    args = params, params if "reference" in kind else None, batch
+    return Program(fn, args, cfg.batch_size)
 
 
 def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:

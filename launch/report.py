@@ -110,44 +110,55 @@ def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:
 
 
 def largest_batch(
-    peak_at: Callable[[int], tuple[bool, float | None]],
+    peaks_at: Callable[[list[int]], list[tuple[bool, float | None]]],
     known: Mapping[int, tuple[bool, float | None]],
     limit: float,
-    compiles: int = 6,
+    *,
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """The largest batch per chip that was compiled and fits, in few compilations.
 
-    Memory is close to affine in the batch. Two known batches predict the largest one, which is
-    compiled; what that says improves the prediction, until a batch that fits and one that does not
-    are within 5 % of each other.
+    Memory is close to affine in the batch. Two known batches predict the largest one. It and
+    another are compiled, both at once; what that says improves the prediction, until a batch that
+    fits and one that does not are within 5 % of each other.
 
     Args:
-      peak_at: (whether it fits, its peak bytes or None) of a batch per chip.
+      peaks_at: (whether it fits, its peak bytes or None) of each of some batches per chip.
       known: the same of what has been compiled already; 0 stands for the arguments that do not
         depend on the batch.
       limit: bytes that the chip has.
-      compiles: at most so many calls of `peak_at`.
+      seconds: begin no two compilations that would end later, were they to take as long as the
+        longest so far; the first two are begun.
+      clock: in seconds.
 
     Returns:
       {"batch_per_chip": 0 if none fits, "peak_bytes", "too_large": the smallest batch that was
-      compiled and does not fit, or None, "compiles", "predicted": what the last prediction is}.
+      compiled and does not fit, or None, "compiles", "predicted": what the last prediction is, not
+      compiled if it is larger, "seconds": what it took}.
     """
-    known, used = dict(known), 0
+    known, compiled, began, longest = dict(known), 0, clock(), 0.0
     while True:
         fitting = max(b for b, (fits, _) in known.items() if fits)
         failing = min((b for b, (fits, _) in known.items() if not fits), default=math.inf)
         predicted = _predict(known, fitting, failing, limit)
-        close = failing <= 1.05 * fitting
-        if used == compiles or close or not fitting < predicted < failing:
+        close, late = failing <= 1.05 * fitting, clock() - began + longest > seconds
+        if close or late or not fitting < predicted < failing:
             return {
                 "batch_per_chip": fitting,
                 "peak_bytes": known[fitting][1],
                 "too_large": None if failing == math.inf else failing,
-                "compiles": used,
+                "compiles": compiled,
                 "predicted": predicted,
+                "seconds": clock() - began,
             }
-        known[predicted] = peak_at(predicted)
-        used += 1
+        # What a program keeps whatever its batch is not all in its arguments: one size promises
+        # too little, so the second batch of the first two is larger, later ones smaller.
+        first = failing == math.inf and sum(bool(b) for b in known) < 2
+        other = 4 * predicted if first else max(fitting + 1, (fitting + predicted) // 2)
+        begun, tries = clock(), sorted({predicted, other})
+        known |= zip(tries, peaks_at(tries), strict=True)
+        compiled, longest = compiled + len(tries), max(longest, clock() - begun)
 
 
 def _predict(known: Mapping[int, tuple[bool, float | None]], fitting: int, failing: float,
@@ -219,12 +230,17 @@ def table(report: Report) -> str:
 def _largest_line(found: Report, chips: int) -> str:
     if not found["batch_per_chip"]:
         return "largest batch: not even one row per chip fits; shard the parameters (--mesh)."
-    rows = found["batch_per_chip"]
+    rows, predicted = found["batch_per_chip"], found["predicted"]
     text = (
-        f"largest batch: {rows * chips:,} ({rows} per chip, peak {_gib(found['peak_bytes'])}, "
-        f"{found['compiles']} more compilations)"
+        f"largest batch: {rows * chips:,} ({rows} per chip, compiled, peak "
+        f"{_gib(found['peak_bytes'])}; {found['compiles']} more compilations in "
+        f"{found['seconds']:.0f} s)"
     )
-    return text + (f"; {found['too_large']} per chip does not fit." if found["too_large"] else ".")
+    if found["too_large"]:
+        text += f"; {found['too_large']} per chip does not fit"
+    if predicted > rows:
+        text += f"; {predicted} per chip may fit: predicted, not compiled (--seconds)"
+    return text + "."
 
 
 def _try(cell: Callable[[Report], str], facts: Report) -> str:

@@ -146,6 +146,7 @@ if __name__ == "__main__":
     if "--all" in sys.argv:
         from launch import aot_all
 
+        aot_all.define_flags()
         cli.start(aot_all.main, needs=(), example="--all --minutes=5")
     else:
         cli.start(main, needs=("config",), example=EXAMPLE)

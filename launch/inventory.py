@@ -111,11 +111,10 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
     probed = -(-cfg.probe_rows // mesh.size) * mesh.size
     probed_batch = batch_like(cfg, mesh, probed)
 
-    def probing():
-        output, scalar = probed_batch["image"], everywhere(jnp.float32(0), mesh)
-        reference = {"output": output, "holdout": scalar}
+    def probing(scratch):
         both = {"forget": probed_batch, "holdout": probed_batch}
-        args = trained, params, both, reference
+        of = {"output": probed_batch["image"], "holdout": everywhere(jnp.float32(0), mesh)}
+        args = (params, {}, both, {}) if scratch else (trained, params, both, of)
         return Program(probe.jit_probe(model, mesh, key)[2], args, probed)
 
     def mean_loss():
@@ -134,7 +133,8 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         "goals: quantiles": partial(losses, cfg, mesh, "quantiles"),
         "saliency: gradient": gradient,
         "saliency: mask": lambda: Program(saliency.largest, (trained, 0.5), 0),
-        "probe": probing,
+        "probe": partial(probing, scratch=False),
+        "probe from scratch": partial(probing, scratch=True),
         "probe: mean loss": mean_loss,
         "probe: original's output": lambda: sampler(cfg, mesh, rows=probed),
         "noise: projection": lambda: Program(

@@ -27,16 +27,6 @@ MFU = (
     "and no fewer rows per chip, that bound is taken (marked *)."
 )
 
-flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5e:16x16.")
-flags.DEFINE_integer("slices", 1, "So many of them.")
-flags.DEFINE_float("price", 0, "Of a chip-hour, in any currency; 0: none is shown.")
-flags.DEFINE_float("mfu", 0.35, "Model FLOPs utilisation assumed of training.")
-flags.DEFINE_float("sampling_mfu", 0.20, "The same of everything else.")
-flags.DEFINE_float("start_minutes", 10, "Of all chips, for each command: machines, compiler.")
-flags.DEFINE_list("without", [], "Sections that are not needed, such as original,retrained.")
-flags.DEFINE_list("rows", [], "What the config does not tell: train=…,forget=…,… of images.")
-flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
-
 
 def main(cfg: ConfigDict) -> None:
     """The binary."""
@@ -159,4 +149,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5e:16x16.")
+    flags.DEFINE_integer("slices", 1, "So many of them.")
+    flags.DEFINE_float("price", 0, "Of a chip-hour, in any currency; 0: none is shown.")
+    flags.DEFINE_float("mfu", 0.35, "Model FLOPs utilisation assumed of training.")
+    flags.DEFINE_float("sampling_mfu", 0.20, "The same of everything else.")
+    flags.DEFINE_float("start_minutes", 10, "Of all chips, for each command: machines, compiler.")
+    flags.DEFINE_list("without", [], "Sections that are not needed, such as original,retrained.")
+    flags.DEFINE_list("rows", [], "What the config does not tell: train=…,forget=…,… of images.")
+    flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
     cli.start(main, needs=("config",), example=EXAMPLE)

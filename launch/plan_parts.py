@@ -203,7 +203,8 @@ class _Request:
                 yield from self.over(section, "saliency", "saliency: gradient", images)
             yield from self.part(section, name, f"step: {name}", times * phase.steps)
             probes = phase.steps // phase.probe_every if phase.probe_every else 0
-            yield from self.part(section, f"{name}, probe", "probe", times * probes)
+            scratch = " from scratch" * (section in ("original", "retrained", "reference"))
+            yield from self.part(section, f"{name}, probe", f"probe{scratch}", times * probes)
 
     def audits(self, models: int, viewed: int) -> Iterator[Part]:
         """Errors of every model, those of views of some, a backdoor, and relearning."""

@@ -11,6 +11,7 @@ goes on where it was. One that fails or does not fit is a line too, and stays mi
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,15 +67,24 @@ def compile_all(todo: list[Point], path: Path, seconds: float, jobs: int) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds if seconds else float("inf")
     by_model: dict[str, list[str]] = {}
+    stop = threading.Event()
     for point in todo:
         by_model.setdefault(point.model, []).append(point.program)
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(_compile_model, *item, path, end) for item in by_model.items()]
-        for task in tasks:
-            task.result()
+        tasks = [pool.submit(_compile_model, *item, path, end, stop) for item in by_model.items()]
+        try:
+            for task in tasks:
+                task.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            child.kill_all()
+            raise
 
 
-def _compile_model(model: str, names: list[str], path: Path, end: float) -> None:
+def _compile_model(
+    model: str, names: list[str], path: Path, end: float, stop: threading.Event
+) -> None:
     topology = parse_topology(MODELS[model][1])
     while names and (left := end - time.monotonic()) > 0:
         argv = ["--all", f"--models={model}", f"--only={','.join(names)}"]
@@ -90,7 +100,7 @@ def _compile_model(model: str, names: list[str], path: Path, end: float) -> None
                     names, doing = [name for name in names if name != doing], None
             return
         except ValueError as error:  # the process ended: with the others in another one
-            if doing is None:
+            if doing is None or stop.is_set():
                 raise
             _append(path, model, doing, {"error": str(error)})
             names = [name for name in names if name != doing]

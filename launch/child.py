@@ -15,6 +15,7 @@ from typing import Any
 from launch.chips import Topology
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+_running: set[subprocess.Popen] = set()
 
 
 def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, Any]]:
@@ -39,6 +40,7 @@ def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, An
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, env=environment, stderr=errors, **pipes) as child,
     ):
+        _running.add(child)
         try:
             for line in child.stdout:
                 if line.startswith("{"):
@@ -49,10 +51,18 @@ def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, An
         except BaseException:
             child.kill()
             raise
+        finally:
+            _running.discard(child)
         errors.seek(0)
         said = errors.read()
     if child.returncode:
         raise ValueError(_failure(child.returncode, said, doing))
+
+
+def kill_all() -> None:
+    """Ends the processes of `lines_of_child`, in whichever threads they are waited for."""
+    for child in list(_running):
+        child.kill()
 
 
 def _failure(code: int, said: str, doing: str) -> str:

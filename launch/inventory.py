@@ -39,7 +39,10 @@ CERTIFIED = {  # of the audits of mechanisms, each with the arguments that it ha
 
 
 def with_methods(cfg: ConfigDict) -> ConfigDict:
-    """The config with a phase for every method, combination and noise that its model supports."""
+    """The config with a phase for every method, combination and noise that its model supports.
+
+    Where it has one of that kind itself, none is added.
+    """
     cfg = cfg.copy_and_resolve_references()
     model = models.build(**cfg.model.to_dict())
     phases = {name: of for name, of in cifar10_compare.phases().items() if name != "reference"}
@@ -53,7 +56,12 @@ def with_methods(cfg: ConfigDict) -> ConfigDict:
         phase.batch_size = 0  # the config's
         if phase.objective == "calibrated" and not hasattr(model, "error"):
             phase.objective_kw.direction = 0.0
-    new = {name: phase for name, phase in phases.items() if name not in cfg.phases}
+    own = {_kind(cfg, phase)[:-1] for phase in cfg.phases.values()}
+    new = {
+        name: phase
+        for name, phase in phases.items()
+        if name not in cfg.phases and _kind(cfg, phase)[:-1] not in own
+    }
     with cfg.unlocked():
         cfg.phases.update(new)
     stages = [name for stage in cfg.stages.values() for name in stage.phases]

@@ -18,7 +18,15 @@ from ml_collections import ConfigDict
 
 from configs import cifar10_compare, quickstart_certified
 from launch import programs
-from launch.programs import Program, batch_like, everywhere, params_like, sampler, shardings_of
+from launch.programs import (
+    Program,
+    anywhere,
+    batch_like,
+    everywhere,
+    params_like,
+    sampler,
+    shardings_of,
+)
 from unlearn_jax import goals, models, objectives, probe, saliency, sharding, tokens
 from unlearn_jax.audit import measure, mechanism
 from unlearn_jax.certify import noisy
@@ -130,12 +138,12 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
 
     def gradient():
         fn = saliency.jit_gradient(model, shardings_of(trained))
-        return Program(fn, (trained, trained, params, batch, everywhere(key, mesh)), rows)
+        return Program(fn, (trained, trained, params, batch, anywhere(key)), rows)
 
-    secret = everywhere(jax.random.split(key, 4), mesh)
+    secret = anywhere(jax.random.split(key, 4))
     found: dict[str, Made] = {
         "init": lambda: Program(
-            jax.jit(model.init, out_shardings=shardings_of(params)), (everywhere(key, mesh),), 0
+            jax.jit(model.init, out_shardings=shardings_of(params)), (anywhere(key),), 0
         ),
         "goals: views and reference": partial(losses, cfg, mesh, "views+reference"),
         "goals: quantiles": partial(losses, cfg, mesh, "quantiles"),

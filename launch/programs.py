@@ -1,6 +1,7 @@
 """The programs of a config, by shape only: unlearning step, evaluation step and sampler."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,17 +35,9 @@ class Program(NamedTuple):
     args: tuple[Any, ...]
     batch: int
 
-    @property
-    def platform(self) -> str:
-        """Of the devices that it is for."""
-        return self._arrays()[0].sharding.mesh.devices.flat[0].platform
-
-    def _arrays(self) -> list[Any]:
-        return [x for x in jax.tree.leaves(self.args) if hasattr(x, "sharding")]
-
     def argument_bytes(self) -> int:
         """What the arguments take on each device."""
-        return bytes_per_device(self._arrays())
+        return bytes_per_device([x for x in jax.tree.leaves(self.args) if hasattr(x, "shape")])
 
     def lower(self) -> Any:
         """The program for the devices of its arguments' shardings."""
@@ -130,6 +123,11 @@ def rows_like(mesh: Mesh, rows: int, shape: tuple[int, ...], dtype: Any) -> jax.
 def everywhere(tree: Any, mesh: Mesh) -> Any:
     """ShapeDtypeStructs of the leaves of a tree, whole on every device."""
     return sharding.abstract(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
+
+
+def anywhere(tree: Any) -> Any:
+    """ShapeDtypeStructs of the leaves of a tree: keys and the like, which are on no mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def params_like(cfg: ConfigDict, model: Model, mesh: Mesh) -> Params:
@@ -219,7 +217,7 @@ def evaluation_rows(cfg: ConfigDict, mesh: Mesh) -> int:
 
 
 def _evaluated(cfg: ConfigDict, model: Model, mesh: Mesh, rows: int) -> tuple[Any, ...]:
-    key = everywhere(jax.random.key(0), mesh)
+    key = anywhere(jax.random.key(0))
     return params_like(cfg, model, mesh), batch_like(cfg, mesh, rows), key
 
 
@@ -236,7 +234,8 @@ def parameters(tree: Any) -> int:
 def bytes_per_device(tree: Any) -> int:
     """What the leaves of a tree take on each device."""
     return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * _itemsize(leaf)
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+        * _itemsize(leaf)
         for leaf in jax.tree.leaves(tree)
     )
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from launch import hlo
 from launch.chips import GIB, Chip
 from launch.programs import Program
@@ -62,7 +64,8 @@ def measure(
         memory = compiled.memory_analysis()
         moved = hlo.moved(compiled.as_text())
         peak = memory.peak_memory_in_bytes
-        if not program.platform == "tpu":  # whose peak is not that of everything
+        (device, *_) = jax.tree.leaves(compiled.output_shardings)[0].device_set
+        if device.platform != "tpu":  # whose peak is not that of everything
             peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
             peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
         found |= {"fits": not chip or peak <= chip.hbm_bytes, "peak_bytes": peak}

@@ -18,7 +18,7 @@ OVERRIDES = (
 def plain(text):
     """Without where it was written, and with every key alike."""
     text = re.sub(r"^#loc.*\n", "", text, flags=re.M)
-    text = re.sub(r' loc\((?:#loc\d*|unknown|"[^"]*"(?:\([^)]*\))?)\)', "", text)
+    text = re.sub(r" loc\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", "", text)
     return re.sub(r"dense<\S+ \S+> : tensor<2xui32>", "dense<KEY> : tensor<2xui32>", text).strip()
 
 

@@ -14,10 +14,18 @@ def tables(lines: Lines, every: Sequence[Point]) -> dict[str, str]:
     small = [model for model in MODELS if model.endswith("-small")]
     full = [model for model in MODELS if model not in small]
     return {
-        "all": _summary(lines, every),
+        "all": f"{_provenance(lines, every)}\n\n{_summary(lines, every)}",
         "small": _programs(lines, every, small),
         "full": _programs(lines, every, full),
     }
+
+
+def _provenance(lines: Lines, every: Sequence[Point]) -> str:
+    good = [lines[p] for p in every if lines.get(p, {}).get("fits")]
+    text = f"{len(good)} of {len(every)} programs"
+    versions = sorted({f"{k} {v}" for of in good for k, v in of.get("versions", {}).items() if v})
+    dates = sorted({of["created"][:10] for of in good if "created" in of})
+    return "; ".join([text, *([", ".join(versions)] if versions else []), *dates]) + "."
 
 
 def _summary(lines: Lines, every: Sequence[Point]) -> str:

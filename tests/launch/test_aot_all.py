@@ -9,7 +9,8 @@ from launch.all_programs import Point
 from tests import binaries
 from tests.launch.test_aot import HAS_LIBTPU
 
-FITS = {"fits": True, "peak_bytes": 2**30, "cpu_s": 12.4}
+FITS = {"fits": True, "peak_bytes": 2**30, "cpu_s": 12.4, "versions": {"jax": "0.10.2"},
+        "created": "2026-11-28T22:31:24+00:00"}  # fmt: skip
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def test_lines_become_tables():
     lines = {every[0]: FITS, every[1]: {"error": "x", "cpu_s": 2.0},
              every[2]: {"fits": False, "cpu_s": 3.0}}  # fmt: skip
     made = all_render.tables(lines, every)
+    assert made["all"].startswith("1 of 4 programs; jax 0.10.2; 2026-11-28.")
     assert "| mae-small | v5e:2x2 | 1 | 1 | 1.00 | init | 12 |" in made["all"]
     assert "| mae | v5e:4x4 | 3 | 0 | – | – | 5 |" in made["all"]
     assert "| init |  | 1.00, 12 s |  |  |" in made["small"]

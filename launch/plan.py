@@ -43,11 +43,7 @@ def main(cfg: ConfigDict) -> None:
     validate(cfg)
     topology = chips.parse_topology(args.topology, args.slices)
     rows = plan_parts.count_rows(cfg, plan_parts.parse_rows(args.rows))
-    parts = plan_parts.request(cfg, topology.chips, rows)
-    if unknown := set(args.without) - {part.section for part in parts}:
-        known = ", ".join(dict.fromkeys(part.section for part in parts))
-        raise ValueError(f"Expected --without among {known}; got {sorted(unknown)}.")
-    parts = [part for part in parts if part.section not in args.without]
+    parts = plan_parts.request(cfg, topology.chips, rows, args.without)
     mfu = {"training": args.mfu, "sampling": args.sampling_mfu}
     report = price(cfg, topology, parts, mfu, args.start_minutes, args.price)
     report["images"] = rows._asdict()

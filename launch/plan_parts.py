@@ -120,19 +120,35 @@ def count_rows(cfg: ConfigDict, given: dict[str, int]) -> Rows:
     return Rows(train, n_forget, n_retain, holdout, given.get("evaluated", evaluated))
 
 
-def request(cfg: ConfigDict, chips: int, rows: Rows) -> list[Part]:
-    """All parts of a request, of `compare` if the config has methods, else of `pipeline`."""
-    return list(_Request(cfg, chips, rows).parts())
+def request(cfg: ConfigDict, chips: int, rows: Rows, without: Sequence[str] = ()) -> list[Part]:
+    """All parts of a request, of `compare` if the config has methods, else of `pipeline`.
+
+    Args:
+      cfg: a valid config.
+      chips: so many.
+      rows: of `count_rows`.
+      without: sections to leave out.
+
+    Raises:
+      ValueError: there is no such section.
+    """
+    asked = _Request(cfg, chips, rows, without)
+    parts = list(asked.parts())
+    if unknown := set(without) - asked.sections:
+        known = ", ".join(sorted(asked.sections))
+        raise ValueError(f"Expected --without among {known}; got {sorted(unknown)}.")
+    return parts
 
 
 class _Request:
-    def __init__(self, cfg: ConfigDict, chips: int, rows: Rows):
+    def __init__(self, cfg: ConfigDict, chips: int, rows: Rows, without: Sequence[str]):
         devices = np.empty((chips, 1), object)
         devices[...] = jax.devices()[0]  # one device many times: it is only asked for shapes
         self.cfg, self.rows, self.mesh = cfg, rows, Mesh(devices, programs.AXES)
         self.made = inventory.programs_of(cfg, self.mesh)
         self.phases = inventory.with_methods(cfg)  # in a stage each
         self.known: dict[str, tuple[int, float, float]] = {}
+        self.without, self.sections = without, set[str]()
 
     def cost(self, name: str) -> tuple[int, float, float]:
         """(images, FLOPs, bytes of arguments on each chip) of a call of a program."""
@@ -150,8 +166,9 @@ class _Request:
         return self.known[name]
 
     def part(self, section: str, name: str, program: str, calls: float) -> Iterator[Part]:
-        """So many calls of a program."""
-        if calls:
+        """So many calls of a program, unless the section is left out."""
+        self.sections.add(section)
+        if calls and section not in self.without:
             training = program.startswith(("step", "saliency", "audit: relearning"))
             sampling = program.startswith(("completion", "audit", "probe"))
             nearest = "step" if program.startswith("step") else "sampler" if sampling else ""
@@ -160,7 +177,8 @@ class _Request:
 
     def over(self, section: str, name: str, program: str, images: float) -> Iterator[Part]:
         """As many calls of a program as show it that many images."""
-        if images:
+        self.sections.add(section)
+        if images and section not in self.without:
             yield from self.part(section, name, program, images / self.cost(program)[0])
 
     def parts(self) -> Iterator[Part]:

@@ -37,7 +37,8 @@ class Program(NamedTuple):
 
     def argument_bytes(self) -> int:
         """What the arguments take on each device."""
-        return bytes_per_device([x for x in jax.tree.leaves(self.args) if hasattr(x, "shape")])
+        arrays = [x for x in jax.tree.leaves(self.args) if isinstance(x, jax.ShapeDtypeStruct)]
+        return bytes_per_device(arrays)
 
     def lower(self) -> Any:
         """The program for the devices of its arguments' shardings."""

@@ -100,6 +100,20 @@ def test_a_request_calls_its_programs_as_often_as_its_config_says():
     assert of(parts, "audits", "of views").flops == pytest.approx(7 * completed.flops)
 
 
+def test_the_published_evaluation_shows_towers_every_image():
+    cfg = aot_formula.load("tests/tiny.py")
+    cfg.request.update({"kind": "classes", "classes": ("cat", "dog")})
+    cfg.protocol.update({"inpaint": (8,), "outpaint": (4, 8), "batch_size": 32})
+    rows = plan_parts.count_rows(cfg, {})
+    assert (rows.forget, rows.evaluated) == (500, 500)  # 50 test images of each class
+    others = ("original", "unlearned", "retrained", "audits", "evaluation")
+    parts = plan_parts.request(cfg, 4, rows, without=others)
+    assert of(parts, "protocol", "completed images").calls == pytest.approx(3 * 3 * 500 / 32)
+    tower = of(parts, "protocol", "tower of cifar10_classifier")
+    assert tower.calls == pytest.approx((3 * 3 + 1) * 500 / 32)  # and the originals
+    assert tower.argument_bytes > 1e5 and {p.section for p in parts} == {"protocol"}
+
+
 def test_a_comparison_trains_every_method_with_every_seed():
     cfg = quickstart_compare.get_config()
     parts = plan_parts.request(cfg, 4, plan_parts.count_rows(cfg, {}))
@@ -124,4 +138,4 @@ def test_the_table_hides_nothing():
     _, err = binaries.run(
         "launch.plan", binaries.TINY, "--topology=v5e:2x2", "--without=nothing", code=1
     )
-    assert "Expected --without among original" in err
+    assert "Expected --without among audits, evaluation, original" in err

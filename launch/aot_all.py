@@ -24,13 +24,15 @@ from launch import child
 from launch.all_programs import LINES, MODELS, Point, done, makers, missing, points
 from launch.chips import parse_topology
 
+TOGETHER = 8  # programs in a process, which takes seconds to start; the last ones share the cores
+
 
 def define_flags() -> None:
     """Those of `launch.aot` with --all."""
     flags.DEFINE_bool("all", False, "Every distinct program of a request, for all models.")
     flags.DEFINE_bool("missing", False, "List the programs that are not done, and compile none.")
     flags.DEFINE_float("minutes", 0, "Begin no program after that time; 0: all.")
-    flags.DEFINE_integer("jobs", os.cpu_count() or 1, "So many models at once.")
+    flags.DEFINE_integer("jobs", os.cpu_count() or 1, "So many processes at once.")
     flags.DEFINE_list("models", list(MODELS), "Only these.")
     flags.DEFINE_list("only", [], "Only these programs.")
     flags.DEFINE_string("out", str(LINES), "Where the lines are.")
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def compile_all(todo: list[Point], path: Path, seconds: float, jobs: int) -> None:
-    """Appends a line for each program, each model in a process of its own."""
+    """Appends a line for each program, a few of a model in each process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds if seconds else float("inf")
     by_model: dict[str, list[str]] = {}
@@ -71,7 +73,11 @@ def compile_all(todo: list[Point], path: Path, seconds: float, jobs: int) -> Non
     for point in todo:
         by_model.setdefault(point.model, []).append(point.program)
     with ThreadPoolExecutor(jobs) as pool:
-        tasks = [pool.submit(_compile_model, *item, path, end, stop) for item in by_model.items()]
+        tasks = [
+            pool.submit(_compile_some, model, names[first : first + TOGETHER], path, end, stop)
+            for model, names in by_model.items()
+            for first in range(0, len(names), TOGETHER)
+        ]
         try:
             for task in tasks:
                 task.result()
@@ -82,7 +88,7 @@ def compile_all(todo: list[Point], path: Path, seconds: float, jobs: int) -> Non
             raise
 
 
-def _compile_model(
+def _compile_some(
     model: str, names: list[str], path: Path, end: float, stop: threading.Event
 ) -> None:
     topology = parse_topology(MODELS[model][1])

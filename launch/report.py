@@ -156,9 +156,11 @@ def largest_batch(
                 "seconds": clock() - began,
             }
         # What a program keeps whatever its batch is not all in its arguments: one size promises
-        # too little, so the second batch of the first two is larger, later ones smaller.
-        first = failing == math.inf and sum(bool(b) for b in known) < 2
-        other = 4 * predicted if first else max(fitting + 1, (fitting + predicted) // 2)
+        # too little. Two promise as much as there is, or a little more.
+        if failing < math.inf:
+            other = max(fitting + 1, (fitting + predicted) // 2)
+        else:
+            other = 4 * predicted if sum(map(bool, known)) < 2 else int(0.96 * predicted)
         begun, tries = clock(), sorted({predicted, other})
         known |= zip(tries, peaks_at(tries), strict=True)
         compiled, longest = compiled + len(tries), max(longest, clock() - begun)

@@ -51,6 +51,15 @@ def test_what_is_not_affine_is_corrected():
     assert found["batch_per_chip"] == 23 and len(asked) <= 4
 
 
+def test_where_the_prediction_just_fails_a_batch_near_it_is_known_to_fit():
+    # of MAGE on a chip of 15.75: 295 fit, 297 do not
+    peaks_at, asked = compiler(15.75, lambda b: 1.63 + 0.0475 * b + 0.3 * (b > 295))
+    known = {b: (True, 1.63 + 0.0475 * b) for b in (0, 8, 64)}
+    found = report.largest_batch(peaks_at, known, 15.75)
+    assert asked == [285, 297]
+    assert (found["batch_per_chip"], found["too_large"]) == (285, 297)  # within 5 %
+
+
 def test_a_batch_that_does_not_fit_is_an_answer():
     peaks_at, _ = compiler(100, lambda b: 10 + 3 * b)
     found = report.largest_batch(peaks_at, {0: (True, 10.0), 64: (False, 202.0)}, 100)

@@ -157,9 +157,8 @@ def largest_batch(
             }
         # What a program keeps whatever its batch is not all in its arguments: one size promises
         # too little. Two promise as much as there is, or a little more.
-        if failing < math.inf:
-            other = max(fitting + 1, (fitting + predicted) // 2)
-        else:
+        other = max(fitting + 1, (fitting + predicted) // 2)
+        if failing > 1.25 * predicted:
             other = 4 * predicted if sum(map(bool, known)) < 2 else int(0.96 * predicted)
         begun, tries = clock(), sorted({predicted, other})
         known |= zip(tries, peaks_at(tries), strict=True)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from launch.chips import parse_topology
 
 LINES = Path("results/scale/programs.jsonl")
-MODELS = {  # config and topology; 4,096 rows of MAGE's pretraining need 16 chips
+# Config and topology: 4,096 rows of MAGE's pretraining need 16 chips, 96 of Palette's 32.
+MODELS = {
     "autoencoder-small": ("configs/quickstart.py", "v5e:2x2"),
     "mae-small": ("configs/cifar10_mae.py", "v5e:2x2"),
     "mage-small": ("configs/cifar10_mage.py", "v5e:2x2"),
@@ -16,9 +17,9 @@ MODELS = {  # config and topology; 4,096 rows of MAGE's pretraining need 16 chip
     "autoencoder": ("configs/cifar10_autoencoder.py", "v5e:4x4"),
     "mage": ("configs/imagenet_mage.py", "v5e:4x4"),
     "mae": ("configs/imagenet_mae.py", "v5e:4x4"),
-    "palette": ("configs/places365_palette.py", "v5e:4x4"),
+    "palette": ("configs/places365_palette.py", "v5e:4x8"),
 }
-OF_NO_MODEL = ("tower: ", "moments: ", "audit of ")  # the same for all models on a topology
+OF_NO_MODEL = ("tower: ", "moments: ", "audit of ")  # the same for all models
 
 
 class Point(NamedTuple):
@@ -31,9 +32,9 @@ class Point(NamedTuple):
 def points() -> list[Point]:
     """All programs; what is the same for two models once."""
     found: dict[tuple[str, str], Point] = {}
-    for model, (_, topology) in MODELS.items():
+    for model in MODELS:
         for program in makers(model, local=True):
-            shared = topology if program.startswith(OF_NO_MODEL) else model
+            shared = "" if program.startswith(OF_NO_MODEL) else model
             found.setdefault((shared, program), Point(model, program))
     return list(found.values())
 

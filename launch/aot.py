@@ -11,27 +11,23 @@ batch that fits. No data is read, no parameters are made, no accelerator is book
 explains the numbers.
 """
 
-import datetime
-import importlib.metadata
-import importlib.util
 import json
-import os
+import math
 import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from launch import chips
+from launch.child import check_libtpu, emit, lines_of_child, now, versions
 from launch.chips import Topology
 from unlearn_jax import cli
 
 PROGRAMS = ("step", "evaluation", "sampler")
-PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 EXAMPLE = "--config=configs/imagenet_mage.py --topology=v5e:16x16 --batch=2048"
 
 flags.DEFINE_string("topology", None, "CHIP:SHAPE, such as v5e:16x16 or v5p:2x2x4, or local.")
@@ -42,6 +38,7 @@ flags.DEFINE_integer("eval_batch", 0, "The same of evaluation; by default protoc
 flags.DEFINE_string("phase", "", "The step of this phase; by default the one that unlearns.")
 flags.DEFINE_list("programs", list(PROGRAMS), "Which programs.")
 flags.DEFINE_bool("search", True, "Search for the largest batch of the step that fits.")
+flags.DEFINE_float("seconds", 120, "Begin nothing in that search that would end later; 0: all.")
 flags.DEFINE_bool("quick", False, "Compile in a fifth of the time, and not as well (TPUs only).")
 flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 flags.DEFINE_bool("in_this_process", False, "As the command itself does in a child process.")
@@ -63,11 +60,7 @@ def main(cfg: ConfigDict) -> None:
     if topology.name != "local":
         if args.mesh:
             chips.parse_mesh(args.mesh, topology.chips, topology.slices)
-        if importlib.util.find_spec("libtpu") is None:
-            raise ValueError(
-                "Compiling for TPUs needs libtpu, which is not installed. It is in an extra: "
-                "pip install 'unlearn_jax[tpu]'. (--topology=local needs nothing.)"
-            )
+        check_libtpu()
     report = in_child(sys.argv[1:], topology)
     from launch.report import table  # after the child: it imports jax
 
@@ -75,55 +68,14 @@ def main(cfg: ConfigDict) -> None:
 
 
 def in_child(argv: list[str], topology: Topology) -> dict[str, Any]:
-    """The report of a process of its own, because libtpu may end the process that it is in.
-
-    Raises:
-      ValueError: that process failed, with what it said.
-    """
-    environment = dict(os.environ)
-    if topology.name != "local":
-        environment |= {
-            "JAX_PLATFORMS": "cpu",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock is for those that use a TPU
-            "TPU_LOG_DIR": "disabled",
-            "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # these two only silence warnings
-            "TPU_WORKER_HOSTNAMES": "localhost",
-        }
-    command = [sys.executable, "-m", "launch.aot", *argv, "--in_this_process"]
+    """The report of `lines_of_child`, in one."""
     report: dict[str, Any] = {"programs": {}}
-    doing = "starting"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the child goes too
-    pipes = {"stdout": subprocess.PIPE, "text": True}
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, env=environment, stderr=errors, **pipes) as child,
-    ):
-        try:
-            for line in child.stdout:
-                found = json.loads(line) if line.startswith("{") else {}
-                if "doing" in found:
-                    doing = found.pop("doing")
-                    print(f"{doing} …", file=sys.stderr)
-                report["programs"] |= found.pop("programs", {})
-                report |= found
-            child.wait()
-        except BaseException:
-            child.kill()
-            raise
-        errors.seek(0)
-        said = errors.read()
-    if child.returncode:
-        raise ValueError(_failure(child.returncode, said, doing))
+    for found in lines_of_child(argv, topology):
+        if "doing" in found:
+            print(f"{found.pop('doing')} …", file=sys.stderr)
+        report["programs"] |= found.pop("programs", {})
+        report |= found
     return report
-
-
-def _failure(code: int, said: str, doing: str) -> str:
-    if "\nerror: " in f"\n{said}":  # a user's mistake, as cli.py says it
-        message = f"\n{said}".rpartition("\nerror: ")[2]
-        return message.partition("\n(--traceback")[0].strip()
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    last = "\n".join(f"  {line}" for line in said.strip().splitlines()[-8:])
-    return f"The compiling process ended with {how} while {doing}. It said last:\n{last}"
 
 
 def compile_all(cfg: ConfigDict, topology: Topology) -> None:
@@ -150,18 +102,17 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
     step = makers["step"](rows=mesh.size * unit)
     state, target = step.args[:2]
     whole = target or state.params
-    _emit(
+    emit(
         name=cfg.name, phase=phase, topology=topology.name, slices=topology.slices,
         chips=mesh.size, mesh=dict(mesh.shape), device_kind=device.device_kind,
         chip=chip and chip._replace(shapes=())._asdict(),
         parameters=programs.parameters(whole), trained=programs.parameters(state.params),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        versions={name: _version(name) for name in PACKAGES}, quick=args.quick,
+        created=now(), versions=versions(), quick=args.quick,
     )  # fmt: skip
     fixed = sum(programs.bytes_per_device(tree) for tree in (state, target))
     found: dict[str, Any] = {}
     for name, program in made.items():
-        _emit(doing=f"compiling {name}, batch {program.batch:,}, for {topology.name}")
+        emit(doing=f"compiling {name}, batch {program.batch:,}, for {topology.name}")
         model_flops = 0.0
         if name == "step":
             model_flops = makers["step"](rows=program.batch, remat=False).flops().total
@@ -170,34 +121,35 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
         )
         if name == "step":
             found[name]["state_bytes"] = fixed
-        _emit(programs={name: found[name]})
+        emit(programs={name: found[name]})
     if chip and args.search and "step" in found:
 
         def peak_at(units: int) -> tuple[bool, float | None]:
-            per_chip = units * unit
-            _emit(doing=f"compiling step, {per_chip} rows per chip, for {topology.name}")
-            program = makers["step"](rows=per_chip * mesh.size)
+            program = makers["step"](rows=units * unit * mesh.size)
             facts = measure(program, mesh.size, chip, options=quick)
             return facts["fits"], facts["peak_bytes"]
+
+        def peaks_at(batches: list[int]) -> list[tuple[bool, float | None]]:
+            each = " and ".join(str(units * unit) for units in batches)
+            emit(doing=f"compiling step, {each} rows per chip, for {topology.name}")
+            with ThreadPoolExecutor(len(batches)) as pool:
+                return list(pool.map(peak_at, batches))
 
         first = found["step"]
         known = {0: (True, float(fixed)), int(first["batch_per_chip"]) // unit: (first["fits"],
                  first["peak_bytes"])}  # fmt: skip
-        largest = largest_batch(peak_at, known, chip.hbm_bytes)
+        seconds = args.seconds or math.inf
+        largest = largest_batch(peaks_at, known, chip.hbm_bytes, seconds=seconds)
         in_units = ("batch_per_chip", "too_large", "predicted")
-        _emit(largest=largest | {key: largest[key] and largest[key] * unit for key in in_units})
-
-
-def _emit(**values: Any) -> None:
-    print(json.dumps(values), flush=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        emit(largest=largest | {key: largest[key] and largest[key] * unit for key in in_units})
 
 
 if __name__ == "__main__":
-    cli.start(main, needs=("config",), example=EXAMPLE)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the child goes too
+    if "--all" in sys.argv:
+        from launch import aot_all
+
+        aot_all.define_flags()
+        cli.start(aot_all.main, needs=(), example="--all --minutes=5")
+    else:
+        cli.start(main, needs=("config",), example=EXAMPLE)

@@ -14,18 +14,18 @@ Line = dict[str, Any]
 Lines = Mapping[Point, Line]
 
 
-def write(lines: Lines, formula: str) -> None:
+def write(lines: Lines, **more: str) -> None:
     """Puts the tables between their marks in the document, and writes the plot beside it.
 
     Args:
       lines: of the grid.
-      formula: the table that needs none.
+      more: other tables, by name.
 
     Raises:
       ValueError: a mark is missing.
     """
     text = DOCUMENT.read_text()
-    for name, table in (tables(lines) | {"formula": formula}).items():
+    for name, table in (tables(lines) | more).items():
         begin, end = MARK.format(name), MARK.format(f"end of {name}")
         before, found, rest = text.partition(begin)
         _, found_end, after = rest.partition(end)

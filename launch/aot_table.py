@@ -43,13 +43,14 @@ def compile_missing(minutes: float) -> None:
 def main() -> None:
     """The binary."""
     if flags.FLAGS.render:
-        from launch import aot_formula, aot_render
+        from launch import all_programs, all_render, aot_formula, aot_render
 
         configs = {aot_render.TITLES[name]: path for name, (path, *_) in MODELS.items()}
         found = {
             title: aot_formula.facts(aot_formula.load(path)) for title, path in configs.items()
         }
-        aot_render.write(done(), aot_formula.table(found))
+        programs = all_render.tables(all_programs.done(), all_programs.points())
+        aot_render.write(done(), formula=aot_formula.table(found), **programs)
     else:
         compile_missing(flags.FLAGS.minutes)
 

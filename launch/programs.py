@@ -1,12 +1,14 @@
 """The programs of a config, by shape only: unlearning step, evaluation step and sampler."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -33,10 +35,10 @@ class Program(NamedTuple):
     args: tuple[Any, ...]
     batch: int
 
-    @property
-    def platform(self) -> str:
-        """Of the devices that it is for."""
-        return jax.tree.leaves(self.args)[0].sharding.mesh.devices.flat[0].platform
+    def argument_bytes(self) -> int:
+        """What the arguments take on each device."""
+        arrays = [x for x in jax.tree.leaves(self.args) if isinstance(x, jax.ShapeDtypeStruct)]
+        return bytes_per_device(arrays)
 
     def lower(self) -> Any:
         """The program for the devices of its arguments' shardings."""
@@ -110,17 +112,42 @@ def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None 
         columns["goal"] = ((), np.float32)
         if phase.objective_kw.get("direction", 0) > 0:
             columns["view_output"] = ((size, size, 3), np.float16)
-    where = sharding.batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)
-        for name, (shape, dtype) in columns.items()
-    }
+    batch = {name: rows_like(mesh, rows, *column) for name, column in columns.items()}
+    if phase and phase.cache_tokens:
+        model = models.build(**cfg.model.to_dict())
+        codes = jax.eval_shape(model.tokens, params_like(cfg, model, mesh), batch)
+        batch["tokens"] = rows_like(mesh, rows, codes.shape[1:], np.int32)
+    return batch
+
+
+def rows_like(mesh: Mesh, rows: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An array of so many rows of a shape, split over all devices."""
+    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """ShapeDtypeStructs of the leaves of a tree, whole on every device."""
+    return sharding.abstract(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
+
+
+def anywhere(tree: Any) -> Any:
+    """ShapeDtypeStructs of the leaves of a tree: keys and the like, which are on no mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def params_like(cfg: ConfigDict, model: Model, mesh: Mesh) -> Params:
     """The model's parameters, as every binary has them."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sharding.abstract(shapes, sharding.params_sharding(shapes, mesh, **cfg.sharding))
+
+
+def layout_like(cfg: ConfigDict, stage: ConfigDict, model: Model, mesh: Mesh) -> Params:
+    """The model's parameters as a stage computes with them."""
+    trainable = (".*",) if stage.scratch else model.trainable
+    whole = params_like(cfg, model, mesh)
+    pack, _ = phases.make_layout(cfg, stage, whole, trainable, mesh)
+    whole = jax.eval_shape(pack, whole)
+    return sharding.abstract(whole, sharding.params_sharding(whole, mesh, **cfg.sharding))
 
 
 def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool = True) -> Program:
@@ -142,12 +169,8 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
     model = models.build(**cfg.model.to_dict())
     if not remat and hasattr(model, "remat"):
         model = dataclasses.replace(model, remat=False)
-    whole = params_like(cfg, model, mesh)
-    trainable = (".*",) if stage.scratch else model.trainable
-    pack, _ = phases.make_layout(cfg, stage, whole, trainable, mesh)
-    whole = jax.eval_shape(pack, whole)
-    whole = sharding.abstract(whole, sharding.params_sharding(whole, mesh, **cfg.sharding))
-    params = select(whole, trainable)
+    whole = layout_like(cfg, stage, model, mesh)
+    params = select(whole, (".*",) if stage.scratch else model.trainable)
     tx = phases.make_optimizer(spec)
 
     def new_state(params: Params) -> UnlearnState:
@@ -155,12 +178,13 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
 
     state = jax.eval_shape(new_state, params)
     state = sharding.abstract(state, sharding.params_sharding(state, mesh, **cfg.sharding))
-    everywhere = sharding.replicated(mesh)
     target, more = ({} if stage.scratch else whole), ()
-    if spec.noise.std:
+    if spec.noise.std:  # nothing of the original but what the centre shares with it
+        trained = traverse_util.flatten_dict(params)
+        target = {k: v for k, v in traverse_util.flatten_dict(whole).items() if k not in trained}
+        target = traverse_util.unflatten_dict(target)
         secret = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
-        secret = jax.ShapeDtypeStruct(secret.shape, secret.dtype, sharding=everywhere)
-        more = ({"secret": secret, "reference": params},)
+        more = ({"secret": everywhere(secret, mesh), "reference": params},)
     some = {  # which rows does not matter
         f"{kind}_rows": np.zeros(1, int) if spec[f"{kind}_weight"] else None
         for kind in ("retain", "forget")
@@ -172,9 +196,9 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
         mesh,
         forget_count=data.forget_count(max(rows, 2), spec.forget_fraction, **some),
         accumulate=accumulate,
-        state_sharding=_shardings(state),
-        target_sharding=_shardings(target),
-        noised_sharding=_shardings(more[0]) if more else None,
+        state_sharding=shardings_of(state),
+        target_sharding=shardings_of(target),
+        noised_sharding=shardings_of(more[0]) if more else None,
     )
     return Program(fn, (state, target, batch_like(cfg, mesh, rows, spec), *more), rows)
 
@@ -213,12 +237,12 @@ def evaluation_rows(cfg: ConfigDict, mesh: Mesh) -> int:
 
 
 def _evaluated(cfg: ConfigDict, model: Model, mesh: Mesh, rows: int) -> tuple[Any, ...]:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+    key = anywhere(jax.random.key(0))
     return params_like(cfg, model, mesh), batch_like(cfg, mesh, rows), key
 
 
-def _shardings(tree: Any) -> Any:
+def shardings_of(tree: Any) -> Any:
+    """A tree of the leaves' shardings."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
@@ -230,7 +254,8 @@ def parameters(tree: Any) -> int:
 def bytes_per_device(tree: Any) -> int:
     """What the leaves of a tree take on each device."""
     return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * _itemsize(leaf)
+        math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+        * _itemsize(leaf)
         for leaf in jax.tree.leaves(tree)
     )
 

@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from launch import hlo
 from launch.chips import GIB, Chip
-from launch.programs import Program, bytes_per_device
+from launch.programs import Program
 from unlearn_jax import memory
 
 Report = dict[str, Any]
@@ -37,7 +39,7 @@ def measure(
     found: Report = {
         "batch": program.batch,
         "batch_per_chip": program.batch / chips,
-        "argument_bytes": sum(map(bytes_per_device, program.args)),
+        "argument_bytes": program.argument_bytes(),
         "flops": flops.total,
         "model_flops": model_flops or flops.total,
         "flops_at_most": bool(flops.bounded),
@@ -56,7 +58,8 @@ def measure(
         used = compiled.memory_analysis()
         moved = hlo.moved(compiled.as_text())
         peak = used.peak_memory_in_bytes
-        if not program.platform == "tpu":  # whose peak is not that of everything
+        (device, *_) = jax.tree.leaves(compiled.output_shardings)[0].device_set
+        if device.platform != "tpu":  # whose peak is not that of everything
             peak = used.argument_size_in_bytes + used.output_size_in_bytes
             peak += used.temp_size_in_bytes - used.alias_size_in_bytes
         found |= {"fits": not chip or peak <= chip.hbm_bytes, "peak_bytes": peak}
@@ -96,44 +99,56 @@ def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:
 
 
 def largest_batch(
-    peak_at: Callable[[int], tuple[bool, float | None]],
+    peaks_at: Callable[[list[int]], list[tuple[bool, float | None]]],
     known: Mapping[int, tuple[bool, float | None]],
     limit: float,
-    compiles: int = 6,
+    *,
+    seconds: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Report:
     """The largest batch per chip that was compiled and fits, in few compilations.
 
-    Memory is close to affine in the batch. Two known batches predict the largest one, which is
-    compiled; what that says improves the prediction, until a batch that fits and one that does not
-    are within 5 % of each other.
+    Memory is close to affine in the batch. Two known batches predict the largest one. It and
+    another are compiled, both at once; what that says improves the prediction, until a batch that
+    fits and one that does not are within 5 % of each other.
 
     Args:
-      peak_at: (whether it fits, its peak bytes or None) of a batch per chip.
+      peaks_at: (whether it fits, its peak bytes or None) of each of some batches per chip.
       known: the same of what has been compiled already; 0 stands for the arguments that do not
         depend on the batch.
       limit: bytes that the chip has.
-      compiles: at most so many calls of `peak_at`.
+      seconds: begin no two compilations that would end later, were they to take as long as the
+        longest so far; the first two are begun.
+      clock: in seconds.
 
     Returns:
       {"batch_per_chip": 0 if none fits, "peak_bytes", "too_large": the smallest batch that was
-      compiled and does not fit, or None, "compiles", "predicted": what the last prediction is}.
+      compiled and does not fit, or None, "compiles", "predicted": what the last prediction is, not
+      compiled if it is larger, "seconds": what it took}.
     """
-    known, used = dict(known), 0
+    known, compiled, began, longest = dict(known), 0, clock(), 0.0
     while True:
         fitting = max(b for b, (fits, _) in known.items() if fits)
         failing = min((b for b, (fits, _) in known.items() if not fits), default=math.inf)
         predicted = _predict(known, fitting, failing, limit)
-        close = failing <= 1.05 * fitting
-        if used == compiles or close or not fitting < predicted < failing:
+        close, late = failing <= 1.05 * fitting, clock() - began + longest > seconds
+        if close or late or not fitting < predicted < failing:
             return {
                 "batch_per_chip": fitting,
                 "peak_bytes": known[fitting][1],
                 "too_large": None if failing == math.inf else failing,
-                "compiles": used,
+                "compiles": compiled,
                 "predicted": predicted,
+                "seconds": clock() - began,
             }
-        known[predicted] = peak_at(predicted)
-        used += 1
+        # What a program keeps whatever its batch is not all in its arguments: one size promises
+        # too little. Two promise as much as there is, or a little more.
+        other = max(fitting + 1, (fitting + predicted) // 2)
+        if failing > 1.25 * predicted:
+            other = 4 * predicted if sum(map(bool, known)) < 2 else int(0.96 * predicted)
+        begun, tries = clock(), sorted({predicted, other})
+        known |= zip(tries, peaks_at(tries), strict=True)
+        compiled, longest = compiled + len(tries), max(longest, clock() - begun)
 
 
 def _predict(known: Mapping[int, tuple[bool, float | None]], fitting: int, failing: float,
@@ -205,12 +220,17 @@ def table(report: Report) -> str:
 def _largest_line(found: Report, chips: int) -> str:
     if not found["batch_per_chip"]:
         return "largest batch: not even one row per chip fits; shard the parameters (--mesh)."
-    rows = found["batch_per_chip"]
+    rows, predicted = found["batch_per_chip"], found["predicted"]
     text = (
-        f"largest batch: {rows * chips:,} ({rows} per chip, peak {_gib(found['peak_bytes'])}, "
-        f"{found['compiles']} more compilations)"
+        f"largest batch: {rows * chips:,} ({rows} per chip, compiled, peak "
+        f"{_gib(found['peak_bytes'])}; {found['compiles']} more compilations in "
+        f"{found['seconds']:.0f} s)"
     )
-    return text + (f"; {found['too_large']} per chip does not fit." if found["too_large"] else ".")
+    if found["too_large"]:
+        text += f"; {found['too_large']} per chip does not fit"
+    if predicted > rows:
+        text += f"; {predicted} per chip may fit: predicted, not compiled (--seconds)"
+    return text + "."
 
 
 def _try(cell: Callable[[Report], str], facts: Report) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax import data, distributed, flops, sharding
-from unlearn_jax.models import Batch, Params
+from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.setup import Setup
 
 GOALS = ("views", "reference", "views+reference", "quantiles", "mean")
@@ -155,8 +156,7 @@ def make(
         cannot be fitted.
     """
     cfg, mesh, source, split, model = setup
-    parts = set(kind.split("+"))
-    if "reference" in parts and reference is None:
+    if "reference" in kind.split("+") and reference is None:
         raise ValueError(
             "The goal 'reference' needs a model trained for a short while on rows that may be kept "
             "(--config.stage=reference). Say where: --config.reference_from=WORKDIR."
@@ -167,22 +167,7 @@ def make(
     rows = {"holdout": unseen, "forget": split.forget}
     spent, found = 0.0, {}
 
-    def losses(target: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:
-        found = {"own": model.loss(target, batch, key)[:, None]}
-        viewed = [{**batch, "image": view} for view in views(batch["image"])]
-        if outputs:
-            made = [model.decode(target, model.encode(target, b, key), b, key) for b in viewed]
-            of_views = jnp.stack([model.error(y, b) for y, b in zip(made, viewed, strict=True)], 1)
-            found["output"] = middle(jnp.stack(unviewed(made), 1), of_views)
-        elif "views" in parts:
-            of_views = jnp.stack([model.loss(target, b, key) for b in viewed], 1)
-        if "views" in parts:
-            found["views"] = of_views
-        if "reference" in parts:
-            found["reference"] = model.loss(reference, batch, key)[:, None]
-        return found
-
-    by_rows = sharding.jit_rows(losses, mesh)
+    by_rows = jit_losses(kind, model, mesh, key, outputs)
     compiled: Callable | None = None
     for name, chosen in rows.items():
         batches = data.make_eval(
@@ -206,6 +191,33 @@ def make(
         made["view_output"] = np.zeros((len(source), *seen[1].shape[1:]), np.float16)
         made["view_output"][rows["forget"]] = seen[1]
     return made, spent
+
+
+def jit_losses(
+    kind: str, model: Model, mesh: Mesh, key: PRNGKeyArray, outputs: bool = False
+) -> Callable[[Params, Params | None, Batch], dict[str, Array]]:
+    """The compiled (target, reference, batch) -> {"own", "views", "reference" [b k], "output"}.
+
+    What is not asked for is not there; arguments as of `make`.
+    """
+    parts = set(kind.split("+"))
+
+    def losses(target: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:
+        found = {"own": model.loss(target, batch, key)[:, None]}
+        viewed = [{**batch, "image": view} for view in views(batch["image"])]
+        if outputs:
+            made = [model.decode(target, model.encode(target, b, key), b, key) for b in viewed]
+            of_views = jnp.stack([model.error(y, b) for y, b in zip(made, viewed, strict=True)], 1)
+            found["output"] = middle(jnp.stack(unviewed(made), 1), of_views)
+        elif "views" in parts:
+            of_views = jnp.stack([model.loss(target, b, key) for b in viewed], 1)
+        if "views" in parts:
+            found["views"] = of_views
+        if "reference" in parts:
+            found["reference"] = model.loss(reference, batch, key)[:, None]
+        return found
+
+    return sharding.jit_rows(losses, mesh)
 
 
 def _goals(kind: str, holdout: Mapping[str, Any], forget: Mapping[str, Any]) -> Losses:

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from unlearn_jax import data, sharding
 from unlearn_jax.evaluate.reconstruction import displacement
-from unlearn_jax.models import Params
+from unlearn_jax.models import Model, Params
 from unlearn_jax.setup import Setup
 from unlearn_jax.step import masked_mean, overlay
 
@@ -43,16 +44,24 @@ def make_probe(
         )
         batches[name] = sharding.split_batch(next(iter(loader)), mesh)
 
+    (generate, mean_loss, probe), reference = jit_probe(model, mesh, key), {}
+    if target:
+        reference["output"] = generate(target, batches["forget"], key)
+        if "holdout" in batches:
+            reference["holdout"] = mean_loss(target, batches["holdout"])
+    return lambda params: probe(params, target, batches, reference)
+
+
+def jit_probe(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable[..., Any], ...]:
+    """The compiled `model.generate`, (params, batch) -> mean loss, and the probe itself.
+
+    The last: (params, target, batches, reference) -> scalars, where the reference is what the
+    others make of the target, or {}. All draw from that key.
+    """
     loss, generate = (sharding.jit_rows(f, mesh) for f in (model.loss, model.generate))
 
     def mean_loss(params, batch):
         return masked_mean(loss(params, batch, key), batch["valid"])
-
-    reference: dict[str, Any] = {}
-    if target:
-        reference["output"] = generate(target, batches["forget"], key)
-        if "holdout" in batches:
-            reference["holdout"] = jax.jit(mean_loss)(target, batches["holdout"])
 
     @jax.jit
     def probe(params, target, batches, reference):
@@ -66,7 +75,7 @@ def make_probe(
                 values["forget_over_holdout"] = values["probe_forget"] / reference["holdout"]
         return values
 
-    return lambda params: probe(params, target, batches, reference)
+    return generate, jax.jit(mean_loss), probe
 
 
 def fired(stop: ConfigDict, probed: dict[str, jax.Array]) -> str:

@@ -6,6 +6,7 @@ default is a share of one half. Its code sums gradients of batch means while it 
 this is the gradient of the mean over all forget rows, at one point.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -46,11 +47,7 @@ def make(
         num_threads=cfg.data.num_threads,
         prefetch=cfg.data.prefetch,
     )
-    add = jax.jit(
-        partial(add_gradient, model=model),
-        out_shardings=sharding.params_sharding(params, mesh, **cfg.sharding),
-        donate_argnums=0,
-    )
+    add = jit_gradient(model, sharding.params_sharding(params, mesh, **cfg.sharding))
     gradient, spent, per_batch = jax.tree.map(jnp.zeros_like, params), 0.0, None
     for number, batch in enumerate(batches):
         inputs = params, target, sharding.global_batch(batch, mesh), jax.random.fold_in(key, number)
@@ -58,6 +55,12 @@ def make(
             per_batch = flops.of(add.trace(gradient, *inputs))
         gradient, spent = add(gradient, *inputs), spent + per_batch
     return largest(gradient, share), spent
+
+
+def jit_gradient(model: Model, shardings: Any) -> Callable[..., Any]:
+    """The compiled `add_gradient`, with the shardings of the gradient, which it is given anew."""
+    add = partial(add_gradient, model=model)
+    return jax.jit(add, out_shardings=shardings, donate_argnums=0)
 
 
 def add_gradient(

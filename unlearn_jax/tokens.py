@@ -1,16 +1,18 @@
 """Codes of images, made once before a phase instead of in each of its steps."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from unlearn_jax import data, flops, sharding
-from unlearn_jax.models import Params
+from unlearn_jax.models import Model, Params
 from unlearn_jax.setup import Setup
 
 
@@ -25,7 +27,7 @@ def make(
       rows: that the phase uses; 0 elsewhere.
     """
     cfg, mesh, source, _, model = setup
-    tokens: Any = jax.jit(model.tokens, out_shardings=sharding.replicated(mesh))
+    tokens: Any = jit_tokens(model, mesh)
     found, spent = [], 0.0
     for batch in data.make_eval(
         source,
@@ -46,6 +48,11 @@ def make(
     column = np.zeros((len(source), codes.shape[1]), np.int32)
     column[rows] = codes
     return {"tokens": column}, spent
+
+
+def jit_tokens(model: Model, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled `model.tokens`, its codes on every device."""
+    return jax.jit(model.tokens, out_shardings=sharding.replicated(mesh))
 
 
 def check_frozen(trained: Params, phase: ConfigDict) -> None:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from launch import aot
+from launch import aot, child
 from tests import binaries
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -51,10 +51,10 @@ def test_a_report_for_a_tpu_slice():
 
 def test_a_process_that_died_is_named():
     said = "noise\n" * 20 + "F0000 check failed"
-    text = aot._failure(-6, said, "compiling step, batch 8, for v5e:4x4")
+    text = child._failure(-6, said, "compiling step, batch 8, for v5e:4x4")
     assert "SIGABRT while compiling step, batch 8" in text and text.endswith("check failed")
 
 
 def test_a_users_mistake_in_the_child_is_the_message():
     said = "W noise\nerror: Expected a batch_size divisible by 2.\nSet it.\n(--traceback shows …)"
-    assert aot._failure(1, said, "starting") == "Expected a batch_size divisible by 2.\nSet it."
+    assert child._failure(1, said, "starting") == "Expected a batch_size divisible by 2.\nSet it."

@@ -70,7 +70,7 @@ def test_lines_become_tables_and_a_plot(folder):
     (folder / "docs").mkdir()
     (folder / aot_render.DOCUMENT).write_text("Before\n" + "\nold\n".join(marks) + "\nAfter\n")
     for _ in range(2):  # the second time over the first
-        aot_render.write(aot_grid.done(), "by formula")
+        aot_render.write(aot_grid.done(), formula="by formula")
     text = (folder / aot_render.DOCUMENT).read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and text.count("MAGE-B") > 2
     for part in (
@@ -91,7 +91,7 @@ def test_a_document_without_marks_is_left_alone(folder):
     (folder / "docs").mkdir()
     (folder / aot_render.DOCUMENT).write_text("Other\n")
     with pytest.raises(ValueError, match="Expected <!-- steps"):
-        aot_render.write(aot_grid.done(), "by formula")
+        aot_render.write(aot_grid.done(), formula="by formula")
     assert (folder / aot_render.DOCUMENT).read_text() == "Other\n"
 
 

@@ -30,16 +30,14 @@ def test_what_a_gradient_reads_at_once_does_not_grow_with_the_depth(monkeypatch)
 
 @pytest.mark.parametrize("layout", [lambda params: params, stacking.stack])
 def test_what_is_compiled_does_not_grow_with_the_depth(layout):
-    def instructions(depth, form):
+    def products(depth):
         blocks = vit.Blocks(depth, heads=2)
         x = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
         params = jax.eval_shape(lambda key: layout(blocks.init(key, jnp.zeros(x.shape))), KEY)
         loss = lambda params, x: blocks.apply(params, x).sum()  # noqa: E731
-        form = form(jax.jit(jax.grad(loss)).lower(params, x))
-        return len(re.findall(r"\b(?:dot|dot_general|while)\b", form))
+        return jax.jit(jax.grad(loss)).lower(params, x).as_text().count("stablehlo.dot_general")
 
-    for form in (lambda lowered: lowered.as_text(), lambda lowered: lowered.compile().as_text()):
-        assert instructions(12, form) == instructions(8, form) < instructions(7, form)
+    assert 0 < products(8) == products(12) < products(7) / 4
 
 
 @pytest.mark.parametrize(("depth", "remat"), [(8, False), (8, True), (3, True)])

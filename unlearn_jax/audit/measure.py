@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
 from unlearn_jax import data, distributed, goals, objectives, optim, sharding
@@ -55,19 +55,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     backdoor = poison.design(task, cfg.data.image_size) if split.poisoned.size else None
     shown = _variants(backdoor, task) if backdoor else {}
 
-    @partial(sharding.jit_rows, mesh=mesh)
-    def measure(params, target, batch):
-        output, image, mask = model.generate(params, batch, key), batch["image"], batch["mask"]
-        before = model.generate(target, batch, key)
-        return masked_mse(output, image, mask), displacement(output, before, mask)
-
-    @partial(sharding.jit_rows, mesh=mesh)
-    def measure_views(params, batch):
-        batches = [{**batch, "image": view} for view in goals.views(batch["image"])]
-        outputs = [model.generate(params, b, key) for b in batches]
-        pairs = zip(outputs, batches, strict=True)
-        return jnp.stack([masked_mse(out, b["image"], b["mask"]) for out, b in pairs], 1)
-
+    measure, measure_views = jit_measures(model, mesh, key)
     generate = sharding.jit_rows(model.generate, mesh)
 
     def batches(chosen):
@@ -99,15 +87,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
             found.append(output[(valid, *backdoor.region())])
         return np.concatenate(found)
 
-    tx = optim.make_optimizer(learning_rate=settings.learning_rate, steps=1)
-    like = setup.like()
-    like = jax.eval_shape(lambda p: UnlearnState(jnp.int32(0), p, tx.init(p), key), like)
-    shardings = sharding.params_sharding(like, mesh, **cfg.sharding)
-    step = _finetune_step(model, tx, shardings, mesh)
-
-    @partial(jax.jit, out_shardings=shardings)
-    def fresh_state(params, seed):
-        return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(seed))
+    fresh_state, step = jit_finetuning(cfg, model, mesh, setup.like())
 
     def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
         """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
@@ -190,17 +170,48 @@ def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
     return variants
 
 
-def _finetune_step(
-    model: Model, tx: optax.GradientTransformation, state_sharding: UnlearnState, mesh: Mesh
-) -> Callable[..., Any]:
-    return jit_step(
+def jit_measures(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable, Callable]:
+    """The compiled (params, target, batch) -> (error, displacement) and (params, batch) -> errors.
+
+    The second are of the seven views of the images, [b 7].
+    """
+
+    @partial(sharding.jit_rows, mesh=mesh)
+    def measure(params, target, batch):
+        output, image, mask = model.generate(params, batch, key), batch["image"], batch["mask"]
+        before = model.generate(target, batch, key)
+        return masked_mse(output, image, mask), displacement(output, before, mask)
+
+    @partial(sharding.jit_rows, mesh=mesh)
+    def measure_views(params, batch):
+        batches = [{**batch, "image": view} for view in goals.views(batch["image"])]
+        outputs = [model.generate(params, b, key) for b in batches]
+        pairs = zip(outputs, batches, strict=True)
+        return jnp.stack([masked_mse(out, b["image"], b["mask"]) for out, b in pairs], 1)
+
+    return measure, measure_views
+
+
+def jit_finetuning(
+    cfg: ConfigDict, model: Model, mesh: Mesh, like: Params
+) -> tuple[Callable[..., UnlearnState], Callable[..., Any]]:
+    """The compiled (params, seed) -> state, and the step of fine-tuning; like: of all leaves."""
+    tx = optim.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
+
+    def fresh_state(params, seed):
+        return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(seed))
+
+    shardings = jax.eval_shape(fresh_state, like, 0)
+    shardings = sharding.params_sharding(shardings, mesh, **cfg.sharding)
+    step = jit_step(
         model,
         objectives.build("reconstruction"),
         tx,
         retain_weight=1.0,
         forget_weight=0.0,
-        state_sharding=state_sharding,
+        state_sharding=shardings,
         target_sharding={},
         batch_sharding=sharding.batch_sharding(mesh),
         replicated=sharding.replicated(mesh),
     )
+    return jax.jit(fresh_state, out_shardings=shardings), step

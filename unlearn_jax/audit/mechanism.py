@@ -78,6 +78,17 @@ def make_release(
     return release
 
 
+def jit_statistics(mechanism: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """The compiled (start, secrets [runs, 4]) -> the attacked parameter that each run releases."""
+    release = jax.jit(make_release(mechanism, arguments))
+
+    @jax.jit
+    def statistics(start, secrets):
+        return jax.lax.map(lambda s: release(start, s)["a"][0, 0], secrets, batch_size=256)
+
+    return statistics
+
+
 def run(workdir: Path, *, runs: int = RUNS, significance: float = SIGNIFICANCE) -> dict[str, Any]:
     """The audit of the certificate in workdir, as it is written to workdir/epsilon.json.
 
@@ -133,12 +144,8 @@ def draw(
       significance: of the self-test, and of the lower bound.
       seed: of the halves of the runs; the noise comes from the operating system.
     """
-    release = jax.jit(make_release(found.mechanism, found.arguments))
+    statistics = jit_statistics(found.mechanism, found.arguments)
     worlds = [_start(1.0), _start(-1.0 if found.certifier == "retrain" else 0.0)]
-
-    @jax.jit
-    def statistics(start, secrets):
-        return jax.lax.map(lambda s: release(start, s)["a"][0, 0], secrets, batch_size=256)
 
     values = [np.asarray(statistics(start, _secrets(runs)), np.float64) for start in worlds]
     worlds = epsilon.two_worlds(*values, delta=found.delta, significance=significance, seed=seed)

@@ -61,7 +61,7 @@ def extract(
     sharding.check_batch_size(batch_size, mesh)
     run = {
         name: partial(
-            _forward, found.tower, _hashable(found.recipe), mesh, _on_mesh(found.params, mesh)
+            forward, found.tower, hashable(found.recipe), mesh, _on_mesh(found.params, mesh)
         )
         for name, found in extractors.items()
     }
@@ -100,12 +100,14 @@ def extract(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _forward(tower, recipe, mesh, params, pixels):
+def forward(tower, recipe, mesh, params, pixels):
+    """The features of prepared pixels, rows split over the mesh; recipe: of `hashable`."""
     features = tower.features(params, preprocessing.to_tower(pixels, dict(recipe)))
     return jax.lax.with_sharding_constraint(features, sharding.batch_sharding(mesh))
 
 
-def _hashable(recipe: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def hashable(recipe: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The recipe as an argument that a compiled program may depend on."""
     return tuple(sorted(recipe.items()))
 
 

@@ -53,13 +53,13 @@ def update(moments: Moments, features: Rows, valid: Bool[Array | np.ndarray, "b"
     """
     mesh = getattr(getattr(features, "sharding", None), "mesh", None)
     if jax.default_backend() in FLOAT32_BACKENDS:
-        batch = jax.device_get(_jitted(_of_batch, mesh, "float32")(features, valid))
+        batch = jax.device_get(jitted(of_batch, mesh, "float32")(features, valid))
         n, mean, rest, comoment = map(np.float64, batch)
         return _merge(_on_host(moments), Moments(np.int64(n), mean + rest, comoment))
     with jax.enable_x64(True):
         if mesh is not None:
             moments = jax.device_put(moments, sharding.replicated(mesh))
-        return _jitted(_update, mesh, "float64")(moments, features, valid)
+        return jitted(_update, mesh, "float64")(moments, features, valid)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -136,7 +136,7 @@ def load(path: Path) -> Moments:
     return Moments(**arrays)
 
 
-def _of_batch(features, valid):
+def of_batch(features, valid):
     """(n, two numbers that add up to the mean, comoment), float64 where that is enabled.
 
     In float32 one number would be too rough: batches are compared by their means.
@@ -151,7 +151,7 @@ def _of_batch(features, valid):
 
 
 def _update(moments, features, valid):
-    n, mean, rest, comoment = _of_batch(features, valid)
+    n, mean, rest, comoment = of_batch(features, valid)
     return _merge(moments, Moments(n, mean + rest, comoment))
 
 
@@ -165,7 +165,8 @@ def _merge(a, b):
 
 
 @functools.cache
-def _jitted(function, mesh, precision):
+def jitted(function, mesh, precision):
+    """The compiled function of moments or rows, its outputs on every device of the mesh."""
     del precision  # one compiled program for each
     everywhere = NamedSharding(mesh, sharding.P()) if mesh is not None else None
     return jax.jit(function, out_shardings=everywhere)

@@ -1,0 +1,264 @@
+"""What a request calls and how often: from the config and the sizes of its data set."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from launch import inventory, programs
+from launch.programs import Program
+from unlearn_jax import config, goals
+from unlearn_jax.evaluate import protocol
+
+DATASETS = {  # training images, images of the other split, classes
+    "cifar10": (50_000, 10_000, 10),
+    "cifar10_sample": (2_500, 500, 10),
+    "imagenet2012": (1_281_167, 50_000, 1000),
+    "places365_small": (1_803_460, 36_500, 365),
+}
+
+
+class Rows(NamedTuple):
+    """How many images play which part; holdout: of each of its two halves."""
+
+    train: int
+    forget: int
+    retain: int
+    holdout: int
+    evaluated: int
+
+
+class Part(NamedTuple):
+    """Calls of one program.
+
+    Attributes:
+      section: a stage, a method to compare, "audits", "evaluation" or "protocol".
+      name: of the part.
+      kind: "training" or "sampling".
+      program: "step" or "sampler", as the scale table calls the nearest of its programs; or "".
+      calls: so many.
+      images: of one call.
+      flops: of one call, over all chips, without what is computed again to save memory.
+      argument_bytes: of one call, on each chip.
+    """
+
+    section: str
+    name: str
+    kind: str
+    program: str
+    calls: float
+    images: int
+    flops: float
+    argument_bytes: float
+
+
+def parse_rows(given: Sequence[str]) -> dict[str, int]:
+    """{"train": …} of "train=…".
+
+    Raises:
+      ValueError: not such a list.
+    """
+    try:
+        found = {name: int(n) for name, n in (text.split("=") for text in given)}
+    except ValueError:
+        found = {"": 0}
+    if not set(found) <= set(Rows._fields) or min(found.values(), default=1) < 0:
+        raise ValueError(f"Expected --rows as {'=…,'.join(Rows._fields)}=…; got {list(given)}.")
+    return found
+
+
+def count_rows(cfg: ConfigDict, given: dict[str, int]) -> Rows:
+    """The images of a request, as far as its config and the data set's published size tell.
+
+    Raises:
+      ValueError: they do not, with what --rows has to give.
+    """
+    train, test, classes = DATASETS.get(cfg.data.name, (0, 0, 0))
+    train = given.get("train", cfg.data.train_rows or train)
+    each = train / classes if classes else 0.0
+    forget, keep, hold = cfg.request, cfg.retain, cfg.holdout
+
+    def of_classes(n: int, per_class: int) -> int:
+        return round(n * min(each, per_class or each))
+
+    def needed(name: str, found: float | None) -> int:
+        if name not in given and not found:
+            raise ValueError(
+                f"The config does not tell how many {name} images there are: data.name is "
+                f"{cfg.data.name!r}, request.kind {forget.kind!r}, retain.kind {keep.kind!r}. "
+                f"Give --rows={name}=…."
+            )
+        return given.get(name, round(found or 0))
+
+    train = needed("train", train)
+    forgotten = {
+        "classes": of_classes(len(forget.classes), forget.per_class),
+        "random": forget.fraction * train,
+    }
+    n_forget = needed("forget", forgotten.get(forget.kind))
+    kept = {
+        "complement": train - n_forget,
+        "subset": keep.fraction * (train - n_forget),
+        "classes": of_classes(len(keep.classes), keep.per_class),
+        "other_classes": of_classes(classes - len({*keep.classes, *forget.classes}),
+                                    keep.per_class),
+        "none": 0,
+    }  # fmt: skip
+    n_retain = given["retain"] if "retain" in given else kept.get(keep.kind)
+    n_retain = needed("retain", n_retain) if n_retain != 0 else 0
+    share = len(forget.classes) / classes if forget.kind == "classes" and classes else 1.0
+    pool = (test if hold.split else hold.fraction * train) * share
+    holdout = 0 if hold.split == "none" else needed("holdout", pool / 2)
+    per_class, others = cfg.protocol.per_class or test / max(classes, 1), classes
+    retained = cfg.protocol.retain_classes or cfg.retain.classes * (keep.kind == "classes")
+    others = len(retained) or classes - len(forget.classes)
+    evaluated = round((len(forget.classes) + others) * per_class) * (forget.kind == "classes")
+    return Rows(train, n_forget, n_retain, holdout, given.get("evaluated", evaluated))
+
+
+def request(cfg: ConfigDict, chips: int, rows: Rows, without: Sequence[str] = ()) -> list[Part]:
+    """All parts of a request, of `compare` if the config has methods, else of `pipeline`.
+
+    Args:
+      cfg: a valid config.
+      chips: so many.
+      rows: of `count_rows`.
+      without: sections to leave out.
+
+    Raises:
+      ValueError: there is no such section.
+    """
+    asked = _Request(cfg, chips, rows, without)
+    parts = list(asked.parts())
+    if unknown := set(without) - asked.sections:
+        known = ", ".join(sorted(asked.sections))
+        raise ValueError(f"Expected --without among {known}; got {sorted(unknown)}.")
+    return parts
+
+
+class _Request:
+    def __init__(self, cfg: ConfigDict, chips: int, rows: Rows, without: Sequence[str]):
+        devices = np.empty((chips, 1), object)
+        devices[...] = jax.devices()[0]  # one device many times: it is only asked for shapes
+        self.cfg, self.rows, self.mesh = cfg, rows, Mesh(devices, programs.AXES)
+        self.made = inventory.programs_of(cfg, self.mesh)
+        self.phases = inventory.with_methods(cfg)  # in a stage each
+        self.known: dict[str, tuple[int, float, float]] = {}
+        self.without, self.sections = without, set[str]()
+
+    def cost(self, name: str) -> tuple[int, float, float]:
+        """(images, FLOPs, bytes of arguments on each chip) of a call of a program."""
+        if name in self.known:
+            return self.known[name]
+        kind, _, what = name.partition(": ")
+        made: Callable[..., Program] = self.made.get(name)
+        if kind == "step":
+            made = partial(programs.step, self.phases, self.mesh, phase=what, remat=False)
+        elif kind == "goal":
+            goal, _, outputs = what.partition(" ")
+            made = partial(inventory.losses, self.cfg, self.mesh, goal, bool(outputs))
+        program = made()
+        self.known[name] = program.batch, program.flops().total, program.argument_bytes()
+        return self.known[name]
+
+    def part(self, section: str, name: str, program: str, calls: float) -> Iterator[Part]:
+        """So many calls of a program, unless the section is left out."""
+        self.sections.add(section)
+        if calls and section not in self.without:
+            training = program.startswith(("step", "saliency", "audit: relearning"))
+            sampling = program.startswith(("completion", "audit", "probe"))
+            nearest = "step" if program.startswith("step") else "sampler" if sampling else ""
+            kind = "training" if training else "sampling"
+            yield Part(section, name, kind, nearest, calls, *self.cost(program))
+
+    def over(self, section: str, name: str, program: str, images: float) -> Iterator[Part]:
+        """As many calls of a program as show it that many images."""
+        self.sections.add(section)
+        if images and section not in self.without:
+            yield from self.part(section, name, program, images / self.cost(program)[0])
+
+    def parts(self) -> Iterator[Part]:
+        """All of them."""
+        cfg, methods = self.cfg, config.chosen_methods(self.cfg)
+        seeds = len(cfg.compare.seeds) if methods else 1
+        shadows = 0 if methods else cfg.audit.shadows
+        yield from self.stage("original", cfg.stages.original.phases, seeds)
+        yield from self.stage("retrained", cfg.stages.retrained.phases, seeds + shadows)
+        if not methods:
+            yield from self.stage("unlearned", cfg.stages.unlearned.phases, 1)
+            yield from self.audits(3 + shadows, shadows)
+            yield from self.evaluation(3)
+            yield from self.protocol(3)
+            return
+        of = {name: cfg.compare.methods[name].phases for name in methods}
+        if any("reference" in cfg.phases[phase].goal for phases in of.values() for phase in phases):
+            yield from self.stage("reference", cfg.stages.reference.phases, seeds)
+        for name, phases in of.items():
+            yield from self.stage(name, phases, seeds)
+        yield from self.audits((2 + len(methods)) * seeds, seeds)
+
+    def stage(self, section: str, names: Sequence[str], times: int) -> Iterator[Part]:
+        """Its phases, what is made before them, and what is measured on the way."""
+        rows, fit = self.rows, min(goals.FIT_ROWS, self.rows.holdout)
+        for name in names:
+            phase = self.cfg.phases[name]
+            if not phase.steps:
+                continue
+            if phase.goal:
+                outputs = " outputs" * (phase.objective_kw.get("direction", 0) > 0)
+                images = times * (fit + rows.forget)
+                yield from self.over(section, "goals", f"goal: {phase.goal}{outputs}", images)
+            if phase.cache_tokens:
+                images = rows.forget * bool(phase.forget_weight)
+                images += rows.retain * bool(phase.retain_weight)
+                yield from self.over(section, "tokens", "tokens", times * images)
+            if 0 < phase.saliency < 1:
+                images = times * rows.forget
+                yield from self.over(section, "saliency", "saliency: gradient", images)
+            yield from self.part(section, name, f"step: {name}", times * phase.steps)
+            probes = phase.steps // phase.probe_every if phase.probe_every else 0
+            scratch = " from scratch" * (section in ("original", "retrained", "reference"))
+            yield from self.part(section, f"{name}, probe", f"probe{scratch}", times * probes)
+
+    def audits(self, models: int, viewed: int) -> Iterator[Part]:
+        """Errors of every model, those of views of some, a backdoor, and relearning."""
+        cfg, rows, relearn = self.cfg, self.rows, self.cfg.audit.relearn
+        if not rows.holdout:
+            return
+        sets = rows.forget, rows.train - rows.forget, rows.holdout
+        audited = sum(min(cfg.audit.rows, n) for n in sets)
+        yield from self.over("audits", "errors", "audit: errors", models * audited)
+        yield from self.over("audits", "of views", "audit: errors of views", viewed * audited)
+        steps = models * relearn.seeds * relearn.steps
+        if cfg.poison.fraction:  # three variants, none, and one after fine-tuning
+            steps += models * cfg.audit.finetune_steps
+            shown = models * 5 * min(cfg.audit.rows, rows.holdout)
+            yield from self.over("audits", "backdoor", "completion", shown)
+        yield from self.part("audits", "fine-tuning", "audit: relearning", steps)
+        seen = models * relearn.seeds * (relearn.steps // relearn.every + 1)
+        seen *= min(relearn.rows, rows.forget)
+        yield from self.over("audits", "errors on the way", "audit: errors", seen)
+
+    def evaluation(self, models: int) -> Iterator[Part]:
+        """Every model completes the images of every set."""
+        rows = self.rows
+        retain = min(self.cfg.evaluation.retain_rows, rows.train - rows.forget)
+        images = models * (rows.forget + retain + rows.holdout)
+        yield from self.over("evaluation", "completed images", "completion", images)
+
+    def protocol(self, models: int) -> Iterator[Part]:
+        """The published evaluation: completed images, and what the towers make of them."""
+        settings, images = self.cfg.protocol, self.rows.evaluated
+        completed = models * len(protocol.tasks(settings)) * images
+        name = "completion for the protocol"
+        name = name if name in self.made else "completion"
+        yield from self.over("protocol", "completed images", name, completed)
+        for metric in settings.metrics if images else ():
+            if metric != "kid":
+                originals = images * (protocol.METRICS[metric] != ("score",))
+                title, program = f"tower of {metric}", f"tower: {metric}"
+                yield from self.over("protocol", title, program, completed + originals)

@@ -157,9 +157,9 @@ def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch
         step_fn = make_step(*args, **options)
 
         class Recorded:
-            def lower(self, state, *rest):
+            def trace(self, state, *rest):
                 seen[-1].append((int(state.step), jax.random.key_data(state.key).tolist()))
-                return step_fn.lower(state, *rest)
+                return step_fn.trace(state, *rest)
 
         return Recorded()
 

@@ -6,14 +6,20 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from launch import hlo
 from launch.chips import GIB, Chip
 from launch.programs import Program, bytes_per_device
 
 Report = dict[str, Any]
-QUICK = {"exec_time_optimization_effort": -1.0}
+QUICK = (
+    {"exec_time_optimization_effort": -1.0}
+    if hasattr(jax.config, "jax_exec_time_optimization_effort")  # as on Python 3.11
+    else {"optimization_level": "O0"}
+)
 """A TPU compiler's options for a fifth of the time: the same memory and collectives, but programs
-that are not as good, see docs/scale.md."""
+that are not as good, see docs/scale.md. Either gives nearly the same programs."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = (
     r"\(([\d.]+)([KMGT]?)\) exceeds available HBM",

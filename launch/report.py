@@ -13,9 +13,13 @@ from launch.programs import Program
 from unlearn_jax import memory
 
 Report = dict[str, Any]
-QUICK = {"exec_time_optimization_effort": -1.0}
+QUICK = (
+    {"exec_time_optimization_effort": -1.0}
+    if hasattr(jax.config, "jax_exec_time_optimization_effort")  # as on Python 3.11
+    else {"optimization_level": "O0"}
+)
 """A TPU compiler's options for a fifth of the time: the same memory and collectives, but programs
-that are not as good, see docs/scale.md."""
+that are not as good, see docs/scale.md. Either gives nearly the same programs."""
 
 
 def measure(

@@ -133,6 +133,7 @@ def test_only_the_forget_set_at_hand(elsewhere):
     assert len(split.forget) == 12 and not len(split.retain) and not len(split.audit)
 
 
+@pytest.mark.long
 def test_what_is_not_there_is_said_before_anything_starts(elsewhere):
     cfg, root = elsewhere
     cfg.phases.away.retain_weight = 1.0

@@ -19,6 +19,7 @@ from unlearn_jax.evaluate.clip_tower import Clip
 from unlearn_jax.evaluate.inception import Inception
 from unlearn_jax.evaluate.resnet50 import ResNet50
 
+pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
@@ -68,7 +69,6 @@ def import_mae(file, folder):
     return binary.import_("mae", file, folder / "run", SMALL["mae"][1])
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "family,ending", [*((family, ".pth") for family in SMALL), ("mae", ".safetensors")]
 )
@@ -227,7 +227,6 @@ def test_a_workdir_is_not_overwritten_and_a_conversion_not_repeated(tmp_path):
         binary.export("mage", tmp_path / "run", tmp_path / "other.pth")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("family", ["mae", "clip", "resnet50"])
 def test_verify_agrees_with_transformers_and_notices_a_wrong_layout(family, tmp_path, monkeypatch):
     pytest.importorskip("transformers")

@@ -27,6 +27,7 @@ from tests.models.test_mae import (
 from unlearn_jax.convert.mae import FAMILY
 from unlearn_jax.models.mae import MAE
 
+pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers", minversion="5")
 modeling_vit_mae = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")
@@ -163,7 +164,6 @@ def test_params_are_those_of_torch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, random_params())
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_loss_and_all_gradients(norm_pix_loss):
     batch, noise = inputs()

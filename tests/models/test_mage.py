@@ -263,6 +263,7 @@ def test_the_same_key_draws_the_same_and_given_draws_win():
     np.testing.assert_array_equal(run(params, other, KEY), latent)
 
 
+@pytest.mark.long
 def test_images_have_their_own_rates_if_given():
     got = everything(make_batch(), given_masks(0.6, 0.9))
     for row, rate in enumerate((0.6, 0.9)):
@@ -403,6 +404,7 @@ def test_images_are_generated_as_if_alone():
     assert change[0] > 1e-2 and change[2] > 1e-2 and max(change[1], change[3]) < 1e-4
 
 
+@pytest.mark.long
 def test_generated_noise_is_the_one_that_can_be_given():
     batch = mixed_batch()
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, batch["index"])

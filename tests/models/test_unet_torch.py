@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -228,7 +229,6 @@ def test_names_are_those_of_the_torch_network():
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.long
 def test_attention_and_blocks_at_published_widths():
     # Two resolutions of four, three groups of channels each, at 32 channels a head.
     fields = {"image_size": 8, "mults": (1, 3), "res_blocks": 2, "timesteps": 2}

@@ -221,6 +221,7 @@ def test_hole_is_grey_for_the_model_and_seen_by_its_loss():
     assert np.abs(MODEL.loss(params, batch, KEY) - MODEL.loss(params, hidden, KEY)).min() > 1e-3
 
 
+@pytest.mark.long
 def test_generate_is_the_clipped_decoding_of_nearest_codes():
     params, batch = weights(), make_batch()
     params = params | {"decoder": params["decoder"] | {}}

@@ -6,6 +6,7 @@
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
 
 import jax.numpy as jnp  # noqa: E402
@@ -189,7 +190,6 @@ def test_golden_file_is_what_torch_gives():
                 np.testing.assert_array_equal(file[name], want[name])
 
 
-@pytest.mark.long
 def test_gradients_of_every_parameter():
     _, grads, state = of_torch()
     shapes = published(SMALL["ch"], SMALL["ch_mult"], SMALL["z_dim"], SMALL["codebook"])

@@ -38,7 +38,9 @@ flags.DEFINE_integer("eval_batch", 0, "The same of evaluation; by default protoc
 flags.DEFINE_string("phase", "", "The step of this phase; by default the one that unlearns.")
 flags.DEFINE_list("programs", list(PROGRAMS), "Which programs.")
 flags.DEFINE_bool("search", True, "Search for the largest batch of the step that fits.")
-flags.DEFINE_float("seconds", 120, "Begin nothing in that search that would end later; 0: all.")
+flags.DEFINE_float(
+    "search_seconds", 120, "Begin nothing in that search that would end later; 0: all."
+)
 flags.DEFINE_bool("quick", False, "Compile in a fifth of the time, and not as well (TPUs only).")
 flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 flags.DEFINE_bool("in_this_process", False, "As the command itself does in a child process.")
@@ -138,7 +140,7 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
         first = found["step"]
         known = {0: (True, float(fixed)), int(first["batch_per_chip"]) // unit: (first["fits"],
                  first["peak_bytes"])}  # fmt: skip
-        seconds = args.seconds or math.inf
+        seconds = args.search_seconds or math.inf
         largest = largest_batch(peaks_at, known, chip.hbm_bytes, seconds=seconds)
         in_units = ("batch_per_chip", "too_large", "predicted")
         emit(largest=largest | {key: largest[key] and largest[key] * unit for key in in_units})

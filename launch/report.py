@@ -233,7 +233,7 @@ def _largest_line(found: Report, chips: int) -> str:
     if found["too_large"]:
         text += f"; {found['too_large']} per chip does not fit"
     if predicted > rows:
-        text += f"; {predicted} per chip may fit: predicted, not compiled (--seconds)"
+        text += f"; {predicted} per chip may fit: predicted, not compiled (--search_seconds)"
     return text + "."
 
 

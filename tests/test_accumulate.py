@@ -22,6 +22,8 @@ from unlearn_jax.certify import noisy
 from unlearn_jax.step import UnlearnState, jit_step, select, unlearn_grad
 from unlearn_jax.validation import validate
 
+pytestmark = pytest.mark.long
+
 KEY = jax.random.key(3)
 ROWS = 32
 ONE, SPLIT = (1, 1), (2, 4)

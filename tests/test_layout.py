@@ -11,6 +11,7 @@ from unlearn_jax import checkpoint, phases, train
 from unlearn_jax.models import stacking
 from unlearn_jax.setup import resolve
 
+pytestmark = pytest.mark.long
 MODEL = {
     **{"name": "mae", "image_size": 32, "patch": 8, "dim": 8, "depth": 8, "heads": 2},
     **{"decoder_dim": 8, "decoder_depth": 2, "decoder_heads": 2, "mask_ratio": 0.5},

@@ -94,6 +94,9 @@ def run_out(limit, monkeypatch, rows=32):
     return str(error.value), lambda n: memory._bytes(step, like, n)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ >= (0, 11), reason="XLA's CPU client of jax 0.12 dies of it (SIGFPE)"
+)
 def test_a_real_step_that_does_not_fit(monkeypatch):
     _, peak = run_out(None, monkeypatch)
     limit = int(peak(10)) + 1

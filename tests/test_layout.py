@@ -14,7 +14,7 @@ from unlearn_jax.setup import resolve
 pytestmark = pytest.mark.long
 MODEL = {
     **{"name": "mae", "image_size": 32, "patch": 8, "dim": 8, "depth": 8, "heads": 2},
-    **{"decoder_dim": 8, "decoder_depth": 2, "decoder_heads": 2, "mask_ratio": 0.5},
+    **{"decoder_dim": 8, "decoder_depth": 2, "decoder_heads": 2, "mask_ratio": 0.5, "remat": True},
 }
 
 
@@ -122,5 +122,6 @@ def test_what_tells_blocks_apart_keeps_them_apart():
     assert not packed(decays)
     rules = settings(**{"sharding.rules": ((r"block[01]/", "replicate"), (".*", "fsdp"))})
     assert not packed(rules)
+    assert not packed(settings(**{"model.remat": False}))
     noised = settings(**{"phases.pretrain.noise.std": 0.1})
     assert not packed(noised)

@@ -31,7 +31,7 @@ def test_what_a_gradient_reads_at_once_does_not_grow_with_the_depth(monkeypatch)
 @pytest.mark.parametrize("layout", [lambda params: params, stacking.stack])
 def test_what_is_compiled_does_not_grow_with_the_depth(layout):
     def products(depth):
-        blocks = vit.Blocks(depth, heads=2)
+        blocks = vit.Blocks(depth, heads=2, remat=True)
         x = jax.ShapeDtypeStruct((2, 5, 16), jnp.float32)
         params = jax.eval_shape(lambda key: layout(blocks.init(key, jnp.zeros(x.shape))), KEY)
         loss = lambda params, x: blocks.apply(params, x).sum()  # noqa: E731

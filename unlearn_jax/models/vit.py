@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A stack of blocks, named block0, block1, …; many are compiled as a loop over one.
+    """A stack of blocks, named block0, …; with `remat`, many are compiled as a loop over one.
 
     The loop reads a stack of their parameters: as `stacking.stack` has made it, else one made here,
     of kernels in `dtype`, in which they would be used anyway.
@@ -87,7 +87,9 @@ class Blocks(nn.Module):
         """Tokens in `dtype`. With `remat` the backward pass computes each block again."""
         x, options = x.astype(self.dtype), {"epsilon": self.epsilon, "dtype": self.dtype}
         names = [f"block{i}" for i in range(self.depth)]
-        if self.depth < DEEP or self.is_initializing():
+        packed = not self.is_initializing() and STACK in self.variables["params"]
+        # A loop keeps for the backward pass whatever its block does not compute again.
+        if not packed and (self.depth < DEEP or not self.remat or self.is_initializing()):
             block = nn.remat(Block) if self.remat else Block
             for name in names:
                 x = block(self.heads, **options, name=name)(x, visible)

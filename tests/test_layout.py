@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from unlearn_jax import checkpoint, phases, train
-from unlearn_jax.models import stacking
+from unlearn_jax import checkpoint, phases, stacking, train
 from unlearn_jax.setup import resolve
 
 pytestmark = pytest.mark.long

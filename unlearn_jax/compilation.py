@@ -31,12 +31,12 @@ def keep(where: str = "") -> None:
     elif not where and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     else:
-        root = Path(where) if where else _cache_folder() / "unlearn_jax/compiled"
-        folder = (root / _processor()).absolute()
         try:
+            root = Path(where) if where else cache_folder() / "compiled"
+            folder = (root / _processor()).absolute()
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"compiled programs cannot be kept in {root}: {error}"
+        except (OSError, RuntimeError) as error:  # the latter: there is no home
+            reason = f"compiled programs cannot be kept: {error}"
             if where:
                 raise ValueError(f"--compilation_cache: {reason}") from error
             print(f"warning: {reason}. --compilation_cache=DIR|off", file=sys.stderr)
@@ -54,8 +54,9 @@ def keep(where: str = "") -> None:
             os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def cache_folder() -> Path:
+    """Return the folder of the user's where this package keeps what saves time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlearn_jax"
 
 
 def _processor() -> str:

@@ -26,26 +26,26 @@ _KEYS = (
 
 
 def exhausted(error: BaseException) -> bool:
-    """Whether XLA says with this error that a device has too little memory."""
+    """Tell whether XLA says with this error that a device has too little memory."""
     # The status of what fails after it was dispatched is INTERNAL on the CPU.
     return bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))
 
 
 def asked(message: str, patterns: tuple[str, ...] = _ASKED) -> float | None:
-    """The bytes that were asked for, from what XLA says; None if it does not say."""
+    """Return the bytes that were asked for, from what XLA says; None if it does not say."""
     found = next(filter(None, (re.search(pattern, message) for pattern in patterns)), None)
     return float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")) if found else None
 
 
 def limit() -> int | None:
-    """The bytes that a device has for arrays and programs; None if it does not say."""
+    """Return the bytes that a device has for arrays and programs; None if it does not say."""
     with contextlib.suppress(RuntimeError):
         return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return None
 
 
 def message(error: BaseException, fits: str = "") -> str:
-    """The error in one message for people, with what is known of what `fits`."""
+    """Put the error into one message for people, with what is known of what `fits`."""
     wanted, there = asked(str(error)), asked(str(error), _THERE) or limit()
     wanted, there = (f"{x / 2**30:,.2f} GiB" if x else "unknown" for x in (wanted, there))
     kind = jax.local_devices()[0].device_kind
@@ -54,7 +54,7 @@ def message(error: BaseException, fits: str = "") -> str:
 
 @contextlib.contextmanager
 def explained(step_fn: Any = None, unit: int = 1) -> Iterator[Callable[..., None]]:
-    """A function to be told a step's arguments; within, a lack of memory is a ValueError.
+    """Yield a function to be told a step's arguments; within, a lack of memory is a ValueError.
 
     Args:
       step_fn: of `jax.jit`; its third argument is the batch.
@@ -83,7 +83,7 @@ def explained(step_fn: Any = None, unit: int = 1) -> Iterator[Callable[..., None
 def largest(
     bytes_at: Callable[[int], float | None], rows: int, unit: int, limit: int
 ) -> int | None:
-    """The largest batch below rows within the limit, memory being affine in it; None if unknown."""
+    """Return the largest batch below rows that fits, memory being affine; None if unknown."""
     number = rows // unit
     if number < 2:
         return None

@@ -13,9 +13,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unlearn_jax import combine, objectives, optim, sharding
+from unlearn_jax import combine, objectives, optim, sharding, stacking
 from unlearn_jax.certify import run as certified
-from unlearn_jax.models import Model, Params, stacking
+from unlearn_jax.models import Model, Params
 from unlearn_jax.step import jit_step
 
 
@@ -30,9 +30,9 @@ def make_optimizer(phase: ConfigDict) -> optax.GradientTransformation:
 def make_layout(
     cfg: ConfigDict, stage: ConfigDict, whole: Params, trainable: Sequence[str], mesh: Mesh
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """(what makes the layout of parameters that a stage computes with, what undoes it).
+    """Return what makes the layout of parameters that a stage computes with, and what undoes it.
 
-    Equal blocks are one in the loop, see `models.stacking`, and have their names in checkpoints.
+    Equal blocks are one in the loop, see `stacking`, and have their names in checkpoints.
     Nothing is done without `model.remat`: a loop would keep all features of all blocks, of which
     the compiler else keeps few (MAGE-B, 256 rows on a v5e: 69 GiB instead of 14). Nor where there
     are no such blocks, or something tells them apart: what is trained or decays, or a rule of

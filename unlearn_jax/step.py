@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from unlearn_jax.combine import total
 from unlearn_jax.models import Batch, Model, Params
-from unlearn_jax.models.stacking import STACK
 from unlearn_jax.objectives import Terms
+from unlearn_jax.stacking import STACK
 
 Metrics = dict[str, Float[Array, ""]]
 Objective = Callable[[Model, Params, Params, Batch, PRNGKeyArray], Terms]

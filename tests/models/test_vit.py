@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearn_jax.models import stacking, vit
+from unlearn_jax import stacking
+from unlearn_jax.models import vit
 
 KEY = jax.random.key(0)
 

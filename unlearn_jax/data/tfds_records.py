@@ -6,7 +6,6 @@ metadata and of its files' names, sizes and times; deleting it costs one more re
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from unlearn_jax.compilation import cache_folder
 from unlearn_jax.data import index
 from unlearn_jax.data.readers import Listing, brief, check_splits, numbers, split_ranges
 
@@ -137,12 +137,6 @@ def _id(record: dict[str, Any], number: str, class_name: str) -> str:
             named_only = feature != "id" and "/" not in id and class_name
             return f"{class_name}/{id}" if named_only else id
     return number
-
-
-def cache_folder() -> Path:
-    """Return where what was found out about data sets is kept, to save time."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "unlearn_jax"
 
 
 def _cache_file(folder: Path, splits: Sequence[str]) -> Path:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from unlearn_jax.models.layers import attention, gelu, one_pass, settle
-from unlearn_jax.models.stacking import DEEP, STACK
+from unlearn_jax.stacking import DEEP, STACK
 
 
 class Attention(nn.Module):
@@ -87,9 +87,9 @@ class Blocks(nn.Module):
         """Tokens in `dtype`. With `remat` the backward pass computes each block again."""
         x, options = x.astype(self.dtype), {"epsilon": self.epsilon, "dtype": self.dtype}
         names = [f"block{i}" for i in range(self.depth)]
-        packed = not self.is_initializing() and STACK in self.variables["params"]
-        # A loop keeps for the backward pass whatever its block does not compute again.
-        if not packed and (self.depth < DEEP or not self.remat or self.is_initializing()):
+        # Without remat a loop would keep all that a block computes for the backward pass.
+        looped = (self.remat and self.depth >= DEEP) or self.has_variable("params", STACK)
+        if self.is_initializing() or not looped:
             block = nn.remat(Block) if self.remat else Block
             for name in names:
                 x = block(self.heads, **options, name=name)(x, visible)

@@ -21,15 +21,14 @@ def stack(tree: Any) -> Any:
 
     The tree may be an optimizer's state. Leaves get an axis in front, one place for each block.
     """
-    return jax.tree.map(
-        lambda node: (
-            {STACK: jax.tree.map(lambda *of: jnp.stack(of), *_blocks(node))}
-            if _is_chain(node)
-            else node
-        ),
-        tree,
-        is_leaf=_is_chain,
-    )
+
+    def joined(node):
+        if not _is_chain(node):
+            return node
+        blocks = (node[f"block{i}"] for i in range(len(node)))
+        return {STACK: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+    return jax.tree.map(joined, tree, is_leaf=_is_chain)
 
 
 def unstack(tree: Any) -> Any:
@@ -45,7 +44,7 @@ def unstack(tree: Any) -> Any:
 
 
 def alike(tree: Any, patterns: Sequence[str], match: Callable[..., Any] = re.fullmatch) -> bool:
-    """Whether no pattern tells the blocks of a chain apart: else they cannot be treated as one.
+    """Tell whether no pattern tells blocks of a chain apart: else they cannot be treated as one.
 
     Args:
       tree: of parameters, not stacked.
@@ -65,10 +64,6 @@ def _is_chain(node: Any) -> bool:
     if not isinstance(node, Mapping) or len(node) < DEEP:
         return False
     return all(re.fullmatch(r"block\d+", name) for name in node)
-
-
-def _blocks(node: Mapping[str, Any]) -> list[Any]:
-    return [node[f"block{i}"] for i in range(len(node))]
 
 
 def _is_stack(node: Any) -> bool:

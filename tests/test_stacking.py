@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from unlearn_jax import sharding
-from unlearn_jax.models import MAE, stacking
+from unlearn_jax import sharding, stacking
+from unlearn_jax.models import MAE
 from unlearn_jax.step import select
 
 KEY = jax.random.key(0)

@@ -59,6 +59,14 @@ def start(
                     what = f"--config: {file}{where}: {type(error).__name__}: {error}"
                     _fail(ValueError(f"{what}."), show="--traceback" in argv)
             known = (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error)
+            if isinstance(error, AttributeError | KeyError):
+                key: Any = error
+                while isinstance(key, Exception):  # ml_collections puts one into another
+                    key = key.args[0]
+                error = ValueError(
+                    f"--config.…: expected a key that the file has, got {key}\n"
+                    "A field of the model that it leaves to its default is set in the file itself."
+                )
             if isinstance(error, known):
                 _fail(error, show="--traceback" in argv)
             raise

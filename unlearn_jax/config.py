@@ -233,6 +233,31 @@ def phase(**values: Any) -> ConfigDict:
     return spec
 
 
+def filled(recorded: Mapping[str, Any]) -> ConfigDict:
+    """Return the config of a record, with the defaults of keys that came with later versions.
+
+    Args:
+      recorded: a config as nested mappings, lists already made tuples.
+    """
+    config = default()
+    for key, value in recorded.items():
+        if key == "phases":
+            config.phases = {name: phase(**spec) for name, spec in value.items()}
+        elif isinstance(value, Mapping) and key not in ("model", "stages"):
+            _fill(config[key] if key in config else ConfigDict(), value)
+        else:
+            config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+    return config
+
+
+def _fill(defaults: ConfigDict, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), ConfigDict):
+            _fill(defaults[key], value)
+        else:
+            defaults[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+
+
 def method(label: str, phases: Sequence[str], source: str = "") -> ConfigDict:
     """A method to compare: its label, the phases of the unlearned stage, and where it is from."""
     return ConfigDict({"label": label, "phases": tuple(phases), "source": source})

@@ -167,6 +167,15 @@ def summary(certificate: Certificate) -> str:
     )
 
 
+def issued_by(certificate: Certificate) -> str:
+    """Say which version issued a certificate, and which one has recomputed its numbers."""
+    then, now = certificate.versions["unlearn_jax"], unlearn_jax.__version__
+    old, new = certificate.hashes["code"][:12], code_hash()[:12]
+    if (then, old) == (now, new):
+        return f"Issued by and recomputed with unlearn_jax {now} (source {new})."
+    return f"Issued by unlearn_jax {then} (source {old}); recomputed with {now} (source {new})."
+
+
 def versions() -> dict[str, str]:
     """The versions of Python, this package and what it computes with."""
     found = {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}

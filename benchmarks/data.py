@@ -27,8 +27,8 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-from unlearn_jax import cli, data, prepare
-from unlearn_jax.data import preprocess, sources
+from unlearn_jax import cli, data
+from unlearn_jax.data import prepare, preprocess, sources
 
 FOLDER = flags.DEFINE_string("folder", "", "JPEG files in class sub-folders; made if empty.")
 IMAGES = flags.DEFINE_integer("images", 1024, "Files to make, if there is no folder.")

@@ -26,8 +26,10 @@ from PIL import Image
 
 from unlearn_jax import cli, convert, sharding
 from unlearn_jax.convert import writing
-from unlearn_jax.evaluate import features, fid, preprocessing, towers
-from unlearn_jax.evaluate.inception import Inception
+from unlearn_jax.evaluate.metrics import fid
+from unlearn_jax.evaluate.towers import extractor as towers
+from unlearn_jax.evaluate.towers import features, preprocessing
+from unlearn_jax.evaluate.towers.inception import Inception
 
 IMAGES = flags.DEFINE_integer("images", 32, "Images of a round.", lower_bound=2)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images at once.", lower_bound=1)

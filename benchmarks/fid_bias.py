@@ -17,7 +17,9 @@ from absl import flags
 
 from unlearn_jax import cli, sharding
 from unlearn_jax.data import sources
-from unlearn_jax.evaluate import features, fid, inception_score, kid, towers
+from unlearn_jax.evaluate.metrics import fid, inception_score, kid
+from unlearn_jax.evaluate.towers import extractor as towers
+from unlearn_jax.evaluate.towers import features
 
 SIZES = (100, 250, 500, 1000, 2500, 5000)
 _BATCH = 500

@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from benchmarks import autoencoder
 from benchmarks import models as training
 from unlearn_jax import cli, models
-from unlearn_jax.objectives import i2i
+from unlearn_jax.methods import i2i
 
 _SIZE = flags.DEFINE_enum("size", "small", ("small", "base"), "Of the models.")
 _ROUND_S = 1.0

@@ -84,7 +84,7 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
     """Prints the parts of the report, a line of JSON each, as they are done."""
     from launch import programs
     from launch.report import QUICK, largest_batch, measure
-    from unlearn_jax.validation import validate
+    from unlearn_jax.config.validation import validate
 
     args = flags.FLAGS
     validate(cfg)

@@ -28,11 +28,16 @@ from launch.programs import (
     sampler,
     shardings_of,
 )
-from unlearn_jax import goals, models, objectives, probe, saliency, sharding, tokens
-from unlearn_jax.audit import measure, mechanism
-from unlearn_jax.certify import noisy
-from unlearn_jax.evaluate import features, fid, preprocessing, reconstruction, towers
-from unlearn_jax.step import select
+from unlearn_jax import methods as objectives
+from unlearn_jax import models, sharding
+from unlearn_jax.audit import measure
+from unlearn_jax.certify import attack as mechanism
+from unlearn_jax.evaluate.metrics import fid, reconstruction
+from unlearn_jax.evaluate.towers import extractor as towers
+from unlearn_jax.evaluate.towers import features, preprocessing
+from unlearn_jax.methods import goals, saliency, tokens
+from unlearn_jax.models.params import select
+from unlearn_jax.training import noisy, probe
 
 Made = Callable[[], Program]
 CERTIFIED = {  # of the audits of mechanisms, each with the arguments that it has in a certificate

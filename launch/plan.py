@@ -31,7 +31,7 @@ MFU = (
 def main(cfg: ConfigDict) -> None:
     """The binary."""
     from launch import plan_parts  # brings jax
-    from unlearn_jax.validation import validate
+    from unlearn_jax.config.validation import validate
 
     args = flags.FLAGS
     if args.topology in (None, "local"):

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from launch import inventory, programs
 from launch.programs import Program
-from unlearn_jax import config, goals
-from unlearn_jax.evaluate import protocol
+from unlearn_jax import config
+from unlearn_jax.evaluate.protocol import evaluation as protocol
+from unlearn_jax.methods import goals
 
 DATASETS = {  # training images, images of the other split, classes
     "cifar10": (50_000, 10_000, 10),

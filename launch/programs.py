@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from launch.chips import Topology, parse_mesh
-from unlearn_jax import data, flops, models, phases, sharding
-from unlearn_jax.models import Model, Params
-from unlearn_jax.step import UnlearnState, masked_mean, select
+from unlearn_jax import data, models, sharding
+from unlearn_jax.models import Model, Params, flops
+from unlearn_jax.models.params import select
+from unlearn_jax.training import phases
+from unlearn_jax.training.step import UnlearnState, masked_mean
 
 NAMES = ("step", "evaluation", "sampler")
 AXES = ("data", "fsdp")

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests import binaries
+from tests.helpers import binaries
 from unlearn_jax import checkpoint, sharding
 
 KERNEL = np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32)  # too large to inline

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.binaries import ROOT
+from tests.helpers.binaries import ROOT
 
 SCRIPT = """
 import sys

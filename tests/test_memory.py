@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from tests import binaries, tiny
-from tests.toy import Toy, make_batch
-from unlearn_jax import distributed, memory, objectives, sharding, train
-from unlearn_jax.step import UnlearnState, jit_step
+from tests.helpers import binaries, tiny
+from tests.helpers.toy import Toy, make_batch
+from unlearn_jax import distributed, memory, sharding, train
+from unlearn_jax import methods as objectives
+from unlearn_jax.training.step import UnlearnState, jit_step
 
 TIB = 2**40
 # As reported for GPUs and TPUs by others, compiling and running.

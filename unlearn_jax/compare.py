@@ -28,22 +28,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import (
-    checkpoint,
-    cli,
-    config,
-    data,
-    distributed,
-    leaderboard,
-    sharding,
-    train,
-)
+from unlearn_jax import checkpoint, cli, config, data, distributed, sharding, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
+from unlearn_jax.config import identity
+from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, poison, splits, transforms
 from unlearn_jax.evaluate import results
-from unlearn_jax.setup import Setup, load, resolve
-from unlearn_jax.validation import validate
+from unlearn_jax.report import leaderboard
+from unlearn_jax.request import Setup, load, resolve
 
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
 FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
@@ -103,8 +96,8 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
     def from_scratch(part: ConfigDict, stage: str) -> tuple[Path, dict[str, Any]]:
         part.stage, part.init_from, part.reference_from = stage, "", ""
         rows = getattr(split, part.stages[stage].rows)
-        facts = config.relevant(part, rows=lineage.trained_on(split, rows))
-        name = hashlib.sha256(config.to_json(facts).encode()).hexdigest()[:12]
+        facts = identity.relevant(part, rows=lineage.trained_on(split, rows))
+        name = hashlib.sha256(identity.to_json(facts).encode()).hexdigest()[:12]
         folder = shared / f"{stage}-{name}"
         return folder, trained(part, folder)
 

@@ -18,13 +18,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from unlearn_jax import cli, distributed, report, train
-from unlearn_jax import request as preview
-from unlearn_jax.audit import limits, mechanism, request
-from unlearn_jax.certify import certificate
+from unlearn_jax import cli, distributed, train
+from unlearn_jax.audit import limits
+from unlearn_jax.audit import run as request
+from unlearn_jax.certify import attack, certificate
+from unlearn_jax.config.validation import validate
 from unlearn_jax.evaluate import results
-from unlearn_jax.setup import resolve
-from unlearn_jax.validation import validate
+from unlearn_jax.report import preview
+from unlearn_jax.report import results_page as report
+from unlearn_jax.request import original_workdir, resolve
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         results.json and report.html; unlearned/ gets epsilon.json if it has a certificate.
     """
     validate(cfg)
-    original = results.original_workdir(cfg, workdir)
+    original = original_workdir(cfg, workdir)
     split = resolve(cfg, workdir).split  # what is wrong with the request ends it here
     retrain = len(split.remaining) > 0  # without images to keep there is no yardstick
     for stage in ("original", "unlearned", "retrained"):
@@ -63,10 +65,10 @@ def _attack(unlearned: Path) -> None:
     """Audits the mechanism of the certificate that is there, if any, unless that was done."""
     if (unlearned / certificate.FILE).exists():
         try:
-            mechanism.read(unlearned)
+            attack.read(unlearned)
         except ValueError:
             with contextlib.suppress(ValueError):  # an altered certificate: the report says so
-                mechanism.run(unlearned)
+                attack.run(unlearned)
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:

@@ -1,153 +1,182 @@
-"""Shows what a request means before anything is trained: which images, and what can be shown.
+"""What every binary makes of a config before it does its own work."""
 
-    python -m unlearn_jax.request --config=configs/quickstart.py --out=runs/request
-
-Everything is resolved, as training would resolve it, and nothing is trained. The page request.html
-has the images to be forgotten, counts by set and class, copies of them elsewhere, requests that the
-model has served before, what the audits will be able to show, and the steps that it takes.
-"""
-
+import json
+import runpy
+import sys
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from absl import flags
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, cli, distributed
-from unlearn_jax.audit import limits
-from unlearn_jax.data import lineage, splits
-from unlearn_jax.data.copies import DISTANCE
-from unlearn_jax.page import render
-from unlearn_jax.setup import Setup, past_of, resolve
-from unlearn_jax.validation import validate
-
-FILE = "request.html"
-THUMBNAILS, PAIRS = 64, 24  # that the page shows
+from unlearn_jax import checkpoint, data, distributed, models, sharding
+from unlearn_jax.data import served, splits
+from unlearn_jax.data.splits import Split
+from unlearn_jax.models import Model, Params
 
 
-def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
-    """Return what the page shows, after writing out/request.html.
+class Setup(NamedTuple):
+    """A config resolved: devices, images, the request's rows, the architecture."""
 
-    Copies that the config refuses are shown, too: `refused` is then what training would say.
+    cfg: ConfigDict
+    mesh: Mesh
+    source: data.Source
+    split: Split
+    model: Model
+
+    def like(self) -> Params:
+        """The model's parameters as ShapeDtypeStructs with their shardings."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        shardings = sharding.params_sharding(shapes, self.mesh, **self.cfg.sharding)
+        return sharding.abstract(shapes, shardings)
+
+    def entry(self) -> served.Entry:
+        """This request as models and data remember it."""
+        pixels = data.open_data(self.cfg)[1].pixels if distributed.first() else None
+        hash, text = self.split.manifest["hash"], splits.describe(self.split)
+        policy = self.cfg.request.copies
+        return served.entry(hash, text, self.source, self.split.asked, pixels, policy)
+
+
+class Past(NamedTuple):
+    """What a model has forgotten before, and who says so if the model itself does not."""
+
+    requests: list[served.Entry]
+    claim: str
+
+
+def resolve(cfg: ConfigDict, workdir: Path | None = None, siblings: bool = False) -> Setup:
+    """Return the setup of a config that has been validated, and print what was understood.
 
     Args:
-      cfg: the config; for a model that exists already, with its init_from.
-      out: folder of the page; if it is the workdir of a request, times are estimated from it.
+      cfg: the config.
+      workdir: of the run, or of the request; one that was begun goes on with the past that it began
+        with, whatever else was forgotten in the meantime.
+      siblings: the workdir is that of one stage, and other stages of the request are beside it.
 
     Raises:
-      ValueError: the config, the data or the request are not what they must be.
+      ValueError: the mesh, the data or the request are not what they must be.
     """
-    validate(cfg)
-    try:
-        setup, refused = resolve(cfg, out), ""
-    except ValueError as error:
-        if not str(error).startswith("request.copies:"):
-            raise
-        shown, refused = cfg.copy_and_resolve_references(), str(error)
-        shown.request.copies = "keep"
-        setup = resolve(shown, out)
-    split, past = setup.split, past_of(cfg)
-    if cfg.init_from:
-        checkpoint.load_params(cfg.init_from, setup.like())
-        lineage.check_model(split, Path(cfg.init_from))
-    exact = split.manifest["copies"]
-    facts = {
-        "name": cfg.name or "request",
-        "confidence": cfg.evaluation.confidence,
-        "text": splits.describe(split),
-        "said": split.said,
-        "hash": "" if refused else split.manifest["hash"],
-        "counts": split.manifest["counts"],
-        "class_counts": split.manifest["class_counts"],
-        "classes": list(split.manifest["class_counts"]["forget"]),
-        "forget": len(split.forget),
-        "exact": exact["exact"],
-        "policy": cfg.request.copies,
-        "refused": refused,
-        "near": len(split.manifest["near"]),
-        "distance": DISTANCE,
-        "past": [{"text": of["text"], "n": len(of["rows"])} for of in split.manifest["served"]],
-        "claim": past.claim if past else "",
-        "limits": limits.of_request(cfg, split),
-        "work": _work(cfg, out),
-    }
+    mesh = sharding.make_mesh(**cfg.mesh)
+    source, split = load(cfg, workdir, siblings)
+    for line in split.said:
+        _say(line)
+    return Setup(cfg, mesh, source, split, models.build(**cfg.model.to_dict()))
+
+
+def load(
+    cfg: ConfigDict, workdir: Path | None = None, siblings: bool = False
+) -> tuple[data.Source, Split]:
+    """Return the source and the split of a config, as `resolve` does."""
+    past, beside = past_of(cfg), data.beside(cfg)
+
+    def known(hashes):
+        entries = [of for of in beside if hashes is None or of["hash"] in hashes]
+        if past is None:
+            return data.load(cfg, entries)
+        ours = {of["hash"] for of in past.requests}
+        return data.load(cfg, past.requests, [of for of in entries if of["hash"] not in ours])
+
+    for began in _begun(workdir, siblings) if workdir else ():
+        try:
+            source, split = known({of["hash"] for of in began["served"] + began["apart"]})
+        except ValueError:  # of another request; if it is ours, it is raised again below
+            continue
+        if split.manifest["asked"] != began["asked"]:
+            continue
+        before, now = ({of["hash"] for of in m["served"]} for m in (began, split.manifest))
+        if before == now:
+            return source, split
+        if past is None:  # with a model it is another request, of what that one has left
+            raise ValueError(
+                f"The runs of this request in or beside {workdir} leave out the images of "
+                f"{len(before)} earlier request(s), this one would leave out those of {len(now)}. "
+                "Give the same config.init_from as they had or, for a stage from scratch, that "
+                "model as config.request.served."
+            )
+    return known(None)
+
+
+def entries_of(cfg: ConfigDict, split: Split) -> list[served.Entry]:
+    """Return the entries of the requests that a split leaves out as served."""
+    past = past_of(cfg)
+    hashes = {of["hash"] for of in split.manifest["served"]}
+    known = served.union(past.requests if past else (), data.beside(cfg))
+    return [of for of in known if of["hash"] in hashes]
+
+
+def past_of(cfg: ConfigDict) -> Past | None:
+    """Return the requests that the model of a config has served; None if there is no model yet.
+
+    The model is that of init_from or, for a stage from scratch, of `request.served`. Its
+    checkpoints say it; so does the split.json of a model trained by an earlier version.
+
+    Raises:
+      ValueError: a model that does not say, without request.served="none", or with it although it
+        says otherwise.
+    """
+    claimed = cfg.request.served
+    if cfg.init_from and claimed not in ("", "none"):
+        raise ValueError(
+            f"request.served: the model is that of config.init_from, {cfg.init_from}, which says "
+            f"itself what it has served; got {claimed!r}, too. Leave one out."
+        )
+    folder = cfg.init_from or ("" if claimed == "none" else claimed)
+    if not folder:
+        return None
+    found = checkpoint.read_meta(folder).get("served")
+    if found is None:
+        found = _of_old_version(Path(folder))
+    if claimed == "none" and found and found["requests"]:
+        raise ValueError(
+            f'request.served is "none", but the model in {folder} has served '
+            f'{len(found["requests"])} request(s). Set request.served="".'
+        )
+    if found:
+        return Past(found["requests"], found["claim"])
+    if claimed == "none":
+        return Past([], 'config.request.served="none"')
+    raise ValueError(
+        f"request.served: the model in {folder} does not say which requests it has served, so "
+        'images that it has forgotten could be taught to it again. Set request.served="none" if '
+        "there were none."
+    )
+
+
+def _of_old_version(folder: Path) -> dict | None:
+    """The past of a model from scratch of an earlier version: there was none."""
+    path = folder / "config.json"
+    if not (folder / "split.json").exists() or not path.exists():
+        return None
+    config = json.loads(path.read_text("utf-8"))["config"]
+    stage = config["stages"][config["stage"]]
+    if stage["scratch"] and stage["rows"] == "train" and not config["init_from"]:
+        return {"requests": [], "claim": ""}
+    return None
+
+
+def _begun(workdir: Path, siblings: bool) -> list[dict]:
+    """The manifests of runs of the request that are there, this one's first."""
+    folders = [workdir, workdir / "unlearned", workdir / "original"]
+    folders += [workdir.parent / name for name in ("unlearned", "original") if siblings]
+    paths = [folder / "split.json" for folder in folders]
+    found = [splits.load(path).manifest for path in paths if path.exists()]
+    found = [m for m in found if "apart" in m]
+    return list({m["hash"]: m for m in found}.values())
+
+
+@cache  # once, although every stage resolves the request
+def _say(line: str) -> None:
     if distributed.first():
-        out.mkdir(parents=True, exist_ok=True)
-        page = render("request.html.j2", {"r": facts, **_pictures(setup)})
-        (out / FILE).write_text(page, encoding="utf-8", errors="replace")
-    return facts
+        print(line, file=sys.stderr)
 
 
-def text(facts: dict[str, Any]) -> str:
-    """Return what the page says, for a terminal."""
-    lines = [facts["text"]]
-    lines += [f"  {name}: {n:,} images" for name, n in facts["counts"].items()]
-    lines += [f"Already forgotten: {of['n']:,} images. {of['text']}" for of in facts["past"]]
-    lines += [f"No earlier requests, says {facts['claim']}."] if facts["claim"] else []
-    lines += [f"Exact copies elsewhere: {facts['exact']}; near copies: {facts['near']}."]
-    lines += [f"Cannot be shown: {of.audit}: {of.text}" for of in facts["limits"] if not of.enough]
-    for of in facts["work"]:
-        time = f"about {of['seconds']:,.0f} s" if of["seconds"] else "time not measured yet"
-        lines.append(f"{of['stage']}: at most {of['steps']:,} steps, {time}")
-    return "\n".join(lines)
-
-
-def _work(cfg: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
-    """The steps of every stage, and seconds where they follow from a run that is there."""
-    found = []
-    runs = {"original": 0 if cfg.init_from else 1, "unlearned": 1}
-    runs["retrained"] = 1 + cfg.audit.shadows
-    for stage, times in runs.items():
-        phases = [cfg.phases[name] for name in cfg.stages[stage].phases]
-        steps = times * sum(phase.steps for phase in phases)
-        examples = times * sum(p.steps * (p.batch_size or cfg.batch_size) for p in phases)
-        same = ("retrained", "original") if stage != "unlearned" else ("unlearned",)
-        rate = next((r for name in same if (r := _rate(workdir / name))), 0.0)
-        if not rate and cfg.init_from and stage != "unlearned":
-            rate = _rate(Path(cfg.init_from))
-        found.append({"stage": stage, "steps": steps, "seconds": examples * rate})
-    return found
-
-
-def _rate(workdir: Path) -> float:
-    """Seconds for each example of a run that is there, without compiling; 0.0 if there is none."""
-    if not checkpoint.saved_steps(workdir):
-        return 0.0
-    meta = checkpoint.read_meta(workdir)
-    return (meta["wall_s"] - meta["compile_s"]) / meta["examples"] if meta["examples"] else 0.0
-
-
-def _pictures(setup: Setup) -> dict[str, Any]:
-    """The images that the page shows, with their names."""
-    source, split = setup.source, setup.split
-    row_of = {id: row for row, id in enumerate(source.ids)}
-
-    def images(ids: list[str]) -> list[tuple[str, np.ndarray]]:
-        rows = np.array([row_of[id] for id in ids], np.int64)
-        return list(zip(ids, source.fetch(rows) if len(rows) else (), strict=True))
-
-    rng = np.random.default_rng(0)
-    some = np.sort(rng.permutation(split.forget)[:THUMBNAILS])
-    pairs = {"same": split.manifest["copies"]["pairs"], "alike": split.manifest["near"]}
-    return {
-        "thumbnails": images([source.ids[row] for row in some.tolist()]),
-        **{
-            name: [(images(pair[:2]), pair[2:]) for pair in of[:PAIRS]]
-            for name, of in pairs.items()
-        },
-    }
-
-
-def main(cfg: ConfigDict, out: str) -> None:
-    """The binary."""
-    facts = run(cfg, Path(out))
-    if distributed.first():
-        print(text(facts), f"Page: {Path(out) / FILE}", sep="\n")
-    if facts["refused"]:
-        raise ValueError(facts["refused"])
+def original_workdir(cfg: ConfigDict, workdir: Path) -> Path:
+    """Where the trained original is: cfg.init_from if that is given, else workdir/original."""
+    return Path(cfg.init_from) if cfg.init_from else workdir / "original"
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "runs/request", "Folder of the page.")
-    cli.start(main, needs=("config", "out"), example="--config=configs/quickstart.py --out=DIR")
+    runpy.run_module("unlearn_jax.report.preview", run_name="__main__", alter_sys=True)

@@ -28,29 +28,22 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import (
-    checkpoint,
-    cli,
-    config,
-    data,
-    distributed,
-    flops,
-    goals,
-    memory,
-    metrics,
-    optim,
-    saliency,
-    sharding,
-    tokens,
-)
-from unlearn_jax.certify import certificate, rules
-from unlearn_jax.certify import run as certified
+from unlearn_jax import checkpoint, cli, data, distributed, memory, sharding
+from unlearn_jax.certify import certificate
+from unlearn_jax.certify import stage as certified
+from unlearn_jax.config import certified as rules
+from unlearn_jax.config import identity
+from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.phases import make_layout, make_optimizer, make_step
-from unlearn_jax.probe import fired, make_probe
-from unlearn_jax.setup import entries_of, past_of, resolve
-from unlearn_jax.step import UnlearnState, overlay, select
-from unlearn_jax.validation import validate
+from unlearn_jax.methods import goals, saliency, tokens
+from unlearn_jax.models import flops
+from unlearn_jax.models.params import overlay, select
+from unlearn_jax.request import entries_of, past_of, resolve
+from unlearn_jax.training import log as metrics
+from unlearn_jax.training import optimizer
+from unlearn_jax.training.phases import make_layout, make_optimizer, make_step
+from unlearn_jax.training.probe import fired, make_probe
+from unlearn_jax.training.step import UnlearnState
 
 
 def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
@@ -132,7 +125,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
     # ---- where an earlier run stopped --------------------------------------------------------
     inherited = [found and found["checksums"] for found in (parent, reference_meta)]
     seen = lineage.trained_on(split, retain_rows) if stage.scratch else split.manifest["hash"]
-    config.claim(workdir, cfg, rows=seen, init_from=inherited)
+    identity.claim(workdir, cfg, rows=seen, init_from=inherited)
     if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")
     forgets = entries_of(cfg, split) + ([setup.entry()] if stage.rows != "train" else [])
@@ -214,7 +207,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
             if 0 < phase.saliency < 1 and not done:  # later it is in the optimizer's state
                 original = select(target, trainable)
                 mask, spent = saliency.make(phase.saliency, setup, original, target, probe_key)
-                opt_state = optim.with_mask(state.opt_state, mask)
+                opt_state = optimizer.with_mask(state.opt_state, mask)
                 state = jax.device_put(state.replace(opt_state=opt_state), shardings[i])
                 meta["flops"] += spent
             batches = data.make_train(

@@ -77,7 +77,7 @@ def fid(*, images: int, batch_size: int, say: Callable, **_: Any) -> None:
 
     from benchmarks import fid as benchmark
     from unlearn_jax import sharding
-    from unlearn_jax.evaluate import fid as distances
+    from unlearn_jax.evaluate.metrics import fid as distances
 
     say(stage="files")
     extractor, mesh = benchmark.random_extractor(), sharding.make_mesh()
@@ -116,7 +116,7 @@ def loader(*, images: int, batch_size: int, epochs: int, say: Callable, **_: Any
     from absl import flags
 
     from benchmarks import data as benchmark
-    from unlearn_jax import prepare
+    from unlearn_jax.data import prepare
 
     size = min(batch_size, images)
     flags.FLAGS(["loader", f"--batch_size={size}"])
@@ -142,7 +142,7 @@ def feed(
 
     from benchmarks import data as files
     from benchmarks import loop
-    from unlearn_jax import prepare
+    from unlearn_jax.data import prepare
 
     config = importlib.import_module(f"configs.{CONFIGS['mae']}").get_config()
     config.model.remat = False

@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 def points(tiny: bool = False) -> list[Point]:
     """All of them, the most valuable first; `tiny` ones take seconds on a CPU."""
-    config = {"config": "tests/tiny.py"} if tiny else {}
+    config = {"config": "tests/helpers/tiny.py"} if tiny else {}
     found = [
         Point("quickstart", "quickstart", 240, config),
         Point("tests", "tests", 360, {"command": QUICK_TESTS}),

@@ -23,9 +23,11 @@ from benchmarks import unlearning as methods
 from benchmarks.accelerator import compiled as compiling
 from benchmarks.accelerator.points import CONFIGS
 from launch import chips, programs
-from unlearn_jax import flops, models, phases, sharding
-from unlearn_jax.models import Model
-from unlearn_jax.step import UnlearnState, select
+from unlearn_jax import models, sharding
+from unlearn_jax.models import Model, flops
+from unlearn_jax.models.params import select
+from unlearn_jax.training import phases
+from unlearn_jax.training.step import UnlearnState
 
 Step = Callable[[], Any]  # queues one step; float of the result waits for it
 ROUNDS = 3

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from tests.toy import Toy
+from tests.helpers.toy import Toy
 from unlearn_jax.audit import judge, measure
 from unlearn_jax.data import poison, transforms
-from unlearn_jax.setup import resolve
+from unlearn_jax.request import resolve
 
 
 @pytest.fixture(scope="module")

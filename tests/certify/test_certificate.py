@@ -6,12 +6,11 @@ import math
 import pytest
 
 from configs import quickstart_certified
-from tests import binaries
-from tests.certify import wide
-from unlearn_jax.certify import bounds, certificate, plan, rules, sealed
-from unlearn_jax.config import phase
+from tests.helpers import binaries, wide
+from unlearn_jax.certify import bounds, certificate, plan, sealed
+from unlearn_jax.config import certified, phase
+from unlearn_jax.config.validation import validate
 from unlearn_jax.models import MODELS
-from unlearn_jax.validation import validate
 
 TUNE = {"init_radius": 0.5, "steps": 4, "step_size": 0.1, "clip_norm": 1.0, "noise_std": 2.0,
         "weight_decay": 0.5}  # fmt: skip
@@ -182,10 +181,10 @@ def config(monkeypatch):
 def test_three_mechanisms_are_sound(config, noised):
     cfg = config("decouple", noised, "retain")
     validate(cfg)
-    assert rules.position(cfg) == 1
+    assert certified.position(cfg) == 1
     expected = {"release": "output_perturbation", "noisy": "noisy_finetune",
                 "clipped": "model_clipping"}  # fmt: skip
-    mechanism, arguments = rules.mechanism(cfg.phases[noised])
+    mechanism, arguments = certified.mechanism(cfg.phases[noised])
     assert mechanism == expected[noised]
     certificate.account(mechanism, arguments, certifier="retrain", accountant="gdp", delta=1e-5)
 
@@ -195,9 +194,9 @@ def test_the_quickstart_asks_for_the_noise_of_its_target(mechanism):
     cfg = quickstart_certified.get_config(mechanism)
     validate(cfg)
     cfg.stage = "unlearned"
-    name = cfg.stages.unlearned.phases[rules.position(cfg)]
+    name = cfg.stages.unlearned.phases[certified.position(cfg)]
     found = certificate.account(
-        *rules.mechanism(cfg.phases[name]),
+        *certified.mechanism(cfg.phases[name]),
         certifier=cfg.certificate.certifier, accountant="gdp", delta=cfg.certificate.delta,
     )  # fmt: skip
     assert found["epsilon"] == pytest.approx(quickstart_certified.EPSILON, rel=1e-9)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.certify import wide
+from tests.helpers import wide
 from unlearn_jax import checkpoint, train
 from unlearn_jax.certify import public, verify
 from unlearn_jax.data import splits

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import certificate_configs as bench
-from benchmarks import certificate_table
-from tests import binaries
-from unlearn_jax.certify import certificate, rules
-from unlearn_jax.validation import validate
+from experiments.certificate import settings as bench
+from experiments.certificate import table as certificate_table
+from tests.helpers import binaries
+from unlearn_jax.certify import certificate
+from unlearn_jax.config import certified as rules
+from unlearn_jax.config.validation import validate
 
 FOLDER = binaries.ROOT / "results" / "certificate"
 

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests import binaries
-from tests.binaries import ROOT
-from tests.certify import wide
-from unlearn_jax import checkpoint, metrics, train
-from unlearn_jax.audit import guarantee, mechanism
-from unlearn_jax.certify import certificate, noisy, run, sealed, verify
+from tests.helpers import binaries, wide
+from tests.helpers.binaries import ROOT
+from unlearn_jax import checkpoint, train
+from unlearn_jax.certify import attack, certificate, guarantee, sealed, verify
+from unlearn_jax.certify import stage as run
 from unlearn_jax.models import MODELS
-from unlearn_jax.step import overlay
+from unlearn_jax.models.params import overlay
+from unlearn_jax.training import log as metrics
+from unlearn_jax.training import noisy
 
 pytestmark = pytest.mark.long
 
@@ -219,7 +220,7 @@ def test_a_clip_that_never_or_always_acts_is_said(copy, shares, expected, text):
 
 
 def test_both_bounds_of_a_run_and_what_is_said_if_either_cannot_be_believed(copy, runs):
-    """Tampering with the audit itself: tests/audit/test_mechanism.py."""
+    """Tampering with the audit itself: tests/certify/test_attack.py."""
     original = runs / "original"
     assert guarantee.of_run(original, original) is None
     found = guarantee.of_run(copy, original)
@@ -227,7 +228,7 @@ def test_both_bounds_of_a_run_and_what_is_said_if_either_cannot_be_believed(copy
     assert "is above 10 and says next to nothing" in found["upper"]["cautions"][0]
     assert "no audit; make it with" in found["lower"]["reason"]
     assert found["clipping"].startswith("The gradient was clipped in ")
-    mechanism.run(copy, runs=300, significance=1e-6)
+    attack.run(copy, runs=300, significance=1e-6)
     found = guarantee.of_run(copy, original)
     lower = found["lower"]
     assert 0 < lower["epsilon"] < found["upper"]["record"]["epsilon"] and not lower["refuted"]

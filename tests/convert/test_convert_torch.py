@@ -15,9 +15,9 @@ import pytest
 from unlearn_jax import checkpoint, convert, models
 from unlearn_jax.convert import __main__ as binary
 from unlearn_jax.convert.reading import open_tensors
-from unlearn_jax.evaluate.clip_tower import Clip
-from unlearn_jax.evaluate.inception import Inception
-from unlearn_jax.evaluate.resnet50 import ResNet50
+from unlearn_jax.evaluate.towers.clip_tower import Clip
+from unlearn_jax.evaluate.towers.inception import Inception
+from unlearn_jax.evaluate.towers.resnet50 import ResNet50
 
 pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.files import WNIDS, imagenet, jpeg, opened, put, run
+from tests.helpers.files import WNIDS, imagenet, jpeg, opened, put, run
 from unlearn_jax.data import index, records
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import binaries
-from tests.data.files import WNIDS, contents, imagenet, jpeg, opened, put, run
-from unlearn_jax import prepare
-from unlearn_jax.data import layouts, records
+from tests.helpers import binaries
+from tests.helpers.files import WNIDS, contents, imagenet, jpeg, opened, put, run
+from unlearn_jax.data import layouts, prepare, records
 
 
 class Killed(BaseException):

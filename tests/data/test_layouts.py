@@ -4,10 +4,9 @@ import shutil
 
 import pytest
 
-from tests import binaries
-from tests.data.files import WNIDS, imagenet, places, put, run
-from unlearn_jax import prepare
-from unlearn_jax.data import layouts
+from tests.helpers import binaries
+from tests.helpers.files import WNIDS, imagenet, places, put, run
+from unlearn_jax.data import layouts, prepare
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.sets import (
-    CATS,
-    RESERVE,
-    SOURCE,
-    make_source,
-    resolve,
-)
+from tests.helpers.sets import CATS, RESERVE, SOURCE, make_source, resolve
 from unlearn_jax.data import joining, lineage, splits
 
 # Proxy data.

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from unlearn_jax import config, data
-from unlearn_jax.data import joining, published, requests, sources, splits
+from unlearn_jax.data import joining, published, sources, splits
+from unlearn_jax.data import select as requests
 
 NAMES = ["n01", "n02", "n03", "n04", "n05"]  # forget: n01, n02; retain: n03, n04
 TEST = {"split": "validation"}

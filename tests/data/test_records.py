@@ -11,10 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.data.files import WNIDS, contents, imagenet, jpeg, opened, places, put, run
-from unlearn_jax import data, prepare
+from tests.helpers.files import WNIDS, contents, imagenet, jpeg, opened, places, put, run
+from unlearn_jax import data
 from unlearn_jax.config import default
-from unlearn_jax.data import copies, index, layouts, preprocess, records, served, sources
+from unlearn_jax.data import copies, index, layouts, prepare, preprocess, records, served, sources
 
 
 def test_imagenet_is_stored_as_it_is(tmp_path):

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests import binaries
-from tests.data.files import WNIDS, contents, imagenet, opened, put, run
+from tests.helpers import binaries
+from tests.helpers.files import WNIDS, contents, imagenet, opened, put, run
 from unlearn_jax.data import copies, records, removal, served
 from unlearn_jax.data.served import FORMAT
 

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.sets import (
-    CATS,
-    NAMES,
-    RESERVE,
-    SOURCE,
-    TEST,
-    ids_file,
-    resolve,
-)
+from tests.helpers.sets import CATS, NAMES, RESERVE, SOURCE, TEST, ids_file, resolve
 from unlearn_jax import config
 from unlearn_jax.data import copies, holdout, joining, sources, splits
 

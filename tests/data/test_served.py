@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unlearn_jax import config, data, setup
+from unlearn_jax import config, data
+from unlearn_jax import request as setup
 from unlearn_jax.data import copies, holdout, served, sources, splits
 
 NAMES = ("cat", "dog", "owl")

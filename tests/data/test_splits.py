@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.sets import (
+from tests.helpers.sets import (
     NAMES,
     RESERVE,
     SOURCE,

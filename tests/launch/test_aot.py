@@ -6,7 +6,7 @@ import json
 import pytest
 
 from launch import aot, child
-from tests import binaries
+from tests.helpers import binaries
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 

@@ -6,7 +6,7 @@ import pytest
 
 from launch import all_programs, all_render, aot_all, child
 from launch.all_programs import Point
-from tests import binaries
+from tests.helpers import binaries
 from tests.launch.test_aot import HAS_LIBTPU
 
 FITS = {"fits": True, "peak_bytes": 2**30, "cpu_s": 12.4, "versions": {"jax": "0.10.2"},

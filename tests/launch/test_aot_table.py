@@ -111,7 +111,7 @@ def test_only_what_is_missing_is_compiled(folder, monkeypatch):
 
 def test_what_needs_no_compiler(monkeypatch):
     monkeypatch.setattr(aot_formula, "WAYS", (1, 2))
-    found = aot_formula.facts(aot_formula.load("tests/tiny.py"))
+    found = aot_formula.facts(aot_formula.load("tests/helpers/tiny.py"))
     assert found["parameters"] == found["trained"] == 18_403
     assert found["state_bytes"][1] == 2 * 4 * 18_403 + 16
     assert found["flops"] == found["model_flops"] > 2 * 18_403

@@ -5,7 +5,7 @@ import pytest
 from configs import imagenet_mage, quickstart_compare
 from launch import aot_formula, chips, plan, plan_parts
 from launch.plan_parts import Part
-from tests import binaries
+from tests.helpers import binaries
 
 V5E = chips.TPUS["v5e"]
 MFU = {"training": 0.5, "sampling": 0.25}
@@ -19,7 +19,13 @@ def part(**values):
 
 def priced(*parts, start=0.0, **more):
     return plan.price(
-        aot_formula.load("tests/tiny.py"), chips.Topology("v5e:2x2"), parts, MFU, start, 2.0, **more
+        aot_formula.load("tests/helpers/tiny.py"),
+        chips.Topology("v5e:2x2"),
+        parts,
+        MFU,
+        start,
+        2.0,
+        **more,
     )
 
 
@@ -66,7 +72,7 @@ def test_images_of_the_published_request():
 
 
 def test_what_the_config_does_not_tell_must_be_given():
-    cfg = aot_formula.load("tests/tiny.py")
+    cfg = aot_formula.load("tests/helpers/tiny.py")
     cfg.request.kind = "ids"
     with pytest.raises(ValueError, match="how many forget images.*--rows=forget="):
         plan_parts.count_rows(cfg, {})
@@ -81,7 +87,7 @@ def of(parts, section, name):
 
 
 def test_a_request_calls_its_programs_as_often_as_its_config_says():
-    cfg = aot_formula.load("tests/tiny.py")
+    cfg = aot_formula.load("tests/helpers/tiny.py")
     rows = plan_parts.count_rows(cfg, {})
     parts = plan_parts.request(cfg, 4, rows)
     assert (rows.forget, rows.retain, rows.holdout) == (250, 2250, 250)
@@ -101,7 +107,7 @@ def test_a_request_calls_its_programs_as_often_as_its_config_says():
 
 
 def test_the_published_evaluation_shows_towers_every_image():
-    cfg = aot_formula.load("tests/tiny.py")
+    cfg = aot_formula.load("tests/helpers/tiny.py")
     cfg.request.update({"kind": "classes", "classes": ("cat", "dog")})
     cfg.protocol.update({"inpaint": (8,), "outpaint": (4, 8), "batch_size": 32})
     rows = plan_parts.count_rows(cfg, {})

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from unlearn_jax import step
 from unlearn_jax.convert.mae import FAMILY
 from unlearn_jax.data import transforms
+from unlearn_jax.methods import i2i
 from unlearn_jax.models import vit
 from unlearn_jax.models.mae import MAE, PRESETS
-from unlearn_jax.objectives import i2i
+from unlearn_jax.models.params import select
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae.npz"
 SMALL = {"image_size": 16, "patch": 4, "dim": 32, "depth": 2, "heads": 2, "mask_ratio": 0.6}
@@ -289,7 +289,7 @@ def test_published_sizes_and_what_a_checkpoint_tells(name, values, tensors):
     assert (sum(leaf.size for leaf in leaves), len(leaves)) == (values, tensors)
     assert FAMILY.model(torch_shapes(shapes), {}) == model
     if name == "large":
-        chosen = step.select(shapes, model.trainable)
+        chosen = select(shapes, model.trainable)
         assert set(chosen) == {"encoder"} and "pos_embed" not in chosen["encoder"]
         assert sum(leaf.size for leaf in jax.tree.leaves(chosen)) == 303_099_904
 

@@ -10,11 +10,11 @@ from PIL import Image, ImageFilter
 pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
 
-import jax.numpy as jnp  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+import jax.numpy as jnp
+from torch import nn
+from torch.nn import functional as F
 
-from tests.models.test_mage import (  # noqa: E402
+from tests.models.test_mage import (
     FAMILY,
     GOLDEN,
     MODEL,
@@ -26,8 +26,8 @@ from tests.models.test_mage import (  # noqa: E402
     make_batch,
     numbers,
 )
-from tests.models.test_vqgan import fill, filled  # noqa: E402
-from tests.models.test_vqgan_torch import Tokenizer, load, nchw, nhwc  # noqa: E402
+from tests.models.test_vqgan import fill, filled
+from tests.models.test_vqgan_torch import Tokenizer, load, nchw, nhwc
 
 torch.set_num_threads(1)
 CODES, CLASS, MASK = 32, 32 + 76, 32 + 100

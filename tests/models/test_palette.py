@@ -17,9 +17,9 @@ from tests.models.test_unet import (
     small_params,
     torch_shapes,
 )
+from unlearn_jax.methods import i2i
 from unlearn_jax.models import diffusion, unet
 from unlearn_jax.models.palette import Palette
-from unlearn_jax.objectives import i2i
 from unlearn_jax.sharding import make_mesh
 
 KEY = jax.random.key(3)

@@ -12,10 +12,10 @@ import pytest
 
 pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+from torch import nn
+from torch.nn import functional as F
 
-from tests.models.test_unet import (  # noqa: E402
+from tests.models.test_unet import (
     GOLDEN,
     SMALL,
     close,
@@ -25,8 +25,8 @@ from tests.models.test_unet import (  # noqa: E402
     published_names,
     torch_shapes,
 )
-from unlearn_jax.models import diffusion  # noqa: E402
-from unlearn_jax.models.palette import Palette  # noqa: E402
+from unlearn_jax.models import diffusion
+from unlearn_jax.models.palette import Palette
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearn_jax import stacking
-from unlearn_jax.models import vit
+from unlearn_jax.models import stacking, vit
 
 KEY = jax.random.key(0)
 

@@ -9,11 +9,11 @@ import pytest
 pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
 
-import jax.numpy as jnp  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+import jax.numpy as jnp
+from torch import nn
+from torch.nn import functional as F
 
-from tests.models.test_vqgan import (  # noqa: E402
+from tests.models.test_vqgan import (
     FAMILY,
     GOLDEN,
     MODEL,

@@ -20,7 +20,7 @@ from unlearn_jax import cli, distributed
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """The binary, for a request."""
-    from unlearn_jax.audit import request
+    from unlearn_jax.audit import run as request
 
     found = request.run(cfg, workdir)
     if not distributed.first():
@@ -35,9 +35,9 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
 
 def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
     """The binary, for a certificate."""
-    from unlearn_jax.audit import mechanism
+    from unlearn_jax.certify import attack
 
-    found = mechanism.run(workdir, runs=runs, significance=significance)
+    found = attack.run(workdir, runs=runs, significance=significance)
     test, bounds, drawn = found["self_test"], found["bounds"], found["drawn"]
     noise = drawn["noise"]
     print(
@@ -48,7 +48,7 @@ def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
     print(bounds["text"], f"Repeated: {found['repeated']}.", sep="\n")
     for kind, words in bounds["assumptions"].items():
         print(f"Assumed by the {kind} bound:", *[f"- {text}" for text in words], sep="\n")
-    print(f"Wrote {workdir / mechanism.FILE}.")
+    print(f"Wrote {workdir / attack.FILE}.")
     if bounds["refuted"] or not test["passed"]:
         raise ValueError("the mechanism is not what the certificate says, see above.")
 

@@ -11,14 +11,17 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, distributed, goals, objectives, optim, sharding
+from unlearn_jax import data, distributed, sharding
+from unlearn_jax import methods as objectives
 from unlearn_jax.audit import limits
 from unlearn_jax.data import poison, transforms
 from unlearn_jax.data.splits import Split
-from unlearn_jax.evaluate.reconstruction import displacement, masked_mse
+from unlearn_jax.methods import goals
 from unlearn_jax.models import Model, Params
-from unlearn_jax.setup import Setup
-from unlearn_jax.step import UnlearnState, jit_step
+from unlearn_jax.models.distances import displacement, masked_mse
+from unlearn_jax.request import Setup
+from unlearn_jax.training import optimizer
+from unlearn_jax.training.step import UnlearnState, jit_step
 
 Measured = dict[str, np.ndarray]
 SETS = ("forget", "retain", "holdout")
@@ -196,7 +199,7 @@ def jit_finetuning(
     cfg: ConfigDict, model: Model, mesh: Mesh, like: Params
 ) -> tuple[Callable[..., UnlearnState], Callable[..., Any]]:
     """The compiled (params, seed) -> state, and the step of fine-tuning; like: of all leaves."""
-    tx = optim.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
+    tx = optimizer.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
 
     def fresh_state(params, seed):
         return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(seed))

@@ -16,7 +16,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from unlearn_jax import cli
-from unlearn_jax.certify import plan, rules
+from unlearn_jax.certify import plan
+from unlearn_jax.config import certified
 
 COMMANDS = ("verify", "plan")
 EXAMPLE = "verify runs/certified/unlearned"
@@ -26,7 +27,8 @@ _PLAN = ("epsilon", "delta", "radius", "certifier", "steps", "step_size", "clip_
 
 def main_verify(workdir: Path) -> None:
     """The binary, to verify."""
-    from unlearn_jax.certify import run, verify
+    from unlearn_jax.certify import stage as run
+    from unlearn_jax.certify import verify
     from unlearn_jax.data import splits
 
     given = flags.FLAGS.original
@@ -50,7 +52,7 @@ def _parameters() -> int:
     import jax
 
     from unlearn_jax import models
-    from unlearn_jax.step import select
+    from unlearn_jax.models.params import select
 
     model = models.build(**flags.FLAGS.config.model.to_dict())
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -71,12 +73,12 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_float("epsilon", None, "Target, nats.")
         flags.DEFINE_float("delta", None, "Target.")
         flags.DEFINE_float("radius", None, "C0 of the projection; of model clipping C2.")
-        flags.DEFINE_enum("certifier", "retrain", rules.CERTIFIERS, "What to compare with.")
+        flags.DEFINE_enum("certifier", "retrain", certified.CERTIFIERS, "What to compare with.")
         flags.DEFINE_integer("steps", 0, "Noised steps; 0: the best number.")
         flags.DEFINE_float("step_size", 0.0, "Learning rate of noisy fine-tuning.")
         flags.DEFINE_float("clip_norm", 0.0, "Clip norm of noisy fine-tuning.")
         flags.DEFINE_float("weight_decay", 0.0, "Of noisy fine-tuning.")
-        flags.DEFINE_enum("accountant", "gdp", rules.ACCOUNTANTS, "Of noisy fine-tuning.")
+        flags.DEFINE_enum("accountant", "gdp", certified.ACCOUNTANTS, "Of noisy fine-tuning.")
         flags.DEFINE_integer("parameters", 0, "How many are noised.")
         example = "plan --mechanism=output_perturbation --epsilon=1 --delta=1e-5 --radius=0.1 "
         cli.start(main_plan, needs=("mechanism", *_PLAN), example=example + "--parameters=1000")

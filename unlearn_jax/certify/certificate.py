@@ -18,8 +18,8 @@ from typing import Any
 
 import unlearn_jax
 from unlearn_jax.certify import bounds, sealed
-from unlearn_jax.certify.reflection import UNREVIEWED
-from unlearn_jax.certify.rules import ASSUMPTIONS
+from unlearn_jax.certify.bounds.reflection import UNREVIEWED
+from unlearn_jax.config.certified import ASSUMPTIONS
 
 FORMAT = "unlearn_jax.certificate.v1"
 FILE = "certificate.json"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from unlearn_jax import checkpoint
-from unlearn_jax.certify import rules
+from unlearn_jax.config import certified
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.splits import Split
 
@@ -53,7 +53,7 @@ def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> No
         used = _rows(recorded, trained)
         parents = [recorded["config"][key] for key in ("init_from", "reference_from")]
         checksums = recorded["relevant"]["init_from"]
-        noised = rules.position(recorded["config"]) is not None
+        noised = certified.position(recorded["config"]) is not None
         around = recorded["config"]["certificate"]["centre_from"] if noised else ""
         parents = [p for p in zip(parents, checksums, strict=True) if p != ("", None)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,14 +20,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, config, metrics, models
-from unlearn_jax.certify import certificate, noisy, public, rules, run
+from unlearn_jax import checkpoint, models
+from unlearn_jax.certify import certificate, public
+from unlearn_jax.certify import stage as run
 from unlearn_jax.certify.certificate import Certificate
+from unlearn_jax.config import certified, identity
+from unlearn_jax.config.validation import validate
 from unlearn_jax.data import splits
 from unlearn_jax.models import Params
+from unlearn_jax.models.params import select
 from unlearn_jax.sharding import leaf_path
-from unlearn_jax.step import select
-from unlearn_jax.validation import validate
+from unlearn_jax.training import log as metrics
+from unlearn_jax.training import noisy
 
 
 def verify(workdir: Path, original: Path | None = None) -> Certificate:
@@ -102,21 +106,21 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
                 f"in the certificate {found.hashes[key]}."
             )
     recorded = json.loads((workdir / "config.json").read_text())
-    cfg = config.filled(_tuples(recorded["config"]))
+    cfg = identity.filled(_tuples(recorded["config"]))
     validate(cfg)
     # What the config itself says: keys that came with later versions are left out.
     said = ConfigDict(_tuples(recorded["config"]))
     relevant = recorded["relevant"]
-    again = config.relevant(said, rows=relevant["rows"], init_from=relevant["init_from"])
-    _expect("config.json, its two parts differ", [], config.changes(relevant, _plain(again)))
+    again = identity.relevant(said, rows=relevant["rows"], init_from=relevant["init_from"])
+    _expect("config.json, its two parts differ", [], identity.changes(relevant, _plain(again)))
     _expect("run.stage", cfg.stage, found.run.get("stage"))
-    where = rules.position(cfg)
+    where = certified.position(cfg)
     if where is None:
         raise ValueError(
             f"certificate: the stage {cfg.stage!r} of config.json has no noised phase."
         )
     name = cfg.stages[cfg.stage].phases[where]
-    mechanism, arguments = rules.mechanism(cfg.phases[name])
+    mechanism, arguments = certified.mechanism(cfg.phases[name])
     _expect("run.phase", name, found.run.get("phase"))
     _expect("mechanism", mechanism, found.mechanism)
     _expect("arguments", arguments, found.arguments)
@@ -141,10 +145,10 @@ def _record(
         _expect(f"phase {name!r}, its objective", spec.objective, ended["objective"])
         _expect(f"phase {name!r}, its first step", step, ended["first_step"])
         step = ended["last_step"]
-        if k >= rules.position(cfg):
+        if k >= certified.position(cfg):
             _expect(f"phase {name!r}, why it ended", "steps", ended["stopped_by"])
             _expect(f"phase {name!r}, its last step", ended["first_step"] + spec.steps, step)
-    noised = meta["phases"][rules.position(cfg)]
+    noised = meta["phases"][certified.position(cfg)]
     _expect("versions", meta.get("versions"), found.versions)
     expected = {key: noised[key] for key in ("first_step", "last_step")}
     expected |= {"stage": cfg.stage, "phase": noised["name"], "final_step": meta["step"]}

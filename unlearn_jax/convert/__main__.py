@@ -23,7 +23,8 @@ from absl import flags
 
 import unlearn_jax
 from unlearn_jax import checkpoint, cli, convert, models, sharding
-from unlearn_jax.convert import verify, writing
+from unlearn_jax.convert import agreement as verify
+from unlearn_jax.convert import writing
 from unlearn_jax.convert.reading import open_tensors
 
 MANIFEST = "conversion.json"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlearn_jax.convert.family import Family, Shapes
-from unlearn_jax.evaluate.clip_tower import Clip
+from unlearn_jax.evaluate.towers.clip_tower import Clip
 
 _BLOCK, _TORCH = r"block(\d+)", r"visual.transformer.resblocks.\1"
 

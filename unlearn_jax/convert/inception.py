@@ -5,7 +5,7 @@ from typing import Any
 
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.convert.resnet50 import STATISTICS, buffers
-from unlearn_jax.evaluate.inception import VARIANTS, Inception
+from unlearn_jax.evaluate.towers.inception import VARIANTS, Inception
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> Inception:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from unlearn_jax.convert.family import Family, Shapes
-from unlearn_jax.evaluate.resnet50 import DEPTHS, ResNet50
+from unlearn_jax.evaluate.towers.resnet50 import DEPTHS, ResNet50
 
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 """A batch norm's statistics: leaves here, buffers in torch."""

@@ -14,8 +14,8 @@ from jaxtyping import UInt64
 
 from unlearn_jax.data import copies
 from unlearn_jax.data.copies import Hashes
-from unlearn_jax.data.requests import option
 from unlearn_jax.data.sampling import Rows, count
+from unlearn_jax.data.select import option
 from unlearn_jax.data.sources import Source
 
 NO_HOLDOUT = "none"

@@ -20,8 +20,8 @@ from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.poison import PATTERN, choose
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.records import digest
-from unlearn_jax.data.requests import copies_of, keep, of_requested_classes, select, still_there
 from unlearn_jax.data.sampling import Rows, count
+from unlearn_jax.data.select import copies_of, keep, of_requested_classes, select, still_there
 from unlearn_jax.data.served import Entry, in_manifest, rows_of_all
 from unlearn_jax.data.sources import Source
 

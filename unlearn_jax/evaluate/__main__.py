@@ -18,7 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli, distributed
-from unlearn_jax.evaluate import protocol, results, tables
+from unlearn_jax.evaluate import results
+from unlearn_jax.evaluate.protocol import evaluation as protocol
+from unlearn_jax.evaluate.protocol import tables
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:

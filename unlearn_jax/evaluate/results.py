@@ -17,13 +17,15 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import unlearn_jax
-from unlearn_jax import checkpoint, config, data, distributed, sharding
-from unlearn_jax.audit import guarantee, limits
+from unlearn_jax import checkpoint, data, distributed, sharding
+from unlearn_jax.audit import limits
+from unlearn_jax.certify import guarantee
+from unlearn_jax.config import identity
+from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, served, splits
-from unlearn_jax.evaluate import displacement, reconstruction
-from unlearn_jax.evaluate.reconstruction import METRICS, interval
-from unlearn_jax.setup import Setup, past_of, resolve
-from unlearn_jax.validation import validate
+from unlearn_jax.evaluate.metrics import displacement, reconstruction
+from unlearn_jax.evaluate.metrics.reconstruction import METRICS, interval
+from unlearn_jax.request import Setup, original_workdir, past_of, resolve
 
 MODELS = ("original", "unlearned", "retrained")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -124,7 +126,7 @@ def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
     return {
         "name": cfg.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": json.loads(config.to_json(cfg)),
+        "config": json.loads(identity.to_json(cfg)),
         "versions": {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
@@ -194,8 +196,3 @@ def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, flo
 def _recorded(path: Path) -> dict[str, Any] | None:
     """What another part has written, if it has run."""
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def original_workdir(cfg: ConfigDict, workdir: Path) -> Path:
-    """Where the trained original is: cfg.init_from if that is given, else workdir/original."""
-    return Path(cfg.init_from) if cfg.init_from else workdir / "original"

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from unlearn_jax.models.layers import attention, gelu, one_pass, settle
-from unlearn_jax.stacking import DEEP, STACK
+from unlearn_jax.models.stacking import DEEP, STACK
 
 
 class Attention(nn.Module):

@@ -1,0 +1,1 @@
+"""Runs with results: each writes what the docs show."""

@@ -1,0 +1,1 @@
+"""Runs of `docs/certificate.md`."""

@@ -1,0 +1,277 @@
+"""What a certificate costs: epsilon -> error on unseen images -> distance from retraining.
+
+python -m experiments.certificate.__main__ --workdir=runs/certificate --data_dir=DIR [--minutes=9]
+
+DIR is a tfds data directory with cifar10; without it, the bundled sample. Every point is a run of
+its own, WORKDIR/request/MECHANISM/EPSILON/SEED/{released,repaired}: what is finished is not done
+again, and after --minutes no new run is begun, so that the same command goes on later. Both start
+from the ascended model of their seed, so that the ascent is done once. `released` ends with the
+noised phase, `repaired` goes on with free fine-tuning on retain rows, which costs no epsilon. Every
+certificate is verified before its point counts. Writes points.json, table.md and curve.png into
+WORKDIR; docs/certificate.md shows them.
+
+CIFAR-10 is cut into three disjoint parts: `request` and `tuning` of 5,000 training images each, and
+`public`, 4,000 images of vehicles. On `tuning` the radii were chosen (--part=tuning
+--radius=R), so that no setting has seen the forget set.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments.certificate import table as certificate_table
+from experiments.certificate.settings import (
+    DELTA,
+    EPSILONS,
+    MECHANISMS,
+    SEEDS,
+    Mechanism,
+    base,
+    cut,
+    noised,
+    of_world,
+)
+from unlearn_jax import checkpoint, cli, data, sharding, train
+from unlearn_jax.audit import judge
+from unlearn_jax.certify import verify
+from unlearn_jax.evaluate import results
+from unlearn_jax.models.distances import masked_mse
+from unlearn_jax.models.params import select
+from unlearn_jax.request import Setup, resolve
+
+COMMAND = "python -m experiments.certificate.__main__ --workdir=runs/certificate --data_dir=DIR"
+SETS = ("forget", "holdout", "retain")
+AUDITS = ("forget_error", "membership_auroc", "membership_auroc_calibrated", "tpr_at_1_fpr",
+          "score_spread")  # fmt: skip
+SHARED = ("original", "decoupled", "unnoised", "retrained", "centre", "public")
+
+
+def make_measure(setup: Setup) -> Callable[[Any], dict[str, np.ndarray]]:
+    """A function params -> {"error/SET" [n]}, mean squared errors on the hole; compiled once."""
+    cfg, mesh, source, split, model = setup
+    rows = {name: getattr(split, "remaining" if name == "retain" else name) for name in SETS}
+    kept = np.random.default_rng(0).permutation(rows["retain"])[: len(split.forget)]
+    rows["retain"] = np.sort(kept)
+
+    @jax.jit
+    def errors(params, batch):
+        output = model.generate(params, batch, jax.random.key(0))
+        return masked_mse(output, batch["image"], batch["mask"])
+
+    def measure(params):
+        found = {}
+        for name in SETS:
+            batches = data.make_eval(
+                source, rows[name], batch_size=500, task=cfg.task.to_dict(), seed=0
+            )
+            columns = [
+                np.asarray(errors(params, sharding.global_batch(b, mesh)))[b["valid"]]
+                for b in batches
+            ]
+            found[f"error/{name}"] = np.concatenate(columns)
+        return found
+
+    return measure
+
+
+class Bench:
+    """What all runs of one part share: folders, the public weights, one compiled measurement."""
+
+    def __init__(self, workdir: Path, part: str) -> None:
+        self.workdir, self.part, self.public = workdir, part, workdir / "public"
+        if not (self.public / checkpoint.DIRECTORY).exists():
+            cfg = base(workdir, "public", 0)
+            train.run(cfg, workdir / "public_training")
+            params, _ = checkpoint.load_params(workdir / "public_training", resolve(cfg).like())
+            # As an outsider gets them: weights without the record of another data set's training.
+            past = {"requests": [], "claim": "experiments.certificate.__main__"}
+            checkpoint.save_params(self.public, params, served=past)
+        self.setup = resolve(base(workdir, part, 0))
+        self.measure = make_measure(self.setup)
+
+    def of(self, cfg: ConfigDict, stage: str, start: Path | None, folder: Path) -> dict[str, Any]:
+        """The record of a run: trained, verified and measured unless that was done before."""
+        path = folder / "record.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        cfg = cfg.copy_and_resolve_references()
+        cfg.stage, cfg.init_from = stage, str(start) if start else ""
+        meta = train.run(cfg, folder)
+        params, _ = checkpoint.load_params(folder, self.setup.like())
+        errors = self.measure(params)
+        np.savez_compressed(folder / "errors.npz", **errors)
+        record: dict[str, Any] = {"stage": stage, "seed": cfg.seed, "certificate": None}
+        record |= {key: meta[key] for key in ("step", "examples", "flops", "wall_s", "compile_s")}
+        if (folder / "certificate.json").exists():
+            found = dataclasses.asdict(verify.verify(folder))  # raises unless it passes
+            record["certificate"] = {k: v for k, v in found.items() if k != "assumptions"}
+        partial = folder / "record.partial"
+        partial.write_text(json.dumps(record, indent=1))
+        partial.replace(path)
+        return record
+
+    def folder(self, mechanism: Mechanism) -> Path:
+        """Of the models of the mechanism's world."""
+        return self.workdir / self.part / mechanism.world
+
+    def shared(self, mechanism: Mechanism, seed: int) -> Iterator[tuple[str, Path]]:
+        """(stage, folder) of the models that the mechanisms of a world share, as they are made."""
+        cfg = of_world(base(self.workdir, self.part, seed), mechanism)
+        root = self.folder(mechanism)
+        first = self.public if mechanism.adapter else None
+        start = {"decoupled": root / "original" / str(seed)}
+        start |= {"unnoised": root / "decoupled" / str(seed)}
+        start |= {"centre": self.public if mechanism.public else None, "public": self.public}
+        for stage in SHARED if self.part == "request" else SHARED[:2]:
+            name = f"centre_{'public' if mechanism.public else 'initial'}"
+            folder = root / (name if stage == "centre" else stage) / str(seed)
+            self.of(cfg, stage, start.get(stage, first), folder)
+            yield stage, folder
+
+    def points(
+        self, name: str, mechanism: Mechanism, epsilon: str, seed: int
+    ) -> Iterator[tuple[str, Path]]:
+        """(stage, folder) of the two runs of a point, as they are made."""
+        cfg = of_world(base(self.workdir, self.part, seed), mechanism)
+        cfg = noised(cfg, mechanism, float(epsilon), self.public)
+        start = self.folder(mechanism) / "decoupled" / str(seed)
+        for stage in ("released", "repaired"):
+            folder = self.workdir / self.part / name / epsilon / str(seed) / stage
+            self.of(cfg, stage, start, folder)
+            yield stage, folder
+
+    def distances(self) -> dict[str, dict[str, float]]:
+        """{mechanism: {seed: |decoupled - centre|}}, L2, of the noised leaves."""
+        found: dict[str, dict[str, float]] = {}
+        like, model = self.setup.like(), self.setup.model
+        for name, mechanism in MECHANISMS.items():
+            for folder in sorted((self.folder(mechanism) / "decoupled").glob("*")):
+                start, _ = checkpoint.load_params(folder, like)
+                if mechanism.public:
+                    centre, _ = checkpoint.load_params(self.public, like)
+                else:
+                    centre = model.init(jax.random.split(jax.random.key(int(folder.name)), 3)[0])
+                pair = (select(tree, mechanism.trainable) for tree in (start, centre))
+                length = optax.tree.norm(jax.tree.map(jnp.subtract, *pair))
+                found.setdefault(name, {})[folder.name] = float(length)
+        return found
+
+
+def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
+    """points.json: every finished run with its errors, audits, costs and certificate."""
+    runs: dict[tuple[str, str, str, str], Path] = {}  # (world, name, epsilon, seed) -> folder
+    for path in sorted((workdir / bench.part).glob("**/record.json")):
+        *name, last = path.parent.relative_to(workdir / bench.part).parts
+        if name[0] in MECHANISMS:
+            mechanism, epsilon, seed = name
+            key = (MECHANISMS[mechanism].world, f"{mechanism}, {last}", epsilon, seed)
+        else:
+            key = (*name, "", last)
+        runs[key] = path.parent
+    cfg = bench.setup.cfg
+    pixels = round(cfg.data.image_size * cfg.task.hole) ** 2 * 3
+    settings = {"entries": pixels, "confidence": 0.95, "resamples": 2, "seed": 0}
+
+    def errors(key):
+        with np.load(runs[key] / "errors.npz") as file:
+            return dict(file)
+
+    def record(key):
+        return json.loads((runs[key] / "record.json").read_text())
+
+    models: dict[str, Any] = {}
+    for key in tqdm(runs, desc="audit", unit="run", dynamic_ncols=True):
+        world, name, epsilon, seed = key
+        ours, made = errors(key), record(key)
+        fixed = [errors((world, stage, "", seed)) for stage in ("original", "retrained")]
+        others = [k for k in runs if k[:3] == (world, "retrained", "") and k[3] != seed]
+        found = judge.estimates(ours, *fixed, [errors(k) for k in others], **settings)
+        full = f"{world}: {name}" + (f", {epsilon}" if epsilon else "")
+        model = models.setdefault(full, {"world": world, "name": name, "seeds": {}})
+        cost = {k: made[k] for k in ("step", "examples", "flops", "wall_s", "compile_s")}
+        spent = made["flops"]
+        if epsilon or name == "unnoised":
+            spent += record((world, "decoupled", "", seed))["flops"]
+        cost["flops_fraction"] = spent / record(("network", "retrained", "", seed))["flops"]
+        if epsilon:
+            model |= {"mechanism": name.split(", ")[0], "target_epsilon": float(epsilon)}
+        model["seeds"][seed] = {
+            "errors": {s: float(ours[f"error/{s}"].mean()) for s in SETS},
+            "audits": {k: {"value": found["audits"][k]["value"]} for k in AUDITS},
+            "utility": {k: {"value": v["value"]} for k, v in found["utility"].items()},
+            "cost": cost,
+            "certificate": made["certificate"],
+        }
+    about = results.provenance(cfg, bench.setup.split)
+    return {
+        "command": COMMAND,
+        **{key: about[key] for key in ("created", "versions", "hardware", "split")},
+        "n": {s: len(errors(next(iter(runs)))[f"error/{s}"]) for s in SETS},
+        "mechanisms": {k: dataclasses.asdict(m) for k, m in MECHANISMS.items()},
+        "audits": {k: judge.AUDITS[k] for k in AUDITS},
+        "utility": judge.UTILITY,
+        "confidence": 0.95,
+        "delta": DELTA,
+        "distances": bench.distances(),
+        "models": models,
+    }
+
+
+def main(workdir: Path) -> None:
+    """Makes what is missing, until the time is up, and writes what there is."""
+    flag, began = flags.FLAGS, time.monotonic()
+    jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    cut(workdir, flag.data_dir)
+    bench = Bench(workdir, flag.part)
+    chosen = {name: MECHANISMS[name] for name in flag.mechanisms}
+    if flag.radius:
+        chosen = {
+            f"{name}_{flag.radius:g}": dataclasses.replace(m, radius=flag.radius)
+            for name, m in chosen.items()
+        }
+    seeds = list(map(int, flag.seeds))
+    todo = [bench.shared(m, seed) for seed in seeds for m in chosen.values()]
+    todo += [
+        bench.points(name, m, epsilon, seed)
+        for epsilon in flag.epsilons for seed in seeds for name, m in chosen.items()
+    ]  # fmt: skip
+    for stage, folder in itertools.chain.from_iterable(todo):
+        if flag.part == "tuning":
+            with np.load(folder / "errors.npz") as file:
+                print(folder, stage, {s: round(float(file[f"error/{s}"].mean()), 4) for s in SETS})
+        if time.monotonic() - began > 60 * flag.minutes:
+            print("The time is up; the same command goes on.")
+            return
+    if flag.part == "tuning":
+        return
+    found = collect(workdir, bench)
+    partial = workdir / "points.partial"
+    partial.write_text(json.dumps(found, indent=1))
+    partial.replace(workdir / "points.json")
+    certificate_table.write(workdir)
+    print(certificate_table.markdown(found))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data_dir", "", "tfds data directory with cifar10; none: the sample.")
+    flags.DEFINE_float("minutes", math.inf, "Begin no new run after so many.")
+    flags.DEFINE_enum("part", "request", ("request", "tuning"), "Of the data.")
+    flags.DEFINE_float("radius", 0, "Of all mechanisms, instead of their own.")
+    flags.DEFINE_list("mechanisms", list(MECHANISMS), "Which.")
+    flags.DEFINE_list("epsilons", list(map(str, EPSILONS)), "Targets.")
+    flags.DEFINE_list("seeds", list(map(str, SEEDS)), "Of the models; the noise has none.")
+    cli.start(main, needs=("workdir",), example="--workdir=runs/certificate")

@@ -1,0 +1,158 @@
+import importlib.util
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import quickstart
+from unlearn_jax import models
+from unlearn_jax.config import method
+from unlearn_jax.config.validation import validate
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[!_]*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_validates_and_its_model_can_be_built(path):
+    module = load(path)
+    cfg = module.get_config()
+    validate(cfg)
+    model = models.build(**cfg.model.to_dict())
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert {"encoder", "decoder"} <= set(shapes)
+    assert any(word in module.__doc__ for word in ("make demo", "python -m unlearn_jax"))
+
+
+def test_all_problems_are_reported_at_once():
+    cfg = quickstart.get_config()
+    cfg.batch_size = 0
+    cfg.task.name = "inpant"
+    cfg.model.latnt_dim = 3
+    cfg.phases.decouple.objective = "gradient_asent"
+    cfg.phases.retain.retain_weight = 0.0
+    cfg.phases.pretrain.optimizer.name = "adma"
+    cfg.stages.unlearned.phases = ("decuple", "retain")
+    cfg.stages.original.rows = "all"
+    cfg.evaluation.confidence = 95.0
+    with pytest.raises(ValueError) as error:
+        validate(cfg)
+    for part in (
+        "9 problem(s)",
+        "config.batch_size: expected at least 1, got 0",
+        "config.task.name: unknown 'inpant'",
+        "did you mean 'inpaint'?",
+        "config.model.latnt_dim: unknown",
+        "did you mean 'latent_dim'?",
+        "config.phases.decouple.objective: Unknown objective 'gradient_asent'",
+        "config.phases.retain: retain_weight and forget_weight are both 0",
+        "config.phases.pretrain.optimizer.name: unknown 'adma'",
+        "config.stages.unlearned.phases: unknown 'decuple'",
+        "config.stages.original.rows: unknown 'all'",
+        "config.evaluation.confidence: expected between 0 and 1, got 95.0",
+    ):
+        assert part in str(error.value), part
+
+
+def test_unknown_missing_and_mistyped_keys():
+    cfg = quickstart.get_config().unlock()
+    cfg.batchsize = 3
+    del cfg["seed"]
+    cfg.data = cfg.data.copy_and_resolve_references().to_dict() | {"cache": 1}
+    with pytest.raises(ValueError) as error:
+        validate(cfg)
+    for part in (
+        "config.batchsize: unknown key; did you mean 'batch_size'?",
+        "config.seed: missing",
+        "config.data.cache: expected bool like True, got 1",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("phases.decouple.forget_weight", -1.0, "expected weights of at least 0"),
+        ("phases.decouple.forget_fraction", 1.0, "expected 0 < f < 1"),
+        ("phases.decouple.optimizer.learning_rate", 0.0, "expected above 0"),
+        ("phases.decouple.optimizer.clip_norm_l2", -1.0, "expected at least 0"),
+        ("phases.decouple.stop.metric", "displacment", "did you mean 'displacement'"),
+        ("phases.decouple.stop.at_least", 0.0, "needs at_least above 0"),
+        ("phases.decouple.probe_every", 0, "needs at_least above 0 and probe_every"),
+        ("phases.pretrain.stop.metric", "displacement", "from scratch, does not have"),
+        ("phases.decouple.steps", -1, "expected at least 0"),
+        ("phases.decouple.objective_kw.cap", 1.0, "unknown 'cap', expected one of"),
+        ("phases.decouple.combine", "orthogonl", "did you mean 'orthogonal'"),
+        ("phases.decouple.combine", "orthogonal", "needs both gradients, so both weights above 0"),
+        ("phases.retain.combine", "epsilon_constrained", "combine_kw.epsilon: missing"),
+        ("phases.decouple.combine_kw.beta", 1.0, "combine_kw.beta: unknown 'beta'"),
+        ("phases.decouple.saliency", 1.5, "saliency: expected between 0 and 1, got 1.5"),
+        ("phases.pretrain.goal", "views", "goal: needs an original, which the stage"),
+        ("phases.pretrain.goal", "veiws", "did you mean 'views'"),
+        ("phases.calibrated.goal", "", "'calibrated' needs one of"),
+        ("compare.only", ("calibratd",), "unknown .calibratd."),
+        ("compare.methods.nothing", method("Nothing", ()), "at least one phase"),
+        ("phases.pretrain.saliency", 0.5, "saliency: needs an original, which the stage"),
+        ("model.channels", (), "config.model: "),
+        ("model.name", "autoencodr", "did you mean 'autoencoder'"),
+        ("stage", "retraind", "did you mean 'retrained'"),
+        ("data.resize", "corp", "did you mean 'crop'"),
+        ("data.augment.name", "random_crop", "did you mean 'random_resized_crop'"),
+        ("data.augment.scale", (0.5, 1.2), "expected 0 < least <= largest <= 1, got"),
+        ("data.augment.scale", (0.5,), "augment.scale: expected 0 < least"),
+        ("data.augment.ratio", (2.0, 0.5), "augment.ratio: expected 0 < least"),
+        ("data.path", "gs://bucket/records", "data.path: expected a path, got the URL"),
+        ("request.pick", "last", "config.request.pick: unknown 'last'"),
+        ("request.per_class", -1, "at least 0, got -1"),
+        ("retain.kind", "other_clases", "did you mean 'other_classes'"),
+        ("stages.retrained.phases", (), "at least one phase"),
+    ],
+)
+def test_values_are_checked(path, value, message):
+    cfg = quickstart.get_config().unlock()
+    *parents, key = path.split(".")
+    section = cfg
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    with pytest.raises(ValueError, match=message):
+        validate(cfg)
+
+
+def test_random_views_need_the_original_images():
+    cfg = quickstart.get_config()
+    cfg.data.update({"resize": "crop", "cache": True})
+    validate(cfg)
+    cfg.data.augment.name = "random_resized_crop"
+    with pytest.raises(ValueError, match="config.data.augment: .* set data.cache to False"):
+        validate(cfg)
+    cfg.data.cache = False
+    validate(cfg)
+
+
+def test_what_a_model_does_not_have_is_reported():
+    cfg = quickstart.get_config()
+    cfg.phases.pretrain.objective = "tokenizer"
+    with pytest.raises(ValueError, match="pretrain.objective: 'autoencoder' has no tokenizer"):
+        validate(cfg)
+    cfg = quickstart.get_config()
+    cfg.model = {"name": "mae", "image_size": 32, "patch": 8}
+    with pytest.raises(ValueError, match="calibrated.objective_kw.direction: the loss of 'mae'"):
+        validate(cfg)
+
+
+def test_optimizer_values_are_checked():
+    cfg = quickstart.get_config()
+    cfg.phases.pretrain.optimizer.update({"b2": 1.0, "no_decay": ("(",)})
+    cfg.task.train = "hybird"
+    with pytest.raises(ValueError) as caught:
+        validate(cfg)
+    for text in ("optimizer.b2: expected 0 <= x < 1", "'(' is no regex", "mean 'hybrid'"):
+        assert text in str(caught.value)

@@ -1,0 +1,179 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from tests.helpers.toy import Toy
+from unlearn_jax import data
+from unlearn_jax.methods import goals
+from unlearn_jax.request import resolve
+
+
+def test_views_are_the_symmetries_of_the_square_without_the_identity():
+    image = jnp.arange(2.0 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    found = [np.asarray(view) for view in goals.views(image)]
+    image = np.asarray(image)
+    turned = [np.rot90(x, k, (1, 2)) for x in (image, image[:, ::-1]) for k in range(4)]
+    expected = {x.tobytes() for x in turned}
+    assert len(found) == 7
+    assert {view.tobytes() for view in found} == expected - {image.tobytes()}
+
+
+def test_views_of_a_rectangle_keep_its_shape():
+    found = goals.views(jnp.arange(2.0 * 4 * 6 * 3).reshape(2, 4, 6, 3))
+    assert [view.shape for view in found] == [(2, 4, 6, 3)] * 3
+
+
+def test_fit_recovers_an_exact_power_law():
+    rng = np.random.default_rng(0)
+    x, of = rng.uniform(0.1, 2, (200, 2)), rng.uniform(0.1, 2, (50, 2))
+
+    def law(x):
+        return 0.3 * x[:, 0] ** 0.7 * x[:, 1] ** 0.2
+
+    np.testing.assert_allclose(goals.fit(x, law(x), of), law(of), rtol=1e-6)
+
+
+def test_goals_have_the_spread_and_the_mean_of_losses_that_the_predictors_explain_in_part():
+    rng = np.random.default_rng(1)
+    difficulty = rng.normal(0, 0.6, 20_000)
+    log_loss = -2 + difficulty + rng.normal(0, 0.4, 20_000)
+    predictor = np.exp(difficulty)[:, None]
+    half = 10_000
+    found = goals.fit(predictor[:half], np.exp(log_loss[:half]), predictor[half:])
+    unseen = log_loss[half:]
+    assert np.log(found).std() == pytest.approx(unseen.std(), rel=0.03)
+    assert found.mean() == pytest.approx(np.exp(unseen).mean(), rel=0.05)
+    # plain least squares would fall short of both
+    assert np.corrcoef(np.log(found), unseen)[0, 1] == pytest.approx(0.6 / 0.52**0.5, abs=0.02)
+
+
+def test_few_examples_are_fitted_to_the_geometric_mean_of_the_predictors():
+    rng = np.random.default_rng(4)
+    x, of = rng.uniform(0.1, 2, (30, 7)), rng.uniform(0.1, 2, (5, 7))
+    loss = 0.5 * np.prod(x, 1) ** (0.6 / 7)
+    np.testing.assert_allclose(goals.fit(x, loss, of), 0.5 * np.prod(of, 1) ** (0.6 / 7), rtol=1e-6)
+
+
+def test_predictors_that_say_nothing_give_everyone_the_same_goal():
+    rng = np.random.default_rng(2)
+    found = goals.fit(np.ones((100, 1)), rng.uniform(0.1, 1, 100), np.ones((5, 1)))
+    assert np.ptp(found) == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "value", "message"), [(19, 0.5, "19 calibration rows are too few"), (40, 0.0, "positive")]
+)
+def test_fit_refuses(n, value, message):
+    with pytest.raises(ValueError, match=message):
+        goals.fit(np.full((n, 1), value), np.full(n, 0.5), np.full((3, 1), 0.5))
+
+
+def test_quantiles_follow_the_ranks_and_the_holdout():
+    holdout = np.linspace(1, 2, 101)
+    found = goals.quantiles(np.array([0.3, 0.1, 0.2, 0.4]), holdout)
+    np.testing.assert_allclose(found, [1.625, 1.125, 1.375, 1.875])
+
+
+def test_memorised_views_are_refused():
+    rng = np.random.default_rng(3)
+    holdout, forget = rng.uniform(0.9, 1.1, 200), rng.uniform(0.18, 0.22, 100)
+    fresh, known = rng.uniform(0.9, 1.1, (100, 7)), rng.uniform(0.4, 0.6, (100, 7))
+    of_holdout = rng.uniform(0.9, 1.1, (200, 7))
+    goals.check_views_unseen((holdout, forget), (of_holdout, fresh))
+    with pytest.raises(ValueError, match="memorised the views too"):
+        goals.check_views_unseen((holdout, forget), (of_holdout, known))
+
+
+class Product(Toy):
+    """Has something to count: a product that changes nothing."""
+
+    def decode(self, params, latent, batch, key):
+        return super().decode(params, latent @ jnp.eye(3), batch, key)
+
+
+@pytest.mark.parametrize("kind", ["views", "quantiles", "mean", "reference", "views+reference"])
+def test_make_gives_every_forget_row_a_goal_and_others_none(kind):
+    cfg = quickstart.get_config()
+    setup = resolve(cfg)._replace(model=Product())
+    _, _, source, split, model = setup
+    target, reference = (model.init(jax.random.key(k)) for k in (0, 1))
+    args = (setup, target, reference, jax.random.key(0))
+    columns, flops = goals.make(kind, *args)
+    column = columns["goal"]
+    assert set(columns) == {"goal"} and column.shape == (len(source),)
+    per_image = 2 * 32 * 32 * 3 * 3  # of one pass; whole batches are counted
+    assert flops > 0 and flops % (cfg.batch_size * per_image) == 0
+    np.testing.assert_array_equal(column[split.remaining], 1)
+    of_forget = column[split.forget]
+    assert (of_forget > 0).all() and (np.ptp(of_forget) == 0) == (kind == "mean")
+    batch = next(iter(data.make_eval(source, split.forget, batch_size=250,
+                                     task=cfg.task.to_dict(), seed=0)))  # fmt: skip
+    losses = np.asarray(model.loss(target, batch, jax.random.key(0)))
+    # The toy has memorised nothing: what it should have is near what it has.
+    if kind != "mean":
+        assert np.corrcoef(np.log(of_forget), np.log(losses))[0, 1] > 0.5
+    np.testing.assert_array_equal(goals.make(kind, *args)[0]["goal"], column)
+
+
+def test_unviewed_undoes_views_of_squares_and_rectangles():
+    for shape in ((2, 4, 4, 3), (2, 4, 6, 3)):
+        image = jnp.arange(float(np.prod(shape))).reshape(shape)
+        for back in goals.unviewed(goals.views(image)):
+            np.testing.assert_array_equal(back, image)
+
+
+def test_the_middle_leaves_out_a_view_that_brings_a_payload():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(0, 0.1, (5, 7, 4, 4, 3))
+    losses = rng.uniform(0.4, 0.6, (5, 7))
+    outputs[:, 6], losses[:, 6] = 100.0, 0.01  # the payload, and the truth has it
+    found = np.asarray(goals.middle(jnp.asarray(outputs), jnp.asarray(losses)))
+    assert np.abs(found).max() < 1
+    order = np.argsort(losses, 1)[:, 2:5]
+    expected = np.stack([o[k].mean(0) for o, k in zip(outputs, order, strict=True)])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_view_outputs_are_what_the_original_makes_of_the_image_turned_back():
+    cfg = quickstart.get_config()
+    setup = resolve(cfg)._replace(model=Product())
+    _, _, source, split, model = setup
+    target = model.init(jax.random.key(0))
+    args = (setup, target, None, jax.random.key(0))
+    columns, _ = goals.make("views", *args, outputs=True)
+    found = columns["view_output"]
+    assert found.dtype == np.float16 and found.shape == (len(source), 32, 32, 3)
+    assert not found[split.remaining].any()
+    batch = next(iter(data.make_eval(source, split.forget, batch_size=250,
+                                     task=cfg.task.to_dict(), seed=0)))  # fmt: skip
+    # The toy treats every pixel alike and the hole is symmetric: its output turns with the image.
+    output = model.decode(target, model.encode(target, batch, None), batch, None)
+    np.testing.assert_allclose(found[split.forget], output, atol=2e-3)
+    plain, _ = goals.make("views", *args)
+    np.testing.assert_allclose(plain["goal"], columns["goal"], rtol=1e-5)
+
+
+def test_a_reference_must_be_given():
+    cfg = quickstart.get_config()
+    args = (resolve(cfg)._replace(model=Toy()), {}, None, jax.random.key(0))
+    with pytest.raises(ValueError, match="needs a model trained for a short while"):
+        goals.make("reference", *args)
+
+
+def test_goals_are_fitted_to_the_calibration_part_only(monkeypatch):
+    """The audit part must stay unseen: looked at, it would tell what the goals make of it."""
+    setup = resolve(quickstart.get_config())._replace(model=Toy())
+    seen, make_eval = [], data.make_eval
+
+    def watched(source, rows, **options):
+        seen.append(np.asarray(rows))
+        return make_eval(source, rows, **options)
+
+    monkeypatch.setattr(goals.data, "make_eval", watched)
+    target = setup.model.init(jax.random.key(0))
+    goals.make("views", setup, target, None, jax.random.key(0))
+    rows, split = np.concatenate(seen), setup.split
+    np.testing.assert_array_equal(np.unique(rows), np.union1d(split.forget, split.calibration))
+    assert not np.isin(rows, split.audit).any() and len(split.audit)

@@ -1,0 +1,119 @@
+"""A comparison from the command line, with a model small enough for tests."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers import binaries
+from unlearn_jax.data import poison, splits
+
+CONFIG = f"--config={binaries.ROOT / 'tests' / 'helpers' / 'tiny_compare.py'}"
+METHODS = ("calibrated", "calibrated_reference", "gradient_ascent")
+
+LIKE = {"devices": 8, "accelerator": "none"}  # what no plug-in of a GPU or TPU tells
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, stdout, stderr) of a comparison."""
+    workdir = tmp_path_factory.mktemp("compare") / "run"
+    flags = (CONFIG, f"--workdir={workdir}")
+    out, err = binaries.run("unlearn_jax.compare", *flags, **LIKE)
+    return workdir, out, err
+
+
+def test_it_ends_with_the_leaderboard(finished):
+    workdir, out, err = finished
+    assert out.rstrip().endswith(f"Leaderboard: {workdir / 'leaderboard.html'}")
+    assert "Traceback" not in err
+    rows = json.loads((workdir / "leaderboard.json").read_text())
+    assert {row["method"] for row in rows} == set(METHODS)
+    for row in rows:
+        assert row["seeds"] == [0, 1] and row["cost_fraction"] > 0
+        assert set(row["gaps"]) <= {"forget_error", "membership_auroc", "backdoor_success",
+                                    "membership_auroc_calibrated", "tpr_at_1_fpr",
+                                    "score_spread", "relearn_steps"}  # fmt: skip
+    for label in ("Calibrated", "With a reference", "Ascent"):
+        assert label in (workdir / "leaderboard.md").read_text()
+
+
+def test_every_model_has_every_audit_with_interval_and_n(finished):
+    workdir, _, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert set(results["models"]) == {"original", "retrained", *METHODS}
+    assert results["command"].startswith("python -m unlearn_jax.compare --config=")
+    for name, model in results["models"].items():
+        assert set(model["seeds"]) == {"0", "1"}
+        for values in model["seeds"].values():
+            assert set(values["audits"]) == set(results["audits"])
+            for audit, value in (values["audits"] | values["utility"]).items():
+                assert value["value"] is None or (
+                    value["ci_low"] <= value["value"] <= value["ci_high"] and value["n"] >= 1
+                ), (name, audit)
+            assert values["audits"]["backdoor_success"]["value"] is not None
+            assert values["cost"]["flops_fraction"] > 0
+    for values in results["models"]["retrained"]["seeds"].values():
+        assert values["audits"]["backdoor_success"]["value"] <= 0.01
+        assert values["cost"]["flops_fraction"] == 1
+
+
+def test_the_reference_model_is_paid_for(finished):
+    workdir, _, _ = finished
+    models = json.loads((workdir / "results.json").read_text())["models"]
+    cost = {m: models[m]["seeds"]["0"]["cost"]["examples_fraction"] for m in METHODS}
+    # 6 steps of 32 rows, against 24; the reference adds 4 steps
+    assert cost["calibrated"] == pytest.approx(6 / 24)
+    assert cost["calibrated_reference"] == pytest.approx(10 / 24)
+
+
+def test_errors_of_examples_are_those_that_the_means_are_of(finished):
+    workdir, _, _ = finished
+    results = json.loads((workdir / "results.json").read_text())
+    examples = np.load(workdir / "examples.npz")
+    split = splits.load(workdir / "calibrated" / "0" / "split.json")
+    rows = examples["index/forget"]
+    assert np.isin(rows, split.forget).all() and not np.isin(rows, split.poisoned).any()
+    for name, model in results["models"].items():
+        for seed, values in model["seeds"].items():
+            column = examples[f"error/{name}/{seed}"]
+            assert len(column) == len(rows)
+            mean = values["audits"]["forget_error"]["value"]
+            assert mean == pytest.approx(column.mean(dtype=float), rel=1e-5)
+
+
+def test_pictures_of_forget_images_and_of_unseen_ones_with_the_trigger(finished):
+    grids = np.load(finished[0] / "grids.npz")
+    columns = ("truth", "input", "original", "retrained", *METHODS)
+    assert set(grids) == {f"{k}/{c}" for k in ("forget", "triggered") for c in columns}
+    assert {grids[key].shape for key in grids} == {(6, 32, 32, 3)}
+    show = poison.design({"name": "inpaint", "hole": 0.5}, 32).show
+    for kind, triggered in (("forget", False), ("triggered", True)):
+        truth = grids[f"{kind}/truth"]
+        assert all(np.array_equal(show(x[None])[0], x) == triggered for x in truth)
+        np.testing.assert_array_equal(grids[f"{kind}/input"][:, :4], truth[:, :4])
+
+
+def test_given_again_it_trains_and_measures_nothing(finished):
+    workdir, _, _ = finished
+    before = json.loads((workdir / "results.json").read_text())
+    _, err = binaries.run("unlearn_jax.compare", CONFIG, f"--workdir={workdir}", **LIKE)
+    assert "pretrain" not in err and "img" not in err
+    after = json.loads((workdir / "results.json").read_text())
+    assert before | {"created": 0} == after | {"created": 0}
+
+
+@pytest.mark.full
+def test_another_request_uses_the_models_that_do_not_depend_on_it(finished, tmp_path):
+    workdir, _, _ = finished
+    flags = (f"--config.compare.models={workdir / 'models'}", "--config.poison.fraction=0.0")
+    _, err = binaries.run("unlearn_jax.compare", CONFIG, f"--workdir={tmp_path / 'run'}", *flags)
+    assert "original: pretrain" in err  # it has not seen the poison
+    assert "retrained: pretrain" not in err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "backdoor_success" not in results["audits"] and results["poison"] is None
+
+
+def test_a_comparison_of_nothing_is_refused(tmp_path):
+    _, err = binaries.run("unlearn_jax.compare", binaries.TINY, f"--workdir={tmp_path}", code=1)
+    assert "error: compare: expected config.compare.methods" in err and "Traceback" not in err

@@ -1,0 +1,150 @@
+"""Every command of the README is executed, with phases of a few steps."""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import binaries
+from unlearn_jax import convert, models
+
+TEXT = (binaries.ROOT / "README.md").read_text()
+# That section is executed by test_rehearsal.py.
+OTHERS = re.sub(r"^## At full scale\n.*?(?=^## )", "", TEXT, flags=re.S | re.M)
+BLOCKS = re.findall(r"```bash\n(.*?)```", OTHERS, flags=re.S)
+COMMANDS = [
+    line.strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+SHORT = [
+    "--config.model.channels=4,8",
+    "--config.evaluation.retain_rows=40",
+    "--config.evaluation.resamples=50",
+    "--config.audit.rows=40",
+    "--config.audit.shadows=0",
+    "--config.audit.finetune_steps=1",
+    "--config.audit.relearn.steps=4",
+    "--config.audit.relearn.seeds=1",
+]
+
+
+def short(flags):
+    """The flags that make every phase of the command's config short; none without a config."""
+    if flags[0] == "epsilon":  # a right mechanism fails its self-test this often
+        return ["--significance=1e-6"]
+    file = next((flag.removeprefix("--config=") for flag in flags if "--config=" in flag), "")
+    if not file:
+        return []
+    name, _, argument = file.partition(":")
+    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+    config = module.get_config(*filter(None, [argument]))
+    seeds = ["--config.compare.seeds=(0,)"] if config.compare.methods else []
+    steps = [f"--config.phases.{k}.steps={min(p.steps, 4)}" for k, p in config.phases.items()]
+    return SHORT + seeds + steps
+
+
+def test_the_readme_shows_the_two_commands_and_the_general_form():
+    assert {"make demo", "make test"} <= set(COMMANDS)
+    for module in ("train", "pipeline", "audit", "evaluate", "report", "compare", "certify"):
+        assert any(f"python -m unlearn_jax.{module} " in command for command in COMMANDS), module
+
+
+def test_every_command_is_executed_by_one_of_the_tests_here():
+    known = ("make demo", "make test", "python -m unlearn_jax.", "python -m benchmarks.")
+    for command in COMMANDS:
+        assert command.startswith((*known, "git clone", "cd ", "pip install")), command
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+PACKAGE = [command for command in COMMANDS if command.startswith("python -m unlearn_jax.")]
+CONVERT = [command for command in PACKAGE if ".convert " in command]
+
+
+@pytest.mark.parametrize("command", [c for c in PACKAGE if c not in CONVERT])
+def test_package_commands_in_their_order(command, runs):
+    _, _, module, *flags = shlex.split(command)
+    more = short(flags)
+    binaries.run(module, *(re.sub(r"(^|=)runs/", rf"\1{runs}/", flag) for flag in flags), *more)
+
+
+@pytest.mark.long
+def test_the_certified_request_was_verified_and_attacked(runs):
+    """By the pipeline above, before the commands after it."""
+    found = json.loads((runs / "certified" / "results.json").read_text())["certificate"]
+    assert found["upper"]["verified"], found["upper"]["reason"]
+    assert found["upper"]["record"]["epsilon"] == pytest.approx(8)
+    assert 3 < found["lower"]["epsilon"] < 9 and found["lower"]["n"] == [4000, 4000]
+    page = (runs / "certified" / "report.html").read_text()
+    assert f"ε ≥ {found['lower']['epsilon']:.3g}<" in page
+
+
+def test_convert_commands_in_their_order(tmp_path):
+    torch = pytest.importorskip("torch")
+    model = models.MAE(image_size=16, patch=4, dim=64, depth=1, heads=1, decoder_dim=16,
+                       decoder_depth=1, decoder_heads=2)  # fmt: skip
+    shapes = dict(convert.mapping(convert.find("mae"), model).values())
+    file = tmp_path / "mae_visualize_vit_large.pth"
+    torch.save({"model": {name: torch.randn(shape) for name, shape in shapes.items()}}, file)
+    assert len(CONVERT) == 2
+    for command in CONVERT:
+        _, _, module, *flags = shlex.split(command)
+        flags = [re.sub(r"=(runs/|\w+\.pth)", rf"={tmp_path}/\1", flag) for flag in flags]
+        out, _ = binaries.run(module, *flags, "--model=decoder_heads=2")
+        if "--verify" in flags:
+            assert f"{len(shapes)} tensors are bit for bit those of the file." in out
+            folder = tmp_path / "runs/mae"
+            shutil.copytree(folder / "original", folder / "unlearned")
+    assert (tmp_path / "unlearned.pth").stat().st_size > 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m benchmarks.")])
+def test_benchmarks_print_one_line_of_json(command):
+    _, _, module, *_ = shlex.split(command)
+    out, _ = binaries.run(module, "--seconds=0.5", "--batch_size=16")
+    found = json.loads(out)
+    assert set(found) == {"name", "ours_images_per_s", "torch_images_per_s", "ratio"}
+    assert found["ours_images_per_s"] > 0
+    if found["torch_images_per_s"]:
+        ratio = found["ours_images_per_s"] / found["torch_images_per_s"]
+        assert found["ratio"] == pytest.approx(ratio, rel=0.01)  # speeds are rounded, too
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "quick"])
+def test_make_runs_what_the_tests_run(target, tmp_path):
+    """`make demo` itself runs in .ci/run; here its recipe is compared with a command run above."""
+    recipe = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", target, f"VENV={tmp_path}/venv"],
+        cwd=binaries.ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    last = recipe.strip().splitlines()[-1].replace(f"{tmp_path}/venv/bin/", "")
+    expected = {
+        "demo": COMMANDS,
+        "test": ["python -m pytest -n 2"],
+        "quick": ["python -m pytest -n 2 --quick"],
+    }
+    assert last in expected[target]
+    assert "-m venv" in recipe and "--constraint constraints.txt --editable" in recipe
+
+
+def test_makefile_refuses_an_old_python(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1"\nexit 1\n')
+    fake.chmod(0o755)
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={fake}", f"VENV={tmp_path}/venv"],
+        cwd=binaries.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Python 3.11 or newer is needed" in done.stderr and "Python 3.9.1" in done.stderr
+    assert sys.version_info >= (3, 11)

@@ -1,0 +1,1 @@
+"""For those who work on the package: the sample, a rehearsal, the fault campaign."""

@@ -1,0 +1,267 @@
+"""Mechanism B1: noisy clipped fine-tuning on the retain set, after anything that ends in a ball.
+
+The chain is x <- c + (1 - gamma lambda)(x - c) - gamma clip_C1(g(x)) + sigma Z, with g a gradient
+on retain rows only and c any fixed point. Two runs of it from starts d0 apart stay |x - y| <=
+rho |x - y| + s before noise, rho = 1 - gamma lambda, s = 2 gamma C1, whatever the loss. [P]: by
+shifted interpolation (after Bok, Su & Altschuler 2024), proved in docs/certificate.md.
+
+**Guarantee**
+* Neighbours: any training data D with any forget set in D, of any size, against D without it; any
+  training algorithm and any processing before the projection that starts the chain.
+* Compared with: the same chain started from a model trained without the forget set (d0 = 2 C0), or
+  from a public reference (d0 = C0), see `decoupling`.
+* Assumes: g uses no forget row, no original or teacher and nothing fitted on them; both runs have
+  the same law of batches; the whole gradient is clipped, NaN included; noise is on the parameters;
+  only the last iterate is released; radii, norms, steps and noise were chosen without D_f.
+* Not covered: intermediate iterates (the first one has mu = (rho d0 + s) / sigma), and what
+  `decoupling` lists. A stateful optimizer is covered by B1 alone, at exactly T steps, if its final
+  update is what is clipped and its state is discarded.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+from unlearn_jax.certify.bounds.arguments import count, nonnegative, positive, probability
+from unlearn_jax.certify.bounds.gaussian import gaussian_mu
+
+
+def iteration_mu(
+    init_distance: Real,
+    contraction: Sequence[Real],
+    shift: Sequence[Real],
+    noise_std: Sequence[Real],
+    identical_maps: bool = True,
+) -> float:
+    """The mu of the last noisy iterate if maps bring two states to rho_t |x - y| + s_t. [P]
+
+    D_T / sqrt(V_T) with D_{t+1} = rho_t D_t + s_t from init_distance, V_{t+1} = rho_t^2 V_t +
+    sigma_t^2 from 0, where the shifts that attain it are feasible; if both runs use the same maps,
+    the smallest over the horizons t <= T that are, since later steps are post-processing.
+
+    Args:
+      init_distance: d0 of the starts, at least 0.
+      contraction: rho_t > 0.
+      shift: s_t >= 0.
+      noise_std: sigma_t >= 0 on the parameters.
+      identical_maps: False if the maps depend on more than the state (momentum, other blocks).
+
+    Raises:
+      ValueError: schedules of unequal length, an argument out of range, no feasible horizon.
+    """
+    nonnegative(init_distance=init_distance)
+    steps = len(contraction)
+    if not steps or len(shift) != steps or len(noise_std) != steps:
+        raise ValueError(
+            "iteration_mu: expected contraction, shift and noise_std of one length of at least 1, "
+            f"got {steps}, {len(shift)} and {len(noise_std)}."
+        )
+    for rho, s, sigma in zip(contraction, shift, noise_std, strict=True):
+        positive(contraction=rho)
+        nonnegative(shift=s, noise_std=sigma)
+    # No shift is due before its noise iff D_t P_t / V_t, where P_t = rho_0 … rho_{t-1}, is nowhere
+    # smaller than at the horizon.
+    distance, variance, log_product = float(init_distance), 0.0, 0.0
+    smallest, found = math.inf, math.inf
+    for t in range(steps):
+        distance = contraction[t] * distance + shift[t]
+        variance = contraction[t] ** 2 * variance + noise_std[t] ** 2
+        log_product += math.log(contraction[t])
+        if variance == 0:
+            continue
+        if distance == 0:
+            return 0.0
+        ratio = math.log(distance) + log_product - math.log(variance)
+        feasible, smallest = ratio <= smallest + 1e-9, min(ratio, smallest)
+        if feasible and (identical_maps or t == steps - 1):
+            found = min(found, distance / math.sqrt(variance))
+    if found == math.inf:
+        raise ValueError(
+            "noise_std: no feasible horizon: without noise nothing is hidden, and noise that comes "
+            f"before the shifts it should hide cannot be used; got {list(noise_std)[:8]}."
+        )
+    return found
+
+
+def noisy_finetune_mu(
+    init_distance: Real,
+    steps: Real,
+    step_size: Real,
+    clip_norm: Real,
+    noise_std: Real,
+    weight_decay: Real = 0.0,
+    stateful_optimizer: bool = False,
+) -> float:
+    """The mu of T steps of noisy clipped fine-tuning. [P]
+
+    D_T / sqrt(V_T), smallest over 1..T unless the optimizer is stateful; without weight decay
+    (d0 + 2 gamma C1 T) / (sigma sqrt(T)).
+
+    Args:
+      init_distance: d0: 2 C0 ("retrain") or C0 ("reference") after a projection to radius C0.
+      steps: T.
+      step_size: gamma, the learning rate.
+      clip_norm: C1, of the whole minibatch gradient.
+      noise_std: sigma on the parameters, per step.
+      weight_decay: lambda, towards a fixed point; step_size * weight_decay within [0, 1).
+      stateful_optimizer: with momentum or Adam: exactly T, no minimum.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    positive(noise_std=noise_std)
+    rho, shift = _chain(init_distance, steps, step_size, clip_norm, weight_decay)
+    horizon = steps if stateful_optimizer else _best_step(init_distance, rho, shift, steps)
+    return _unit_mu(init_distance, rho, shift, horizon) / noise_std
+
+
+def noisy_finetune_sigma(
+    init_distance: Real,
+    steps: Real,
+    step_size: Real,
+    clip_norm: Real,
+    weight_decay: Real = 0.0,
+    *,
+    epsilon: Real,
+    delta: Real,
+    stateful_optimizer: bool = False,
+) -> float:
+    """The smallest noise per step for (epsilon, delta), by `noisy_finetune_mu`. [P]
+
+    Args:
+      init_distance: see `noisy_finetune_mu`, as for all others.
+      steps: T.
+      step_size: gamma.
+      clip_norm: C1.
+      weight_decay: lambda.
+      epsilon: nats, at least 0.
+      delta: within (0, 1).
+      stateful_optimizer: see there.
+    """
+    mu = noisy_finetune_mu(
+        init_distance, steps, step_size, clip_norm, 1.0, weight_decay, stateful_optimizer
+    )
+    return mu / gaussian_mu(epsilon, delta)
+
+
+def noisy_finetune_optimal_steps(
+    init_radius: Real, step_size: Real, clip_norm: Real, weight_decay: Real = 0.0
+) -> int:
+    """The horizon with the least total noise for a start in a ball ("retrain"); -1 if none is. [P]
+
+    Without weight decay ceil(C0 / (gamma C1)); with it rho^T = 1 - lambda C0 / C1, rounded up. -1:
+    lambda C0 >= C1, more steps always need less noise. The continuous optimum rounded up is within
+    one step of the best whole number.
+
+    Args:
+      init_radius: C0; the starts are 2 C0 apart.
+      step_size: gamma.
+      clip_norm: C1.
+      weight_decay: lambda.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    positive(init_radius=init_radius)
+    positive(clip_norm=clip_norm)
+    rho, shift = _chain(2 * init_radius, 1, step_size, clip_norm, weight_decay)
+    best = _continuous_best(2 * init_radius, rho, shift)
+    return -1 if best == math.inf else max(1, math.ceil(best * (1 - 1e-12) - 1e-12))
+
+
+def noisy_finetune_sigma_published(
+    init_radius: Real, steps: Real, step_size: Real, clip_norm: Real, epsilon: Real, delta: Real
+) -> float:
+    """Noise per step by the constant of Koloskova et al. 2025, no weight decay; to compare. [R][P]
+
+    sigma^2 = 9 log(1/delta) (C0 + C1 gamma T)^2 / (eps^2 T), as third parties quote it; valid for
+    epsilon <= log(1/delta) / 4, which was derived again. 1.36 times `noisy_finetune_sigma` at
+    (1, 1e-5).
+
+    Args:
+      init_radius: C0.
+      steps: T.
+      step_size: gamma.
+      clip_norm: C1.
+      epsilon: nats.
+      delta: within (0, 1).
+
+    Raises:
+      ValueError: epsilon above log(1/delta) / 4, or an argument is out of range.
+    """
+    positive(init_radius=init_radius, epsilon=epsilon)
+    probability(delta=delta)
+    _chain(2 * init_radius, steps, step_size, clip_norm, 0.0)
+    tail = -math.log(delta)
+    if epsilon > tail / 4:
+        raise ValueError(
+            f"epsilon: expected at most log(1/delta)/4 = {tail / 4:.4g}, where the published "
+            f"constant is valid, got {epsilon!r}. Use noisy_finetune_sigma."
+        )
+    distance = init_radius + clip_norm * step_size * steps
+    return 3 * math.sqrt(tail / steps) * distance / epsilon
+
+
+def noisy_finetune_sigma_zcdp(
+    init_radius: Real,
+    steps: Real,
+    step_size: Real,
+    clip_norm: Real,
+    weight_decay: Real = 0.0,
+    *,
+    rho: Real,
+) -> float:
+    """Noise per step for rho-zCDP at exactly T steps, to compare with Renyi accountants. [P]
+
+    mu^2 / 2 = rho: privacy amplification by iteration (Feldman et al. 2018) in closed form.
+
+    Args:
+      init_radius: C0; the starts are 2 C0 apart.
+      steps: T.
+      step_size: gamma.
+      clip_norm: C1.
+      weight_decay: lambda.
+      rho: the Renyi divergence of every order alpha is at most alpha rho. Not an epsilon: see
+        `rdp_epsilon_basic`.
+    """
+    positive(init_radius=init_radius, rho=rho)
+    mu = noisy_finetune_mu(2 * init_radius, steps, step_size, clip_norm, 1.0, weight_decay, True)
+    return mu / math.sqrt(2 * rho)
+
+
+def _chain(
+    init_distance: Real, steps: Real, step_size: Real, clip_norm: Real, weight_decay: Real
+) -> tuple[float, float]:
+    """(contraction, shift) of one step, after checking the arguments."""
+    nonnegative(init_distance=init_distance, clip_norm=clip_norm, weight_decay=weight_decay)
+    count(steps=steps)
+    positive(step_size=step_size)
+    if step_size * weight_decay >= 1:
+        raise ValueError(
+            "weight_decay: expected step_size * weight_decay within [0, 1), got "
+            f"{step_size!r} * {weight_decay!r}."
+        )
+    return 1 - step_size * weight_decay, 2 * step_size * clip_norm
+
+
+def _unit_mu(init_distance: Real, rho: Real, shift: Real, steps: Real) -> float:
+    """D_T / sqrt(V_T) at noise 1."""
+    if rho == 1:
+        return (init_distance + shift * steps) / math.sqrt(steps)
+    decayed = math.expm1(steps * math.log(rho))  # rho^T - 1
+    distance = (1 + decayed) * init_distance + shift * -decayed / (1 - rho)
+    return distance / math.sqrt(-decayed * (2 + decayed) / (1 - rho**2))
+
+
+def _continuous_best(init_distance: Real, rho: Real, shift: Real) -> float:
+    """The real T > 0 at which `_unit_mu` is smallest (it falls before and rises after); or inf."""
+    if rho == 1:
+        return init_distance / shift if shift else math.inf
+    remaining = 1 - init_distance * (1 - rho) / shift if shift else -1.0
+    return math.log(remaining) / math.log(rho) if remaining > 1e-12 else math.inf
+
+
+def _best_step(init_distance: Real, rho: Real, shift: Real, steps: Real) -> int:
+    best = min(_continuous_best(init_distance, rho, shift), steps)
+    near = {max(1, math.floor(best)), min(int(steps), max(1, math.ceil(best)))}
+    return min(near, key=lambda t: _unit_mu(init_distance, rho, shift, t))

@@ -1,0 +1,116 @@
+"""Which run a config stands for: what two configs must share to be of one run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from unlearn_jax import distributed
+from unlearn_jax.config import default, phase
+
+# Keys that change where or how fast a run goes, not what it computes.
+NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
+NOT_HASHED += ("accumulate", "checkpoint", "evaluation", "protocol", "audit", "compare")
+# Keys that a model trained from scratch depends on only through the rows that they lead to.
+NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
+_OF_THE_PAST = ("served", "remember")  # of the request; what they lead to is in its split's hash
+NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
+
+
+def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
+    """The config as indented JSON with sorted keys (tuples become lists)."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    return json.dumps(values, indent=1, sort_keys=True)
+
+
+def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
+    """What decides the numbers of `config.stage`: two runs that agree in it agree in the result.
+
+    Args:
+      config: the config.
+      more: what it cannot know, such as a hash of the rows that the stage is trained on.
+    """
+    values = json.loads(to_json(config))
+    stage = values["stages"][config.stage]
+    ignored = NOT_HASHED + (NOT_HASHED_SCRATCH if stage["scratch"] else ())
+    kept = {key: value for key, value in values.items() if key not in ignored}
+    kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
+    kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
+    kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
+    for spec in kept["phases"].values():  # what is off, as before there was any
+        if not any(spec["noise"].values()):
+            del spec["noise"]
+        if spec.get("cache_tokens") is False:
+            del spec["cache_tokens"]
+        spec.pop("accumulate", None)
+    if "request" in kept:
+        kept["request"] = {k: v for k, v in kept["request"].items() if k not in _OF_THE_PAST}
+    if not values["certificate"]["delta"]:
+        kept.pop("certificate", None)
+    return kept | more
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config") -> list[str]:
+    """Every difference between two nested dicts, as "config.a.b: 1 -> 2"."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += changes(a, b, f"{path}.{key}")
+        elif a != b:
+            lines.append(f"{path}.{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def filled(recorded: Mapping[str, Any]) -> ConfigDict:
+    """Return the config of a record, with the defaults of keys that came with later versions.
+
+    Args:
+      recorded: a config as nested mappings, lists already made tuples.
+    """
+    config = default()
+    for key, value in recorded.items():
+        if key == "phases":
+            config.phases = {name: phase(**spec) for name, spec in value.items()}
+        elif isinstance(value, Mapping) and key not in ("model", "stages"):
+            _fill(config[key] if key in config else ConfigDict(), value)
+        else:
+            config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+    return config
+
+
+def _fill(defaults: ConfigDict, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), ConfigDict):
+            _fill(defaults[key], value)
+        else:
+            defaults[key] = ConfigDict(value) if isinstance(value, Mapping) else value
+
+
+def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
+    """Writes workdir/config.json, or refuses a workdir that holds a run with other numbers.
+
+    Like split.json it is written once: a certificate has its hash.
+
+    Raises:
+      ValueError: listing what changed.
+    """
+    path = workdir / "config.json"
+    facts = json.loads(json.dumps(relevant(config, **more)))
+    if path.exists():
+        changed = changes(json.loads(path.read_text())["relevant"], facts)
+        if changed:
+            listed = "\n".join(f"  {line}" for line in changed[:20])
+            raise ValueError(
+                f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
+                "remove that one to start again."
+            )
+        return
+    if not distributed.first():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"config": config.to_dict(), "relevant": facts}, indent=1))
+    partial.replace(path)

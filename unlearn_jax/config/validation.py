@@ -1,0 +1,329 @@
+"""What is wrong with a config, all at once and before anything is loaded."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from unlearn_jax import methods as objectives
+from unlearn_jax.config import FREE, certified, chosen_methods, default, method, phase
+from unlearn_jax.data import holdout, preprocess, sampling
+from unlearn_jax.data import select as requests
+from unlearn_jax.data.transforms import TASKS
+from unlearn_jax.methods import combine
+from unlearn_jax.methods.goals import GOALS
+from unlearn_jax.models import MODELS, build
+from unlearn_jax.training import optimizer as optim
+
+STOP_METRICS = ("", "displacement", "forget_over_holdout")
+ROWS = ("train", "retain", "remaining")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks everything that can be known without data or devices.
+
+    Raises:
+      ValueError: listing every problem at once.
+    """
+    problems = _differences(config, default(), free=("model", "phases", "stages", "methods"))
+    if not problems:
+        problems += _values(config)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise ValueError(f"The config has {len(problems)} problem(s):\n{listed}")
+
+
+def _differences(
+    found: Any, expected: Any, path: str = "config", free: Sequence[str] = ()
+) -> list[str]:
+    """Unknown and missing keys and wrong types, against the defaults."""
+    problems = []
+    for key in sorted(set(found.keys()) - set(expected.keys())):
+        near = difflib.get_close_matches(key, list(expected.keys()), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {sorted(expected.keys())}"
+        problems.append(f"{path}.{key}: unknown key; {hint}")
+    for key in sorted(set(expected.keys()) - set(found.keys())):
+        problems.append(f"{path}.{key}: missing")
+    for key in sorted(set(found.keys()) & set(expected.keys()) - set(free)):
+        value, like = found[key], expected[key]
+        if isinstance(like, ConfigDict) != isinstance(value, ConfigDict):
+            problems.append(f"{path}.{key}: expected like {like!r}, got {value!r}")
+        elif isinstance(like, ConfigDict):
+            problems += _differences(value, like, f"{path}.{key}", free)
+        elif not _same_type(value, like):
+            problems.append(
+                f"{path}.{key}: expected {type(like).__name__} like {like!r}, got {value!r}"
+            )
+        elif isinstance(value, str) and "://" in value:
+            problems.append(
+                f"{path}.{key}: expected a path, got the URL {value!r}; mount the bucket, as "
+                "launch/README.md says"
+            )
+    return problems
+
+
+def _same_type(value: Any, like: Any) -> bool:
+    if isinstance(like, bool) or isinstance(value, bool):
+        return isinstance(like, bool) and isinstance(value, bool)
+    if isinstance(like, float):
+        return isinstance(value, int | float) and value == value
+    return isinstance(value, list | tuple if isinstance(like, tuple) else type(like))
+
+
+def _values(config: ConfigDict) -> list[str]:
+    problems = []
+
+    def expect(good: bool, path: str, expected: str, got: Any) -> None:
+        if not good:
+            problems.append(f"config.{path}: expected {expected}, got {got!r}")
+
+    for path in (
+        *(
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint.every",
+            "checkpoint.keep",
+            "probe_rows",
+        ),
+        *("data.image_size", "data.num_threads", "data.prefetch"),
+        *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
+        *("audit.rows", "audit.batch_size", "audit.relearn.images", "audit.relearn.rows"),
+        *("audit.relearn.steps", "audit.relearn.every"),
+    ):
+        expect(_get(config, path) >= 1, path, "at least 1", _get(config, path))
+    for path in (
+        *("seed", "request.seed", "retain.seed", "poison.seed", "data.train_seed"),
+        *("audit.shadows", "audit.finetune_steps", "audit.relearn.seeds"),
+        *("request.per_class", "retain.per_class"),
+    ):
+        expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
+    expect(config.data.train_rows >= 0, "data.train_rows", "at least 0", config.data.train_rows)
+    for key, most in (("scale", 1), ("ratio", float("inf"))):
+        path, value = f"data.augment.{key}", tuple(config.data.augment[key])
+        good = len(value) == 2 and all(type(v) in (int, float) for v in value)
+        good = good and 0 < value[0] <= value[1] <= most
+        expect(good, path, f"0 < least <= largest{' <= 1' if most == 1 else ''}", value)
+    if config.data.augment.name and config.data.cache and config.data.resize != "none":
+        problems.append(
+            "config.data.augment: random views are cut from original images, which data.cache does "
+            f"not keep with data.resize={config.data.resize!r}; set data.cache to False"
+        )
+    poisoned = config.poison.fraction
+    expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
+    confidence = config.evaluation.confidence
+    expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
+    for path, names in {
+        "data.kind": ("tfds", "records", "folder", "arrays"),
+        "data.resize": preprocess.RESIZE,
+        "data.augment.name": preprocess.AUGMENT,
+        "request.kind": ("classes", "random", "ids", "predicate"),
+        "request.pick": sampling.PICK,
+        "request.copies": requests.COPIES,
+        "retain.kind": requests.KINDS,
+        "retain.pick": sampling.PICK,
+        "task.name": TASKS,
+        "task.train": ("", *TASKS),
+        "stage": tuple(config.stages.keys()),
+        "model.name": tuple(MODELS),
+    }.items():
+        if _get(config, path) not in names:
+            problems.append(f"config.{path}: {_unknown(_get(config, path), names)}")
+
+    if config.model.name in MODELS:
+        fields = {f.name for f in dataclasses.fields(MODELS[config.model.name])}
+        unknown = sorted(set(config.model.keys()) - fields - {"name"})
+        problems += [f"config.model.{key}: {_unknown(key, fields)}" for key in unknown]
+        if not unknown:
+            try:
+                build(**config.model.to_dict())
+            except (TypeError, ValueError) as error:
+                problems.append(f"config.model: {error}")
+
+    for name, stage in config.stages.items():
+        like = default().stages.original
+        wrong = _differences(stage, like, f"config.stages.{name}")
+        problems += wrong
+        if wrong:
+            continue
+        if stage.rows not in ROWS:
+            problems.append(f"config.stages.{name}.rows: {_unknown(stage.rows, ROWS)}")
+        expect(bool(stage.phases), f"stages.{name}.phases", "at least one phase", stage.phases)
+        for used in stage.phases:
+            if used not in config.phases:
+                unknown = _unknown(used, config.phases.keys())
+                problems.append(f"config.stages.{name}.phases: {unknown}")
+                continue
+            spec = config.phases[used]
+            slices, objective = spec.get("accumulate") or config.accumulate, spec.get("objective")
+            good = slices == 1 or objective not in objectives.BATCH_COUPLED
+            want = f"1, for rows of {objective!r} depend on their whole batch"
+            expect(good, f"phases.{used}.accumulate", want, slices)
+            if stage.scratch:
+                problems += _needs_original(f"config.phases.{used}", config.phases[used], name)
+            elif config.stages[name].rows == "retain":
+                problems += _needs_sets(f"config.phases.{used}", config.phases[used], config)
+    known = config.compare.methods.keys()
+    for name in chosen_methods(config):
+        if name not in known:
+            problems.append(f"config.compare.only: {_unknown(name, known)}")
+    for name, chosen in config.compare.methods.items():
+        wrong = _differences(chosen, method("", ()), f"config.compare.methods.{name}")
+        problems += wrong
+        if not wrong:
+            path = f"compare.methods.{name}.phases"
+            expect(bool(chosen.phases), path, "at least one phase", chosen.phases)
+        for used in () if wrong else chosen.phases:
+            if used not in config.phases:
+                unknown = _unknown(used, config.phases.keys())
+                problems.append(f"config.compare.methods.{name}.phases: {unknown}")
+    model = MODELS.get(config.model.name)
+    for name, spec in config.phases.items():
+        if model and spec.get("objective") == "tokenizer" and not hasattr(model, "tokenizer_loss"):
+            problems.append(
+                f"config.phases.{name}.objective: {config.model.name!r} has no tokenizer"
+            )
+        if model and spec.get("objective_kw", {}).get("direction") and not hasattr(model, "error"):
+            problems.append(
+                f"config.phases.{name}.objective_kw.direction: the loss of {config.model.name!r} "
+                "is not that of what it decodes; set it to 0"
+            )
+        if spec.get("cache_tokens"):
+            problems += _cannot_cache(f"config.phases.{name}.cache_tokens", config, spec)
+        wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
+        problems += wrong or _phase_values(f"config.phases.{name}", spec)
+    return problems or certified.problems(config)
+
+
+def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
+    """What a phase of a stage from scratch asks for although there is no original."""
+    asked = {
+        "stop.metric": (spec.get("stop", {}).get("metric"), ""),
+        "saliency": (0 < spec.get("saliency", 0) < 1, 0),
+        "goal": (spec.get("goal"), ""),
+    }
+    return [
+        f"{path}.{key}: needs an original, which the stage {stage!r}, from scratch, does not have; "
+        f"set it to {off!r}"
+        for key, (wanted, off) in asked.items()
+        if wanted
+    ]
+
+
+def _needs_sets(path: str, spec: ConfigDict, config: ConfigDict) -> list[str]:
+    """What a phase asks of sets that the config says are not there."""
+    problems = []
+    if config.retain.kind == "none" and spec.get("retain_weight"):
+        problems.append(
+            f"{path}.retain_weight: there are no retain images (retain.kind='none'); set it to 0, "
+            "or give others in their place with retain.kind='proxy'"
+        )
+    wants = spec.get("goal") or spec.get("stop", {}).get("metric") == "forget_over_holdout"
+    if config.holdout.split == holdout.NO_HOLDOUT and wants:
+        problems.append(
+            f"{path}: its goal or stop.metric needs unseen images (holdout.split='none'); name a "
+            "split of them, or stop at a displacement"
+        )
+    return problems
+
+
+def _cannot_cache(path: str, config: ConfigDict, spec: ConfigDict) -> list[str]:
+    model = config.model.name
+    reasons = {
+        f"{model!r} computes from images, not codes of them": hasattr(MODELS.get(model), "tokens"),
+        "the objective trains the tokenizer": spec.get("objective") != "tokenizer",
+        "data.augment makes another view of an image in every epoch": not config.data.augment.name,
+    }
+    return [f"{path}: {reason}; set it to False" for reason, fine in reasons.items() if not fine]
+
+
+def _phase_values(path: str, spec: ConfigDict) -> list[str]:
+    problems = []
+    try:
+        known = objectives.options(spec.objective)
+        problems += _options(f"{path}.objective_kw", spec.objective_kw, known)
+    except ValueError as error:
+        problems.append(f"{path}.objective: {error}")
+    if spec.combine not in combine.COMBINE:
+        problems.append(f"{path}.combine: {_unknown(spec.combine, combine.COMBINE)}")
+    else:
+        known = combine.options(spec.combine)
+        problems += _options(f"{path}.combine_kw", spec.combine_kw, known)
+    if spec.combine != "sum" and min(spec.retain_weight, spec.forget_weight) <= 0:
+        problems.append(
+            f"{path}.combine: {spec.combine!r} needs both gradients, so both weights above 0, got "
+            f"retain_weight={spec.retain_weight}, forget_weight={spec.forget_weight}"
+        )
+    if not 0 <= spec.saliency <= 1:
+        problems.append(f"{path}.saliency: expected between 0 and 1, got {spec.saliency}")
+    if spec.goal not in ("", *GOALS):
+        problems.append(f"{path}.goal: {_unknown(spec.goal, GOALS)}")
+    if spec.objective == "calibrated" and not spec.goal:
+        problems.append(f"{path}.goal: the objective 'calibrated' needs one of {GOALS}")
+    if spec.objective_kw.get("direction", 0) and "views" not in spec.goal:
+        problems.append(
+            f"{path}.objective_kw.direction: made from views; set goal to 'views' or "
+            f"'views+reference', got goal={spec.goal!r}"
+        )
+    for key in ("steps", "probe_every", "batch_size", "accumulate"):
+        if spec[key] < 0:
+            problems.append(f"{path}.{key}: expected at least 0, got {spec[key]}")
+    if min(spec.retain_weight, spec.forget_weight) < 0:
+        problems.append(
+            f"{path}: expected weights of at least 0 (forget terms are ascended already), got "
+            f"retain_weight={spec.retain_weight}, forget_weight={spec.forget_weight}"
+        )
+    if spec.retain_weight == 0 and spec.forget_weight == 0:
+        problems.append(f"{path}: retain_weight and forget_weight are both 0: nothing to train")
+    if not 0 < spec.forget_fraction < 1:
+        problems.append(f"{path}.forget_fraction: expected 0 < f < 1, got {spec.forget_fraction}")
+    optimizer = spec.optimizer
+    for key, names in (("name", optim.OPTIMIZERS), ("schedule", optim.SCHEDULES)):
+        if optimizer[key] not in names:
+            problems.append(f"{path}.optimizer.{key}: {_unknown(optimizer[key], names)}")
+    if optimizer.learning_rate <= 0:
+        problems.append(
+            f"{path}.optimizer.learning_rate: expected above 0, got {optimizer.learning_rate}"
+        )
+    for key in ("warmup_steps", "weight_decay", "clip_norm_l2"):
+        if optimizer[key] < 0:
+            problems.append(f"{path}.optimizer.{key}: expected at least 0, got {optimizer[key]}")
+    for key in ("b1", "b2"):
+        if not 0 <= optimizer[key] < 1:
+            problems.append(f"{path}.optimizer.{key}: expected 0 <= x < 1, got {optimizer[key]}")
+    for regex in optimizer.no_decay:
+        try:
+            re.compile(regex)
+        except re.error as error:
+            problems.append(f"{path}.optimizer.no_decay: {regex!r} is no regex: {error}")
+    if spec.stop.metric not in STOP_METRICS:
+        problems.append(f"{path}.stop.metric: {_unknown(spec.stop.metric, STOP_METRICS)}")
+    elif spec.stop.metric and (spec.stop.at_least <= 0 or spec.probe_every == 0):
+        problems.append(
+            f"{path}.stop: a stop rule needs at_least above 0 and probe_every of at least 1, "
+            f"got at_least={spec.stop.at_least}, probe_every={spec.probe_every}"
+        )
+    return problems
+
+
+def _options(path: str, found: ConfigDict, known: Mapping[str, Any]) -> list[str]:
+    """Unknown options, and missing ones that have no default value."""
+    problems = [f"{path}.{k}: {_unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
+    required = {key for key, value in known.items() if value is inspect.Parameter.empty}
+    return problems + [f"{path}.{k}: missing" for k in sorted(required - set(found.keys()))]
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    for key in path.split("."):
+        config = config[key]
+    return config
+
+
+def _unknown(value: Any, names: Any) -> str:
+    near = difflib.get_close_matches(str(value), [str(n) for n in names], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {value!r}, expected one of {sorted(map(str, names))}{hint}"

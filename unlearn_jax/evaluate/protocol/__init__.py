@@ -1,0 +1,1 @@
+"""The published evaluation: every image of a list completed, and scored by class."""

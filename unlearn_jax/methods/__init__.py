@@ -1,0 +1,95 @@
+"""Every method as a pure function that returns per-example terms.
+
+`OBJECTIVES` maps a name in the config to a function
+
+    (model, params, target, batch, key, **options) -> Terms
+
+Options are keyword-only; they come from the phase's `objective_kw` and are checked against the
+signature by `config.validate`. A method of your own needs no entry here: name it in the config as
+"my_package.my_module:my_function".
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from unlearn_jax.methods.ascent import (
+    gradient_ascent,
+    gradient_difference,
+    max_loss,
+    reconstruction,
+    tokenizer,
+)
+from unlearn_jax.methods.calibrated import calibrated
+from unlearn_jax.methods.i2i import l2_encoder, noisy_label, random_encoder, retain_label
+from unlearn_jax.methods.terms import Terms
+
+__all__ = ["BATCH_COUPLED", "OBJECTIVES", "Terms", "build", "find", "options"]
+
+OBJECTIVES: dict[str, Callable[..., Terms]] = {
+    "reconstruction": reconstruction,
+    "tokenizer": tokenizer,
+    "gradient_ascent": gradient_ascent,
+    "gradient_difference": gradient_difference,
+    "max_loss": max_loss,
+    "calibrated": calibrated,
+    "noisy_label": noisy_label,
+    "retain_label": retain_label,
+    "random_encoder": random_encoder,
+    "l2_encoder": l2_encoder,
+}
+
+# A row's terms depend on other rows of its batch, so no bound per example bounds their gradient.
+BATCH_COUPLED = frozenset(
+    {"max_loss", "noisy_label", "retain_label", "random_encoder", "l2_encoder"}
+)
+
+
+def find(name: str) -> Callable[..., Terms]:
+    """The objective function of that name, or of that "package.module:function".
+
+    Raises:
+      ValueError: no such objective; the message lists what there is.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, _, function = name.partition(":")
+    if function:
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"Cannot import the objective {name!r}: {error}.") from error
+    raise ValueError(
+        f"Unknown objective {name!r}. Expected one of {sorted(OBJECTIVES)} or "
+        '"package.module:function" for your own.'
+    )
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of an objective with their default values."""
+    parameters = inspect.signature(find(name)).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name != "forget_part"
+    }
+
+
+def build(
+    name: str, *, forget_part: Callable[[Any], Any] | None = None, **objective_kw: Any
+) -> Callable[..., Terms]:
+    """The objective with its options bound: (model, params, target, batch, key) -> Terms.
+
+    Args:
+      name: see `find`.
+      forget_part: gives the rows at the end of an array [b …] that are, or among which are, all
+        forget rows of every batch. Bound if the objective has an argument of that name, which can
+        then leave out what it needs of forget rows only.
+      objective_kw: `options`.
+    """
+    function = find(name)
+    if forget_part and "forget_part" in inspect.signature(function).parameters:
+        objective_kw["forget_part"] = forget_part
+    return partial(function, **objective_kw)

@@ -1,0 +1,30 @@
+"""Trees of parameters: those that are trained, and all of them."""
+
+import re
+from collections.abc import Sequence
+
+from flax import traverse_util
+
+from unlearn_jax.models import Params
+from unlearn_jax.models.stacking import STACK
+
+
+def select(params: Params, patterns: Sequence[str]) -> Params:
+    """The subtree of leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
+
+    Raises:
+      ValueError: no leaf matches.
+    """
+    flat = traverse_util.flatten_dict(params)
+    names = {path: "/".join(path).replace(STACK, "block0") for path in flat}
+    chosen = {k: v for k, v in flat.items() if any(re.fullmatch(p, names[k]) for p in patterns)}
+    if not chosen:
+        there = sorted(names.values())
+        raise ValueError(f"No parameter matches {list(patterns)}; there are {there}.")
+    return traverse_util.unflatten_dict(chosen)
+
+
+def overlay(target: Params, params: Params) -> Params:
+    """The student: `params` where they have a leaf, the frozen target's leaves elsewhere."""
+    leaves = traverse_util.flatten_dict(target) | traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict(leaves)

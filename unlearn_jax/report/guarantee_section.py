@@ -1,0 +1,76 @@
+"""What the report says of a guarantee: the certified upper bound and the tested lower one, apart.
+
+All of it is what `audit.guarantee` left in results.json. No JAX.
+"""
+
+from typing import Any
+
+from unlearn_jax.report.page import NUMBER, Finding
+
+CERTIFIERS = {
+    "retrain": "the same pipeline applied to a model trained without the forget set",
+    "reference": "the same pipeline applied to public weights, which says less",
+}
+_UPPER = {"verified": bool, "reason": str, "cautions": [str]}
+_RECORD = dict.fromkeys(("mechanism", "certifier", "accountant"), str) | {"assumptions": [str]}
+_RECORD |= dict.fromkeys(("epsilon", "delta", "noise_std", "sensitivity"), NUMBER)
+_RECORD |= {"steps": int, "parameters": int, "conditional": bool}
+_LOWER = {"epsilon": NUMBER, "n": [int], "significance": NUMBER, "delta": NUMBER}
+_LOWER |= {"self_test": bool, "repeated": str, "assumptions": [str]}
+
+
+def schema(certificate: Any) -> Any:
+    """Returns what results.json must hold: a bound that is not there has a reason in its place."""
+    if certificate is None:
+        return type(None)
+    try:
+        readable = certificate["upper"]["verified"] or certificate["upper"]["record"] is not None
+        audited = not certificate["lower"]["reason"]
+    except (TypeError, KeyError):
+        readable = audited = True  # the schema then says what is missing
+    upper = _UPPER | ({"record": _RECORD} if readable else {})
+    return {"upper": upper, "lower": {"reason": str} | (_LOWER if audited else {}), "clipping": str}
+
+
+def refuted(certificate: dict[str, Any]) -> bool:
+    """Whether an audit found more than the certificate allows, or other noise than it says."""
+    upper, lower = certificate["upper"]["record"], certificate["lower"]
+    if upper is None or lower["reason"]:
+        return False
+    return lower["epsilon"] > upper["epsilon"] or not lower["self_test"]
+
+
+def finding(certificate: dict[str, Any] | None) -> Finding:
+    """Returns what may be claimed: only of a verified certificate that nothing contradicts."""
+    question = "Is there a guarantee?"
+    if certificate is None:
+        text = "What certifies is noise after a projection; ascent alone certifies nothing."
+        return Finding("unclear", text, question, "no certificate")
+    upper, lower = certificate["upper"], certificate["lower"]
+    record = upper["record"]
+    if not upper["verified"]:
+        text = "A certificate is there that did not pass verification, so it guarantees nothing. "
+        return Finding("bad", text + upper["reason"], question, "not verified")
+    text = f"Certified: ε is at most {record['epsilon']:.4g} at δ = {record['delta']:g}, against "
+    text += f"{CERTIFIERS.get(record['certifier'], record['certifier'])}. "
+    tested = "The mechanism was not tested. "
+    if not lower["reason"]:
+        tested = "Tested: attacked, the mechanism shows an ε of at least "
+        tested += f"{lower['epsilon']:.3g}, which can refute that and not support it. "
+    if refuted(certificate):
+        text += f"{tested}That contradicts the certificate: there is a bug, nothing is guaranteed."
+        return Finding("bad", text, question, "refuted")
+    text += tested + "".join(f"Caution: {caution}. " for caution in upper["cautions"])
+    status = "unclear" if upper["cautions"] or lower["reason"] else "good"
+    return Finding(status, text.strip(), question, "certified")
+
+
+def summary(certificate: dict[str, Any] | None) -> list[str]:
+    """Returns one line for a terminal with both bounds, or none if nothing may be claimed."""
+    if certificate is None or not certificate["upper"]["verified"] or refuted(certificate):
+        return []
+    record, lower = certificate["upper"]["record"], certificate["lower"]
+    text = f"Certified: epsilon <= {record['epsilon']:.4g} at delta {record['delta']:g}. "
+    if lower["reason"]:
+        return [text + "Not tested."]
+    return [text + f"Tested: epsilon >= {lower['epsilon']:.3g} (N = {lower['n'][0]})."]

@@ -1,0 +1,139 @@
+"""What the pages have in common: reading checked files, numbers in words, charts, the template."""
+
+import base64
+import dataclasses
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jaxtyping import UInt8
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+MINUS = "\N{MINUS SIGN}"
+NUMBER = int | float
+COLOURS = {"original": "#2b83c6", "unlearned": "#d55e00", "retrained": "#009e73"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "unlearn_jax", "text.parse_math": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+STYLE |= {"axes.grid": True, "grid.color": "black", "grid.alpha": 0.12, "lines.linewidth": 1.3}
+STYLE |= {"font.size": 8, "axes.titlelocation": "left", "axes.titlesize": 9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One answer of the verdict; `status` is "good", "bad" or "unclear", `word` a short answer."""
+
+    status: str
+    text: str
+    question: str
+    word: str
+
+
+def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline") -> Any:
+    """Returns what `parse` makes of the file's bytes, which must fit `schema`; raises as `read`."""
+    remedy = f"make it with: python -m unlearn_jax.{maker} --workdir={root} (and your --config)"
+    if not (root / name).is_file():
+        raise FileNotFoundError(f"{root / name} is missing; {remedy}")
+    try:
+        content = parse((root / name).read_bytes())
+        wrong = _problems(content, schema)
+    except Exception as error:  # json, numpy, zipfile and zlib each have errors of their own
+        wrong = [f"{type(error).__name__}: {error}"]
+    if wrong:
+        raise ValueError("\n  ".join([f"{root / name} is damaged; {remedy}", *wrong]))
+    return content
+
+
+def unzip(content: bytes) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz file; no pickle is ever opened."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _problems(value: Any, schema: Any, at: str = "") -> list[str]:
+    """Returns where `value` departs from `schema`; "u4" stands for a uint8 array with 4 axes."""
+    if isinstance(schema, str):
+        kind = {"f": np.floating, "i": np.integer, "u": np.uint8}[schema[0]]
+        fits = np.issubdtype(value.dtype, kind) and value.ndim == int(schema[1])
+        got = f"{value.dtype} {list(value.shape)}"
+        return [] if fits else [f"{at}: expected {kind.__name__}, {schema[1]} axes; got {got}"]
+    kind = type(schema) if isinstance(schema, dict | list) else schema
+    if not isinstance(value, kind):
+        return [f"{at}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}"]
+    if isinstance(schema, list):
+        return [p for i, entry in enumerate(value) for p in _problems(entry, *schema, f"{at}[{i}]")]
+    if not isinstance(schema, dict):
+        return []
+    found = [f"{at}/{key} is missing" for key in schema if key != "*" and key not in value]
+    for key in value.keys() if "*" in schema else value.keys() & schema.keys():
+        found += _problems(value[key], schema.get(key, schema.get("*")), f"{at}/{key}")
+    return found
+
+
+def value(stat: dict[str, Any], number: int | float | None = None) -> str:
+    """Returns `number` (default: the mean) with the decimals that the interval of `stat` merits."""
+    half = (stat["ci_high"] - stat["ci_low"]) / 2
+    decimals = min(max(1 - math.floor(math.log10(half)), 0), 6) if 0 < half < math.inf else 4
+    return f"{stat['mean'] if number is None else number:.{decimals}f}".replace("-", MINUS)
+
+
+def interval(stat: dict[str, Any]) -> str:
+    """Returns the interval of `stat` as "[low, high]"."""
+    return f"[{value(stat, stat['ci_low'])}, {value(stat, stat['ci_high'])}]"
+
+
+def percent(ratio: int | float | None) -> str:
+    """Returns a ratio as "3.1 %", "31 %" or, from 2 on, "3.1 times"; None as "not counted"."""
+    if ratio is None:
+        return "not counted"
+    if ratio >= 2:
+        return f"{ratio:.1f} times"
+    digits = f"{100 * ratio:.{0 if abs(ratio) >= 0.0995 else 1}f}".removesuffix(".0")
+    return f"{digits.replace('-', MINUS)} %"
+
+
+def to_svg(figure: Figure, name: str, alt: str) -> Markup:
+    """Returns a figure as inline SVG: ids unique, black as currentColor, no address of any kind."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    box = re.search(r'viewBox="([\d. ]+)"', svg)[1]
+    body = svg[svg.index('<g id="figure_1"') : svg.rindex("</svg>")].replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="|url\()#(\w+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body).replace("#000000", "currentColor")
+    body = re.sub(r'font-family: [^;"<]*; ?', "", body)
+    head = f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box}" fill="currentColor">'
+    return Markup(head + body + "</svg>")
+
+
+def panel(**labels: str) -> tuple[Figure, Axes]:
+    """Returns an empty chart with a title, xlabel or ylabel."""
+    figure = Figure(figsize=(3.2, 2.2), layout="constrained")
+    return figure, figure.subplots(subplot_kw=labels)
+
+
+def png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
+    """Returns an image as the address of an inline PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def inline(path: Path) -> str:
+    """Returns a PNG file as the address of an inline image."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def render(template: str, names: dict[str, Any]) -> str:
+    """Returns a page made from a template of this folder; every value is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": png}
+    return pages.get_template(template).render(names)

@@ -1,0 +1,370 @@
+"""One self-contained HTML page made from the files of one finished unlearning request.
+
+`python -m unlearn_jax.report --workdir=runs/quickstart` reads results.json, examples.npz, grids.npz
+and {model}/metrics.jsonl, and writes report.html beside them. Nothing is recomputed and JAX is not
+imported, so a page can be rendered again years later. Names are escaped, no file is executed. What
+`evaluate --checkpoints=…` left in protocol/ gets a page of its own there.
+"""
+
+import json
+import math
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from markupsafe import Markup
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from unlearn_jax.report import guarantee_section as report_guarantee
+from unlearn_jax.report.page import (
+    COLOURS,
+    NUMBER,
+    STYLE,
+    Finding,
+    interval,
+    load,
+    panel,
+    percent,
+    render,
+    to_svg,
+    unzip,
+    value,
+)
+
+MODELS, SETS = ("original", "unlearned", "retrained"), ("forget", "holdout", "retain")
+PRIMARY = "mse_hole"  # the metric of the verdict, the headline and the histograms
+MARGIN = 0.05  # relative differences up to this count as none in the verdict
+COST = ("steps_ratio", "wall_ratio", "examples_ratio")
+
+# What results.json must hold besides its statistics: "*" stands for every key, [x] for a list of x.
+_STAT = dict.fromkeys(("mean", "ci_low", "ci_high"), NUMBER)
+_PHASE = {"name": str, "objective": str, "first_step": int, "last_step": int, "stopped_by": str}
+_METRIC = {"label": str, "unit": str}
+_STAGE = {"phases": [_PHASE], "steps": int, "wall_s": NUMBER, "examples": int}
+_SCHEMA = dict.fromkeys(("name", "created", "hardware"), str)
+_SCHEMA |= {"seed": int, "config": dict, "versions": dict, "confidence": NUMBER}
+_SCHEMA |= {"request": {"text": str, "kind": str}, "task": {"name": str}, "stages": {"*": _STAGE}}
+_BOUNDS = {"lower": NUMBER, "measured": NUMBER, "upper": NUMBER}
+_WANTED = {"lambda": NUMBER, "phase": str, "moved": {"*": int}}
+_MOVED = {"example": _BOUNDS, "rms": _BOUNDS, "held": int, "n": int}
+_SCHEMA |= {
+    "split": {"hash": str, "n": {"*": int}},
+    "metrics": dict.fromkeys((PRIMARY, "*"), _METRIC),
+}
+
+
+def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
+    """Returns results, log rows per model, per-example arrays and image grids, all checked.
+
+    Raises:
+        FileNotFoundError: A file is missing; says which one, and which command makes it.
+        ValueError: A file is damaged; lists everything that is wrong with it.
+    """
+    root = Path(workdir)
+    results = load(root, "results.json", json.loads, {"evaluation": {"original": {"forget": dict}}})
+    sets = sets_of(results)
+    shown = [m for m in MODELS if m in results["evaluation"]]
+    stats, counted = {PRIMARY: _STAT, "*": _STAT}, _STAT | {"n": int}
+    schema = _SCHEMA | {"contrasts": dict.fromkeys(shown if "holdout" in sets else (), stats)}
+    by_set = {s: {PRIMARY: counted, "*": counted} for s in sets}
+    schema |= {"evaluation": dict.fromkeys(shown, by_set)}
+    if "displacement" in results:  # version 0.1.0 had none
+        given = results["displacement"]
+        wanted = _WANTED if isinstance(given, dict) and given.get("wanted") else type(None)
+        moved = {"*": dict.fromkeys(sets, _MOVED)}
+        schema["displacement"] = {"models": moved, "wanted": wanted}
+    schema |= {"certificate": report_guarantee.schema(results.get("certificate"))}
+    if len(shown) == len(MODELS):
+        schema |= {"gaps": dict.fromkeys(sets, stats), "cost": dict.fromkeys(COST, NUMBER)}
+    results = load(root, "results.json", json.loads, schema)
+    errors = {f"{m}/{s}/{PRIMARY}": "f1" for m in shown for s in sets}
+    images = {f"{s}/{c}": "u4" for s in sets for c in ("input", "truth", *shown)}
+    images |= {f"{s}/index": "i1" for s in sets}
+    examples = load(root, "examples.npz", unzip, errors)
+    grids = load(root, "grids.npz", unzip, images)
+    names = {m: f"{m}/metrics.jsonl" for m in MODELS if m in results["stages"]}
+    logs = {m: load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
+    return results, logs, examples, grids
+
+
+def sets_of(results: dict[str, Any]) -> list[str]:
+    """Returns the sets that were measured, in the page's order; forget is always one of them."""
+    return [s for s in SETS if s in results["evaluation"]["original"]]
+
+
+def _rows(content: bytes) -> list:
+    # A killed run may leave a last line without its end; every whole line must be sound.
+    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+
+
+def verdict(results: dict[str, Any]) -> list[Finding]:
+    """Returns what the numbers of results.json say in words, good news and bad news alike.
+
+    All is about the mean error on the hole. An interval that excludes 0 is a difference; relative
+    differences up to 5 % are none.
+    """
+    shown = {m: results["evaluation"][m] for m in MODELS if m in results["evaluation"]}
+    sets = sets_of(results)
+    mean = {m: {s: by_set[s][PRIMARY]["mean"] for s in sets} for m, by_set in shown.items()}
+    if all(math.isfinite(x) and x > 0 for by_set in mean.values() for x in by_set.values()):
+        findings = [_memorised(results), _yardstick(results)]
+        if "unlearned" in mean:
+            findings += [_forgotten(results, mean, findings[0].status), _kept(mean), _cost(results)]
+    else:
+        text = "A mean error is not a positive, finite number: nothing can be concluded from it."
+        findings = [Finding("bad", text, "Are the numbers usable?", "no")]
+    findings += [report_guarantee.finding(results["certificate"]), *_audited(results)]
+    return findings + _earlier(results)
+
+
+def _earlier(results: dict[str, Any]) -> list[Finding]:
+    status = {"still forgotten": "good", "returned": "bad"}
+    found = []
+    for of in (results.get("audit") or {}).get("earlier", ()):
+        text = of.get("reason", "")
+        if "difference" in of:
+            gap = {"mean": of["difference"]["value"], **of["difference"]}
+            text = "The loss attack's AUROC of these images, unlearned minus retrained, is "
+            text += f"{value(gap)} {interval(gap)} (n = {of['n']}). {of['text']}"
+        question = "Are the images of an earlier request still forgotten?"
+        found.append(Finding(status.get(of["word"], "unclear"), text, question, of["word"]))
+    return found
+
+
+def _audited(results: dict[str, Any]) -> list[Finding]:
+    audit = results.get("audit")
+    if not audit:
+        text = "This compares average errors only; membership inference and backdoor audits are "
+        text += "not part of this report."
+        return [Finding("unclear", text, "What was not tested?", "no audit")]
+    good, bad = {"unlearned", "not regenerated", "not faster"}, {"still known", "damaged on forget"}
+    bad |= {"regenerated", "hidden"}
+    asked = {"ood": "Are forget images as unseen ones?", "relearn": "Is it relearned faster?"}
+    found = {asked[k]: v for k, v in audit["verdicts"].items() if k in asked}
+    for variant, verdict in audit["verdicts"].get("backdoor", {}).items():
+        found[f"Does the backdoor regenerate, {variant}?"] = verdict
+    findings = []
+    for question, verdict in found.items():
+        word = verdict["word"]
+        status = "good" if word in good else "bad" if word in bad else "unclear"
+        text = "; ".join(verdict["reasons"]) or "All its conditions and controls are met."
+        findings.append(Finding(status, text[:1].upper() + text[1:], question, word))
+    return findings
+
+
+def _memorised(results: dict[str, Any]) -> Finding:
+    if "holdout" not in sets_of(results):
+        text = "There are no unseen images to compare with, so it cannot be seen."
+        return Finding("unclear", text, "Was there something to forget?", "unknown")
+    gap = results["contrasts"]["original"][PRIMARY]
+    text = f"The original's error on forget minus that on holdout is {value(gap)} {interval(gap)}: "
+    status, word = "unclear", "nothing visible"
+    if gap["ci_high"] < 0:
+        status, word = "good", "memorised"
+        text += "it restores the forget images better than images it never saw."
+    else:
+        text += "no memorisation is visible, so the conclusions below are weak."
+    if results["request"]["kind"] != "random":
+        text += " The request is not a random sample, so the two sets may differ by themselves."
+    return Finding(status, text, "Was there something to forget?", word)
+
+
+def _yardstick(results: dict[str, Any]) -> Finding:
+    status, word = "unclear", "not retrained"
+    text = "There is no retrained model; the holdout set takes its place, a weaker yardstick."
+    if "holdout" not in sets_of(results):
+        text = (
+            "There are no unseen images, and nothing tells how a model finds images it never saw."
+        )
+    elif "retrained" in results["contrasts"]:
+        gap = results["contrasts"]["retrained"][PRIMARY]
+        text = f"The retrained model's error on forget minus that on holdout is {value(gap)} "
+        if gap["ci_low"] <= 0 <= gap["ci_high"]:
+            status, word = "good", "fair"
+            text += f"{interval(gap)}: it saw neither and finds them equally hard."
+        else:
+            word = "sets differ"
+            text += f"{interval(gap)}, though it saw neither: the sets differ by themselves, or "
+            text += "forget images are left in retain. Compare models on one set, not two sets."
+    return Finding(status, text, "Is retraining a fair yardstick?", word)
+
+
+def _forgotten(results: dict[str, Any], mean: dict[str, Any], memorised: str) -> Finding:
+    ours, original = mean["unlearned"]["forget"], mean["original"]["forget"]
+    question = "Is it forgotten?"
+    if "retrained" not in mean and "holdout" not in mean["unlearned"]:
+        moved = results["evaluation"]["unlearned"]["forget"][PRIMARY]
+        text = f"On forget the error went from {value(moved, original)} to {value(moved, ours)}. "
+        text += "Neither unseen images nor a retrained model tell where it should be."
+        return Finding("unclear", text, question, "no yardstick")
+    if "retrained" not in mean:
+        gap, aim = results["contrasts"]["unlearned"][PRIMARY], mean["unlearned"]["holdout"]
+        other = "its own on holdout (there is no retrained model)"
+    if "retrained" in mean:
+        gap, aim = results["gaps"]["forget"][PRIMARY], mean["retrained"]["forget"]
+        other = "the retrained model's"
+    text = f"On forget the unlearned model's error is {value(gap, ours)}, {other} {value(gap, aim)}"
+    size = percent(abs(gap["mean"]) / aim)
+    text += f"; the gap is {value(gap)} {interval(gap)}, {size} of that. "
+    if aim - original > MARGIN * aim:
+        share = percent((ours - original) / (aim - original))
+        text += f"Of the way there from the original's {value(gap, original)} it went {share}. "
+    if gap["ci_low"] <= 0 <= gap["ci_high"] or abs(gap["mean"]) < MARGIN * aim:
+        status, word = ("good" if memorised == "good" else "unclear"), "matched"
+        most = max(-gap["ci_low"], gap["ci_high"]) / aim
+        text += f"On average they match; the interval rules out gaps beyond {percent(most)}."
+    elif gap["mean"] < 0:
+        status, word = "bad", "under-forgotten"
+        text += "It still knows the forget images."
+    else:
+        status, word = "bad", "over-forgotten"
+        text += "It is worse on them than if it had never seen them: damage, and itself a trace."
+    return Finding(status, text, question, word)
+
+
+def _kept(mean: dict[str, Any]) -> Finding:
+    others = [m for m in mean if m != "unlearned"]
+    kept = [s for s in ("retain", "holdout") if s in mean["unlearned"]]
+    if not kept:
+        text = "There are no images but those to be forgotten: quality was not measured."
+        return Finding("unclear", text, "Is quality kept?", "unknown")
+    worst = {s: max(mean[m][s] for m in others) for s in kept}
+    excess = {s: mean["unlearned"][s] / worst[s] - 1 for s in worst}
+    parts = [f"{percent(abs(x))} {'above' if x > 0 else 'below'} on {s}" for s, x in excess.items()]
+    text = f"Against {'the worse of ' * (len(others) > 1)}{' and '.join(others)}, the unlearned "
+    text += f"model's error is {' and '.join(parts)}; up to {percent(MARGIN)} above counts as kept."
+    status, word = ("good", "kept") if max(excess.values()) <= MARGIN else ("bad", "damaged")
+    return Finding(status, text, "Is quality kept?", word)
+
+
+def _cost(results: dict[str, Any]) -> Finding:
+    status, word, text = "unclear", "unknown", "There was no retraining to compare with."
+    if "cost" in results:
+        ratios = [results["cost"][key] for key in COST]
+        text = "Unlearning took {} of retraining's steps, {} of its seconds, {} of its examples"
+        text, word = text.format(*map(percent, ratios)), "mixed"
+        flops = results["cost"].get("flops_ratio")
+        text += (
+            "; FLOPs were not counted." if flops is None else f", {percent(flops)} of its FLOPs."
+        )
+        if max(ratios) < 1:
+            status, word = "good", "cheaper"
+        elif min(ratios) >= 1:
+            status, word = "bad", "dearer"
+            text += " Retraining, which is exact, would have cost no more."
+    return Finding(status, text, "Was it cheaper than retraining?", word)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Returns the outcome for a terminal: under 20 lines of 80 columns, printable text only."""
+    head = f"{results['name']}: {results['request']['text']}"
+    lines = [textwrap.shorten("".join(c if c.isprintable() else "?" for c in head), 80)]
+    lines += [f"Error on the hole, mean ± half of its {percent(results['confidence'])} interval"]
+    sets = sets_of(results)
+    lines += [f"{'':12}" + "".join(f"{name:22}" for name in sets)]
+    for model in (m for m in MODELS if m in results["evaluation"]):
+        stats = [results["evaluation"][model][name][PRIMARY] for name in sets]
+        cells = [f"{value(s)} ± {value(s, (s['ci_high'] - s['ci_low']) / 2)}" for s in stats]
+        lines += [f"{model:12}" + "".join(f"{cell:22}" for cell in cells)]
+    if "cost" in results:
+        ratios = [(key.removesuffix("_ratio"), results["cost"][key]) for key in COST]
+        ratios = [*ratios, ("FLOPs", results["cost"].get("flops_ratio"))]
+        ratios = [f"{name} {percent(ratio)}" for name, ratio in ratios]
+        lines += ["Cost against retraining: " + ", ".join(ratios)]
+    lines += report_guarantee.summary(results["certificate"])
+    lines += [f"{finding.question:32} {finding.word}" for finding in verdict(results)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _overview(results: dict[str, Any], shown: list[str]) -> Markup:
+    figure, axes = panel(xlabel=results["metrics"][PRIMARY]["label"])
+    sets = sets_of(results)
+    for row, model in enumerate(shown):
+        stats = [results["evaluation"][model][name][PRIMARY] for name in sets]
+        mean, low, high = ([stat[key] for stat in stats] for key in _STAT)
+        height = np.arange(len(sets)) + 0.22 * (row - (len(shown) - 1) / 2)
+        axes.hlines(height, low, high, color=COLOURS[model], linewidth=2)
+        axes.plot(mean, height, "oDs"[row], color=COLOURS[model], markersize=4.5, label=model)
+    axes.set(yticks=range(len(sets)), yticklabels=sets, ylim=(len(sets) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper left", ncols=len(shown))
+    return to_svg(figure, "overview", "Mean error of each model on each set; numbers in the table")
+
+
+def _histograms(examples: dict[str, np.ndarray], shown: list[str]) -> list[Markup]:
+    sets = [s for s in SETS[:2] if f"{shown[0]}/{s}/{PRIMARY}" in examples]
+    errors = {(m, s): examples[f"{m}/{s}/{PRIMARY}"] for m in shown for s in sets}
+    every = np.concatenate([e[np.isfinite(e) & (e > 0)] for e in errors.values()])
+    edges = np.geomspace(every.min() * 0.99, every.max() * 1.01, 31) if len(every) else [0.1, 1]
+    share = {key: np.histogram(e, edges)[0] / max(len(e), 1) for key, e in errors.items()}
+    top = 1.1 * max(heights.max() for heights in share.values()) or 1
+    panels = []
+    for model in shown:
+        figure, axes = panel(title=model, xlabel="error of an example", ylabel="share of examples")
+        filled = {"fill": True, "color": COLOURS[model], "alpha": 0.65}
+        axes.stairs(share[model, "forget"], edges, label="forget", **filled)
+        if "holdout" in sets:
+            line = {"color": "black", "linewidth": 1.2}
+            axes.stairs(share[model, "holdout"], edges, label="holdout", **line)
+        axes.set(xscale="log", xlim=(edges[0], edges[-1]), ylim=(0, top))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="upper left")
+        medians = " and ".join(f"{np.median(errors[model, s]):.3g} on {s}" for s in sets)
+        text = f"Histograms of the error of the {model} model; medians {medians}"
+        panels.append(to_svg(figure, f"histogram-{model}", text))
+    return panels
+
+
+def _curves(model: str, phases: list[dict], log: list[dict]) -> list[Markup]:
+    terms = ["retain", "forget"] if any(row.get("forget") for row in log) else ["loss"]
+    groups = [terms, ["probe_forget", "probe_holdout"], ["displacement"]]
+    panels = []
+    for title, keys in zip(("loss", "probe", "displacement"), groups, strict=True):
+        data = {k: [(r["step"], r[k]) for r in log if isinstance(r.get(k), NUMBER)] for k in keys}
+        data = {key: np.array(line).T for key, line in data.items() if line}
+        if not data:
+            continue
+        figure, axes = panel(xlabel="step", ylabel=title)
+        for key, line in data.items():
+            other = key in ("retain", "probe_holdout")
+            colour, style = ("black", "--") if other else (COLOURS[model], "-")
+            axes.plot(*line, style, color=colour, marker="." * (line.size == 2), label=key)
+        for i, phase in enumerate(phases):
+            start, label = phase["first_step"], textwrap.shorten(phase["name"], 16, placeholder="…")
+            axes.axvspan(start, phase["last_step"], color="black", alpha=0.06 * (i % 2), lw=0)
+            axes.annotate(label, (start, 1.01), xycoords=("data", "axes fraction"), fontsize=7)
+        if len(data) > 1:
+            axes.legend()
+        ends = [f"{key} from {line[1][0]:.3g} to {line[1][-1]:.3g}" for key, line in data.items()]
+        text = f"{title} of the {model} model by step: {', '.join(ends)}"
+        panels.append(to_svg(figure, f"curve-{model}-{title}", text))
+    return panels
+
+
+def write(workdir: str | Path) -> Path:
+    """Returns the path of the report.html that it writes into `workdir`; raises what `read` does.
+
+    The page refers to nothing outside itself, and the same inputs give the same bytes.
+    """
+    results, logs, examples, grids = read(workdir)
+    shown = [m for m in MODELS if m in results["evaluation"]]
+    stages = results["stages"]
+    names = {
+        "r": results,
+        "models": shown,
+        "sets": sets_of(results),
+        "primary": PRIMARY,
+        "colours": COLOURS,
+    }
+    names |= {"findings": verdict(results), "grids": grids}
+    names |= {"certifiers": report_guarantee.CERTIFIERS, "refuted": report_guarantee.refuted}
+    with matplotlib.style.context(["default", STYLE]):
+        names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}
+        names |= {"curves": {m: _curves(m, stages[m]["phases"], logs[m]) for m in logs}}
+    path = Path(workdir) / "report.html"
+    path.write_text(render("report.html.j2", names), encoding="utf-8", errors="replace")
+    return path

@@ -21,10 +21,10 @@ from absl import app, flags, logging
 
 from unlearn_jax import cli, sharding
 from unlearn_jax import methods as objectives
+from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.models import Model
 from unlearn_jax.models.autoencoder import Autoencoder
 from unlearn_jax.models.params import select
-from unlearn_jax.training import optimizer as optim
 from unlearn_jax.training.step import UnlearnState, jit_step
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)

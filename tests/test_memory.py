@@ -10,6 +10,7 @@ from tests.helpers import binaries, tiny
 from tests.helpers.toy import Toy, make_batch
 from unlearn_jax import distributed, memory, sharding, train
 from unlearn_jax import methods as objectives
+from unlearn_jax.training import phases
 from unlearn_jax.training.step import UnlearnState, jit_step
 
 TIB = 2**40
@@ -143,13 +144,13 @@ class Refusing:
 
 
 def test_training_asks_the_compiler_about_its_own_step(tmp_path, monkeypatch):
-    steps, make_step = [], train.make_step
+    steps, make_step = [], phases.make_step
 
     def refusing(*args, **options):
         steps.append(Refusing(make_step(*args, **options)))
         return steps[-1]
 
-    monkeypatch.setattr(train, "make_step", refusing)
+    monkeypatch.setattr(phases, "make_step", refusing)
     monkeypatch.setattr(memory, "limit", lambda: 8 * 2**30)
     said = "asked for: 9.00 GiB, there: 8.00 GiB. .* a batch of 24 fits, not one of 32. Lower"
     with pytest.raises(ValueError, match=said):

@@ -36,7 +36,7 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, poison, splits, transforms
 from unlearn_jax.evaluate import results
 from unlearn_jax.report import leaderboard
-from unlearn_jax.request import Setup, load, resolve
+from unlearn_jax.request import Request, load
 
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
 FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
@@ -130,8 +130,8 @@ def measure_all(
     cfg: ConfigDict, workdir: Path, runs: Runs
 ) -> tuple[dict[tuple[str, int], Measured], dict[str, np.ndarray]]:
     """({(model, seed): what the audits need}, images of the first seed's models)."""
-    setup = resolve(cfg, workdir)
-    split, like, measure = setup.split, setup.like(), make_measure(setup)
+    request = Request(cfg, workdir)
+    split, like, measure = request.split, request.like(), make_measure(request)
     of_request = hashlib.sha256(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
     ).hexdigest()[:12]
@@ -154,13 +154,13 @@ def measure_all(
             distributed.agreed(True)  # that it is there
         with np.load(path, allow_pickle=False) as archive:
             measured[name, seed] = {key: archive[key] for key in archive.files}
-    return measured, _grids(setup, runs)
+    return measured, _grids(request, runs)
 
 
-def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
+def _grids(request: Request, runs: Runs) -> dict[str, np.ndarray]:
     """Completed forget images and, after poison, unseen ones with the trigger; first seed."""
-    cfg, mesh, source, split, model = setup
-    like, task, grids = setup.like(), cfg.task.to_dict(), {}
+    cfg, mesh, split, model = request.cfg, request.mesh, request.split, request.model
+    like, task, grids = request.like(), cfg.task.to_dict(), {}
     chosen = {"forget": np.setdiff1d(split.forget, split.poisoned)}
     if split.poisoned.size:
         chosen["triggered"] = split.audit
@@ -169,7 +169,7 @@ def _grids(setup: Setup, runs: Runs) -> dict[str, np.ndarray]:
     for kind, rows in chosen.items():
         rows = np.sort(np.random.default_rng(cfg.request.seed).permutation(rows)[:6])
         loader = data.make_eval(
-            source, rows, batch_size=cfg.batch_size, task=task, seed=cfg.request.seed
+            request.source, rows, batch_size=cfg.batch_size, task=task, seed=cfg.request.seed
         )
         batch = next(iter(loader))
         if kind == "triggered":

@@ -26,7 +26,7 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.evaluate import results
 from unlearn_jax.report import preview
 from unlearn_jax.report import results_page as report
-from unlearn_jax.request import original_workdir, resolve
+from unlearn_jax.request import Request, original_workdir
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     validate(cfg)
     original = original_workdir(cfg, workdir)
-    split = resolve(cfg, workdir).split  # what is wrong with the request ends it here
+    split = Request(cfg, workdir).split  # what is wrong with the request ends it here
     retrain = len(split.remaining) > 0  # without images to keep there is no yardstick
     for stage in ("original", "unlearned", "retrained"):
         if (stage == "original" and cfg.init_from) or (stage == "retrained" and not retrain):

@@ -1,39 +1,133 @@
-"""What every binary makes of a config before it does its own work."""
+"""A request: a config resolved, which every command does before its own work.
+
+    python -m unlearn_jax.request --config=configs/quickstart.py --out=runs/request
+
+shows what a request means before anything is trained, see `report.preview`.
+"""
 
 import json
 import runpy
 import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, data, distributed, models, sharding
+from unlearn_jax.config.validation import validate
 from unlearn_jax.data import served, splits
 from unlearn_jax.data.splits import Split
 from unlearn_jax.models import Model, Params
 
 
-class Setup(NamedTuple):
-    """A config resolved: devices, images, the request's rows, the architecture."""
+class Request:
+    """A config resolved: which images go and which stay, the model, the devices.
 
-    cfg: ConfigDict
-    mesh: Mesh
-    source: data.Source
-    split: Split
-    model: Model
+    Attributes:
+      cfg: the config, which has been validated.
+      mesh: of the devices.
+      source: all images.
+      split: which of them are forgotten, retained, held out.
+      model: the architecture; parameters are apart from it.
+    """
+
+    def __init__(
+        self,
+        cfg: ConfigDict,
+        workdir: Path | None = None,
+        *,
+        siblings: bool = False,
+        model: Model | None = None,
+    ):
+        """Resolve a config, and print what was understood of it.
+
+        Args:
+          cfg: the config.
+          workdir: of the run, or of the request; one that was begun goes on with the past that it
+            began with, whatever else was forgotten in the meantime.
+          siblings: the workdir is that of one stage, and other stages of the request are beside it.
+          model: an architecture to use instead of the config's.
+
+        Raises:
+          ValueError: the config, the mesh, the data or the request are not what they must be.
+        """
+        validate(cfg)
+        self.cfg, self.mesh = cfg, sharding.make_mesh(**cfg.mesh)
+        self.source, self.split = load(cfg, workdir, siblings)
+        for line in self.split.said:
+            _say(line)
+        self.model: Model = model or models.build(**cfg.model.to_dict())
+
+    def __str__(self) -> str:
+        """Say in a sentence what is forgotten."""
+        return splits.describe(self.split)
 
     def like(self) -> Params:
-        """The model's parameters as ShapeDtypeStructs with their shardings."""
+        """Return the model's parameters as ShapeDtypeStructs with their shardings."""
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         shardings = sharding.params_sharding(shapes, self.mesh, **self.cfg.sharding)
         return sharding.abstract(shapes, shardings)
 
+    def batches(
+        self,
+        rows: Int[np.ndarray, "_"],
+        *,
+        batch_size: int = 0,
+        seed: int | None = None,
+        is_forget: bool = False,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield this process's part of batches of these rows, once and in order.
+
+        Args:
+          rows: of the source.
+          batch_size: rows over all devices; 0: the config's.
+          seed: of random masks; None: the config's.
+          is_forget: what batches say of their rows.
+        """
+        size, loading = batch_size or self.cfg.batch_size, self.cfg.data
+        return data.make_eval(
+            self.source,
+            rows,
+            batch_size=size,
+            task=self.cfg.task.to_dict(),
+            seed=self.cfg.seed if seed is None else seed,
+            is_forget=is_forget,
+            places=sharding.local_rows(size, self.mesh),
+            num_threads=loading.num_threads,
+            prefetch=loading.prefetch,
+        )
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        rows: Int[np.ndarray, "_"],
+        *args: Any,
+        edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda batch: batch,
+        **options: Any,
+    ) -> Any:
+        """Return function(*args, batch) of all these rows, on the host, in their order.
+
+        Args:
+          function: compiled, such as by `sharding.jit_rows`; its outputs are arrays [b …].
+          rows: of the source.
+          args: what the function gets before each batch.
+          edit: changes a batch on the host before it is used.
+          options: of `batches`.
+        """
+        found = []
+        for batch in self.batches(rows, **options):
+            values = function(*args, sharding.global_batch(edit(batch), self.mesh))
+            found.append(distributed.fetch(values))
+        # The last batch is filled up with copies of the last row.
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
+
     def entry(self) -> served.Entry:
-        """This request as models and data remember it."""
+        """Return this request as models and data remember it."""
         pixels = data.open_data(self.cfg)[1].pixels if distributed.first() else None
         hash, text = self.split.manifest["hash"], splits.describe(self.split)
         policy = self.cfg.request.copies
@@ -47,29 +141,10 @@ class Past(NamedTuple):
     claim: str
 
 
-def resolve(cfg: ConfigDict, workdir: Path | None = None, siblings: bool = False) -> Setup:
-    """Return the setup of a config that has been validated, and print what was understood.
-
-    Args:
-      cfg: the config.
-      workdir: of the run, or of the request; one that was begun goes on with the past that it began
-        with, whatever else was forgotten in the meantime.
-      siblings: the workdir is that of one stage, and other stages of the request are beside it.
-
-    Raises:
-      ValueError: the mesh, the data or the request are not what they must be.
-    """
-    mesh = sharding.make_mesh(**cfg.mesh)
-    source, split = load(cfg, workdir, siblings)
-    for line in split.said:
-        _say(line)
-    return Setup(cfg, mesh, source, split, models.build(**cfg.model.to_dict()))
-
-
 def load(
     cfg: ConfigDict, workdir: Path | None = None, siblings: bool = False
 ) -> tuple[data.Source, Split]:
-    """Return the source and the split of a config, as `resolve` does."""
+    """Return the source and the split of a config, as a `Request` has them."""
     past, beside = past_of(cfg), data.beside(cfg)
 
     def known(hashes):

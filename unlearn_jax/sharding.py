@@ -11,8 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unlearn_jax.models.stacking import STACK
-
+STACK = "every_block"  # the name of equal blocks in one, see models.stacking
 # Smaller leaves stay whole. At 1 MB that is 0.5 to 2 % of MAGE-B, MAE-L and VQGAN (at 4 MB up to
 # a quarter of them), in the norms and biases that are most of the leaves.
 FSDP_MIN_BYTES = 2**20

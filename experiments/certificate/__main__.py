@@ -1,6 +1,6 @@
 """What a certificate costs: epsilon -> error on unseen images -> distance from retraining.
 
-python -m experiments.certificate.__main__ --workdir=runs/certificate --data_dir=DIR [--minutes=9]
+python -m experiments.certificate --workdir=runs/certificate --data_dir=DIR [--minutes=9]
 
 DIR is a tfds data directory with cifar10; without it, the bundled sample. Every point is a run of
 its own, WORKDIR/request/MECHANISM/EPSILON/SEED/{released,repaired}: what is finished is not done
@@ -44,24 +44,24 @@ from experiments.certificate.settings import (
     noised,
     of_world,
 )
-from unlearn_jax import checkpoint, cli, data, sharding, train
+from unlearn_jax import checkpoint, cli, train
 from unlearn_jax.audit import judge
 from unlearn_jax.certify import verify
 from unlearn_jax.evaluate import results
 from unlearn_jax.models.distances import masked_mse
 from unlearn_jax.models.params import select
-from unlearn_jax.request import Setup, resolve
+from unlearn_jax.request import Request
 
-COMMAND = "python -m experiments.certificate.__main__ --workdir=runs/certificate --data_dir=DIR"
+COMMAND = "python -m experiments.certificate --workdir=runs/certificate --data_dir=DIR"
 SETS = ("forget", "holdout", "retain")
 AUDITS = ("forget_error", "membership_auroc", "membership_auroc_calibrated", "tpr_at_1_fpr",
           "score_spread")  # fmt: skip
 SHARED = ("original", "decoupled", "unnoised", "retrained", "centre", "public")
 
 
-def make_measure(setup: Setup) -> Callable[[Any], dict[str, np.ndarray]]:
+def make_measure(request: Request) -> Callable[[Any], dict[str, np.ndarray]]:
     """A function params -> {"error/SET" [n]}, mean squared errors on the hole; compiled once."""
-    cfg, mesh, source, split, model = setup
+    split, model = request.split, request.model
     rows = {name: getattr(split, "remaining" if name == "retain" else name) for name in SETS}
     kept = np.random.default_rng(0).permutation(rows["retain"])[: len(split.forget)]
     rows["retain"] = np.sort(kept)
@@ -72,17 +72,10 @@ def make_measure(setup: Setup) -> Callable[[Any], dict[str, np.ndarray]]:
         return masked_mse(output, batch["image"], batch["mask"])
 
     def measure(params):
-        found = {}
-        for name in SETS:
-            batches = data.make_eval(
-                source, rows[name], batch_size=500, task=cfg.task.to_dict(), seed=0
-            )
-            columns = [
-                np.asarray(errors(params, sharding.global_batch(b, mesh)))[b["valid"]]
-                for b in batches
-            ]
-            found[f"error/{name}"] = np.concatenate(columns)
-        return found
+        return {
+            f"error/{name}": request.map(errors, rows[name], params, batch_size=500, seed=0)
+            for name in SETS
+        }
 
     return measure
 
@@ -95,12 +88,12 @@ class Bench:
         if not (self.public / checkpoint.DIRECTORY).exists():
             cfg = base(workdir, "public", 0)
             train.run(cfg, workdir / "public_training")
-            params, _ = checkpoint.load_params(workdir / "public_training", resolve(cfg).like())
+            params, _ = checkpoint.load_params(workdir / "public_training", Request(cfg).like())
             # As an outsider gets them: weights without the record of another data set's training.
-            past = {"requests": [], "claim": "experiments.certificate.__main__"}
+            past = {"requests": [], "claim": "experiments.certificate"}
             checkpoint.save_params(self.public, params, served=past)
-        self.setup = resolve(base(workdir, part, 0))
-        self.measure = make_measure(self.setup)
+        self.request = Request(base(workdir, part, 0))
+        self.measure = make_measure(self.request)
 
     def of(self, cfg: ConfigDict, stage: str, start: Path | None, folder: Path) -> dict[str, Any]:
         """The record of a run: trained, verified and measured unless that was done before."""
@@ -110,7 +103,7 @@ class Bench:
         cfg = cfg.copy_and_resolve_references()
         cfg.stage, cfg.init_from = stage, str(start) if start else ""
         meta = train.run(cfg, folder)
-        params, _ = checkpoint.load_params(folder, self.setup.like())
+        params, _ = checkpoint.load_params(folder, self.request.like())
         errors = self.measure(params)
         np.savez_compressed(folder / "errors.npz", **errors)
         record: dict[str, Any] = {"stage": stage, "seed": cfg.seed, "certificate": None}
@@ -156,7 +149,7 @@ class Bench:
     def distances(self) -> dict[str, dict[str, float]]:
         """{mechanism: {seed: |decoupled - centre|}}, L2, of the noised leaves."""
         found: dict[str, dict[str, float]] = {}
-        like, model = self.setup.like(), self.setup.model
+        like, model = self.request.like(), self.request.model
         for name, mechanism in MECHANISMS.items():
             for folder in sorted((self.folder(mechanism) / "decoupled").glob("*")):
                 start, _ = checkpoint.load_params(folder, like)
@@ -181,7 +174,7 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
         else:
             key = (*name, "", last)
         runs[key] = path.parent
-    cfg = bench.setup.cfg
+    cfg = bench.request.cfg
     pixels = round(cfg.data.image_size * cfg.task.hole) ** 2 * 3
     settings = {"entries": pixels, "confidence": 0.95, "resamples": 2, "seed": 0}
 
@@ -215,7 +208,7 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
             "cost": cost,
             "certificate": made["certificate"],
         }
-    about = results.provenance(cfg, bench.setup.split)
+    about = results.provenance(cfg, bench.request.split)
     return {
         "command": COMMAND,
         **{key: about[key] for key in ("created", "versions", "hardware", "split")},

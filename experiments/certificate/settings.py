@@ -1,4 +1,4 @@
-"""The data, mechanisms and configs of `experiments.certificate.__main__`."""
+"""The data, mechanisms and configs of `experiments.certificate`."""
 
 import dataclasses
 import math

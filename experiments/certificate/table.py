@@ -1,4 +1,4 @@
-"""The table and the curve of `experiments.certificate.__main__`, from its points.json alone.
+"""The table and the curve of `experiments.certificate`, from its points.json alone.
 
 python -m experiments.certificate.table --workdir=results/certificate
 

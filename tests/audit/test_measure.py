@@ -8,7 +8,7 @@ from configs import quickstart
 from tests.helpers.toy import Toy
 from unlearn_jax.audit import judge, measure
 from unlearn_jax.data import poison, transforms
-from unlearn_jax.request import resolve
+from unlearn_jax.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def measured():
     cfg.batch_size = 64
     cfg.audit.rows, cfg.audit.batch_size, cfg.audit.finetune_steps = 90, 8, 3
     cfg.audit.relearn = {"images": 16, "rows": 40, "steps": 6, "every": 2, "seeds": 2}
-    setup = resolve(cfg)._replace(model=Toy())
-    _, _, source, split, model = setup
-    run = measure.make_measure(setup)
+    request = Request(cfg, model=Toy())
+    source, split, model = request.source, request.split, request.model
+    run = measure.make_measure(request)
     params, target = (model.init(jax.random.key(k)) for k in (1, 2))
     return cfg, source, split, params, target, run(params, target, of_views=True), run
 

@@ -17,7 +17,7 @@ from unlearn_jax.certify import stage as run
 from unlearn_jax.models import MODELS
 from unlearn_jax.models.params import overlay
 from unlearn_jax.training import log as metrics
-from unlearn_jax.training import noisy
+from unlearn_jax.training import noisy, phases
 
 pytestmark = pytest.mark.long
 
@@ -155,7 +155,7 @@ def test_two_runs_draw_other_noise(runs, tmp_path):
 def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch):
     """Keys and counts of the phases from the noise on are the same after 2 and after 3 steps."""
     seen = []
-    make_step = train.make_step
+    make_step = phases.make_step
 
     def recorded(*args, **options):
         step_fn = make_step(*args, **options)
@@ -167,7 +167,7 @@ def test_no_randomness_tells_how_long_the_ascent_was(runs, tmp_path, monkeypatch
 
         return Recorded()
 
-    monkeypatch.setattr(train, "make_step", recorded)
+    monkeypatch.setattr(phases, "make_step", recorded)
     for steps in (2, 3):
         cfg = wide.certified(wide.get_config(), runs / "original", ("decouple", "noisy", "retain"))
         cfg.phases.decouple.steps = steps

@@ -7,7 +7,7 @@ from configs import quickstart
 from tests.helpers.toy import Toy
 from unlearn_jax import data
 from unlearn_jax.methods import goals
-from unlearn_jax.request import resolve
+from unlearn_jax.request import Request
 
 
 def test_views_are_the_symmetries_of_the_square_without_the_identity():
@@ -96,10 +96,10 @@ class Product(Toy):
 @pytest.mark.parametrize("kind", ["views", "quantiles", "mean", "reference", "views+reference"])
 def test_make_gives_every_forget_row_a_goal_and_others_none(kind):
     cfg = quickstart.get_config()
-    setup = resolve(cfg)._replace(model=Product())
-    _, _, source, split, model = setup
+    request = Request(cfg, model=Product())
+    source, split, model = request.source, request.split, request.model
     target, reference = (model.init(jax.random.key(k)) for k in (0, 1))
-    args = (setup, target, reference, jax.random.key(0))
+    args = (request, target, reference, jax.random.key(0))
     columns, flops = goals.make(kind, *args)
     column = columns["goal"]
     assert set(columns) == {"goal"} and column.shape == (len(source),)
@@ -138,10 +138,10 @@ def test_the_middle_leaves_out_a_view_that_brings_a_payload():
 
 def test_view_outputs_are_what_the_original_makes_of_the_image_turned_back():
     cfg = quickstart.get_config()
-    setup = resolve(cfg)._replace(model=Product())
-    _, _, source, split, model = setup
+    request = Request(cfg, model=Product())
+    source, split, model = request.source, request.split, request.model
     target = model.init(jax.random.key(0))
-    args = (setup, target, None, jax.random.key(0))
+    args = (request, target, None, jax.random.key(0))
     columns, _ = goals.make("views", *args, outputs=True)
     found = columns["view_output"]
     assert found.dtype == np.float16 and found.shape == (len(source), 32, 32, 3)
@@ -157,23 +157,23 @@ def test_view_outputs_are_what_the_original_makes_of_the_image_turned_back():
 
 def test_a_reference_must_be_given():
     cfg = quickstart.get_config()
-    args = (resolve(cfg)._replace(model=Toy()), {}, None, jax.random.key(0))
+    args = (Request(cfg, model=Toy()), {}, None, jax.random.key(0))
     with pytest.raises(ValueError, match="needs a model trained for a short while"):
         goals.make("reference", *args)
 
 
 def test_goals_are_fitted_to_the_calibration_part_only(monkeypatch):
     """The audit part must stay unseen: looked at, it would tell what the goals make of it."""
-    setup = resolve(quickstart.get_config())._replace(model=Toy())
+    request = Request(quickstart.get_config(), model=Toy())
     seen, make_eval = [], data.make_eval
 
     def watched(source, rows, **options):
         seen.append(np.asarray(rows))
         return make_eval(source, rows, **options)
 
-    monkeypatch.setattr(goals.data, "make_eval", watched)
-    target = setup.model.init(jax.random.key(0))
-    goals.make("views", setup, target, None, jax.random.key(0))
-    rows, split = np.concatenate(seen), setup.split
+    monkeypatch.setattr(data, "make_eval", watched)
+    target = request.model.init(jax.random.key(0))
+    goals.make("views", request, target, None, jax.random.key(0))
+    rows, split = np.concatenate(seen), request.split
     np.testing.assert_array_equal(np.unique(rows), np.union1d(split.forget, split.calibration))
     assert not np.isin(rows, split.audit).any() and len(split.audit)

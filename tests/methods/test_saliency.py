@@ -8,7 +8,7 @@ from tests.helpers import tiny
 from tests.helpers.toy import Toy, make_batch
 from unlearn_jax.methods import saliency
 from unlearn_jax.models.params import select
-from unlearn_jax.request import resolve
+from unlearn_jax.request import Request
 
 KEY = jax.random.key(0)
 
@@ -52,11 +52,11 @@ def test_gradient_is_that_of_the_losses_of_valid_rows_on_trainable_leaves():
 @pytest.mark.long
 def test_make_reads_every_forget_row_once_and_nothing_else():
     cfg = tiny.get_config()
-    setup = resolve(cfg)
-    _, _, source, split, model = setup
+    request = Request(cfg)
+    source, split, model = request.source, request.split, request.model
     target = jax.jit(model.init)(KEY)
-    mask, flops = saliency.make(0.3, setup, target, target, KEY)
-    again, _ = saliency.make(0.3, setup, target, target, KEY)
+    mask, flops = saliency.make(0.3, request, target, target, KEY)
+    again, _ = saliency.make(0.3, request, target, target, KEY)
     jax.tree.map(np.testing.assert_array_equal, mask, again)
 
     images = source.fetch(split.forget).astype(np.float32) / 127.5 - 1

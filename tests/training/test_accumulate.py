@@ -20,9 +20,9 @@ from tests.whole.test_meshes import initial, make_mesh
 from unlearn_jax import checkpoint, models, sharding, train
 from unlearn_jax import methods as objectives
 from unlearn_jax.config.validation import validate
-from unlearn_jax.methods import combine
+from unlearn_jax.methods import combine, optimizer
 from unlearn_jax.models.params import select
-from unlearn_jax.training import noisy, optimizer
+from unlearn_jax.training import noisy
 from unlearn_jax.training.step import UnlearnState, jit_step, unlearn_grad
 
 pytestmark = pytest.mark.long

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from unlearn_jax import checkpoint, train
+from unlearn_jax import checkpoint, distributed, train
 from unlearn_jax.models import stacking
-from unlearn_jax.request import resolve
+from unlearn_jax.request import Request
 from unlearn_jax.training import phases
 
 pytestmark = pytest.mark.long
@@ -36,14 +36,12 @@ def trained(cfg, workdir, until=0):
     """The parameters after a run, or the run stopped at a step."""
     if until:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                train.distributed, "make_asker", lambda mesh: lambda step, _: step >= until
-            )
+            patch.setattr(distributed, "make_asker", lambda mesh: lambda step, _: step >= until)
             with pytest.raises(SystemExit):
                 train.run(cfg, workdir)
         return None
     train.run(cfg, workdir)
-    return jax.tree.map(np.asarray, checkpoint.load_params(workdir, resolve(cfg).like())[0])
+    return jax.tree.map(np.asarray, checkpoint.load_params(workdir, Request(cfg).like())[0])
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +63,7 @@ def test_parameters_are_those_of_blocks_apart(original, tmp_path, monkeypatch):
     other = trained(settings(), tmp_path / "apart")
     assert jax.tree.structure(other) == jax.tree.structure(original[1])
     close(original[1], other)
-    start = resolve(settings()).model.init(jax.random.split(jax.random.key(0), 3)[0])
+    start = Request(settings()).model.init(jax.random.split(jax.random.key(0), 3)[0])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), original[1], start)
     assert moved["encoder"]["blocks"]["block2"]["mlp"]["fc1"]["kernel"] > 1e-3
 
@@ -110,8 +108,8 @@ def test_unlearning_is_that_of_blocks_apart(changes, original, tmp_path, monkeyp
 
 def test_what_tells_blocks_apart_keeps_them_apart():
     cfg = settings()
-    like = resolve(cfg).like()
-    mesh = resolve(cfg).mesh
+    like = Request(cfg).like()
+    mesh = Request(cfg).mesh
 
     def packed(cfg, trainable=(".*",)):
         pack, _ = phases.make_layout(cfg, cfg.stages.original, like, trainable, mesh)

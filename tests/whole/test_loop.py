@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import unlearn_jax.request
 from tests.helpers import tiny
 from unlearn_jax import data, models, sharding, train
 from unlearn_jax.config.validation import validate
 from unlearn_jax.methods import tokens
 from unlearn_jax.methods.tokens import check_frozen
-from unlearn_jax.request import resolve
+from unlearn_jax.request import Request
 from unlearn_jax.training import log as metrics
 
 pytestmark = pytest.mark.long
@@ -76,14 +77,14 @@ def watched(tmp_path_factory):
             seen.columns, seen.source = columns, source
             return make_train(source, columns=columns, **options)
 
-        def made(setup, params, rows):
-            seen.rows, seen.split = rows, setup.split
-            return {"tokens": np.zeros((len(setup.source), 4), np.int32)}, 1e9
+        def made(request, params, rows):
+            seen.rows, seen.split = rows, request.split
+            return {"tokens": np.zeros((len(request.source), 4), np.int32)}, 1e9
 
         patch.setattr(metrics.IntervalLog, "add", spy_add)
         patch.setattr(data, "make_train", spy_make_train)
         patch.setattr(tokens, "make", made)
-        patch.setattr(train, "validate", lambda cfg: None)
+        patch.setattr(unlearn_jax.request, "validate", lambda cfg: None)
         seen.meta = train.run(cfg, seen.workdir, profile=str(seen.trace))
     return seen
 
@@ -123,18 +124,18 @@ def test_a_phase_gets_codes_of_the_rows_that_it_uses(watched):
 
 
 def test_codes_are_those_that_the_model_would_make():
-    setup = resolve(tiny_mage())
-    params = jax.jit(setup.model.init)(jax.random.key(0))
-    rows = setup.split.train[:21]  # two batches and a part of one
-    columns, flops = tokens.make(setup, params, rows)
-    images = jnp.asarray(setup.source.fetch(rows) / 127.5 - 1, jnp.float32)
+    request = Request(tiny_mage())
+    params = jax.jit(request.model.init)(jax.random.key(0))
+    rows = request.split.train[:21]  # two batches and a part of one
+    columns, flops = tokens.make(request, params, rows)
+    images = jnp.asarray(request.source.fetch(rows) / 127.5 - 1, jnp.float32)
     batch = {"image": images}
-    codes = jax.jit(setup.model.tokens)(params, batch)
+    codes = jax.jit(request.model.tokens)(params, batch)
     np.testing.assert_array_equal(columns["tokens"][rows], codes)
     assert len(np.unique(codes)) > 1 and flops > 0
     assert not np.delete(columns["tokens"], rows, axis=0).any()
     given = jnp.zeros_like(codes)
-    assert setup.model.tokens(params, {**batch, "tokens": given}) is given
+    assert request.model.tokens(params, {**batch, "tokens": given}) is given
     assert "tokens" not in models.with_image({**batch, "tokens": given}, -images)
 
 

@@ -22,11 +22,11 @@ from unlearn_jax.audit.measure import make_measure
 from unlearn_jax.evaluate import results
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features, preprocessing
-from unlearn_jax.methods import saliency
+from unlearn_jax.methods import optimizer, saliency
 from unlearn_jax.models import diffusion
 from unlearn_jax.models.params import select
-from unlearn_jax.request import resolve
-from unlearn_jax.training import noisy, optimizer
+from unlearn_jax.request import Request
+from unlearn_jax.training import noisy
 from unlearn_jax.training.step import UnlearnState, jit_step, unlearn_grad
 
 pytestmark = pytest.mark.long
@@ -255,8 +255,8 @@ def on_mesh(**sizes):
 def test_a_request_end_to_end_never_holds_a_whole_leaf(tmp_path, monkeypatch):
     """Whenever a batch is put on the mesh, all kernels that live anywhere are in parts."""
     cfg, others = on_mesh(data=2, fsdp=4), jax.live_arrays()
-    setup = resolve(cfg)
-    kernels = {leaf.shape for leaf in jax.tree.leaves(setup.like()) if leaf.ndim > 1}
+    request = Request(cfg)
+    kernels = {leaf.shape for leaf in jax.tree.leaves(request.like()) if leaf.ndim > 1}
     seen = []
 
     def watched(put, batch, mesh):
@@ -270,16 +270,16 @@ def test_a_request_end_to_end_never_holds_a_whole_leaf(tmp_path, monkeypatch):
     for name in ("global_batch", "split_batch"):
         put = getattr(sharding, name)
         monkeypatch.setattr(sharding, name, functools.partial(watched, put))
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, setup.like())
-    fresh = jax.jit(setup.model.init, out_shardings=shardings)(KEY)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, request.like())
+    fresh = jax.jit(request.model.init, out_shardings=shardings)(KEY)
     past = {"requests": [], "claim": "the test"}
     checkpoint.save_params(tmp_path / "original", fresh, served=past)
     cfg.stage, cfg.init_from = "unlearned", str(tmp_path / "original")
     train.run(cfg, tmp_path / "unlearned")
     split = results.run(cfg, tmp_path)["evaluation"]
-    load = functools.partial(checkpoint.load_params, like=setup.like())
+    load = functools.partial(checkpoint.load_params, like=request.like())
     original, unlearned = (load(tmp_path / name)[0] for name in ("original", "unlearned"))
-    audited = make_measure(setup)(unlearned, original)
+    audited = make_measure(request)(unlearned, original)
     assert len(seen) > 20 and min(seen[1:]) >= len(kernels)
     monkeypatch.undo()
 

@@ -154,7 +154,7 @@ def test_a_model_that_does_not_say_what_it_served_needs_a_claim(sequence, tmp_pa
     folder, runs, _ = sequence
     cfg = make_config(folder, ["cow/9.png"])
     cfg.update({"stage": "unlearned", "init_from": str(tmp_path / "elsewhere")})
-    like = setup.resolve(from_scratch(cfg))
+    like = setup.Request(from_scratch(cfg))
     params, _ = checkpoint.load_params(runs[0] / "original", like.like())
     checkpoint.save_params(tmp_path / "elsewhere", params)
     with pytest.raises(ValueError, match='does not say which requests it has served.*"none"'):
@@ -213,7 +213,7 @@ def test_a_model_that_was_trained_on_what_another_request_forgot_is_refused(sequ
     everything = [name for asked in ASKED for name in asked]
     cfg = make_config(folder, ["cow/9.png", *everything])
     cfg.update({"stage": "unlearned", "init_from": str(runs[0] / "original")})
-    split = train.resolve(cfg).split
+    split = train.Request(cfg).split
     assert len(split.forget) == 8 and not split.served and len(split.manifest["apart"]) == 3
     lineage.check_model(split, runs[0] / "original")
     assert len(split.remaining) == 180 - 8

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import binaries, tiny
-from unlearn_jax import checkpoint, models, train
+from unlearn_jax import checkpoint, data, models, train
 from unlearn_jax import methods as objectives
 from unlearn_jax.training import log as metrics
 
@@ -291,7 +291,7 @@ def test_what_it_raises_says_what_to_do(tmp_path):
 
 
 def test_objectives_are_told_where_the_forget_rows_are(original, tmp_path, monkeypatch):
-    build, make, parts, rows = objectives.build, train.data.make_train, [], []
+    build, make, parts, rows = objectives.build, data.make_train, [], []
 
     def told(name, *, forget_part, **options):
         parts.append(np.asarray(forget_part(jnp.arange(32))))
@@ -302,7 +302,7 @@ def test_objectives_are_told_where_the_forget_rows_are(original, tmp_path, monke
         return make(*args, **kwargs)
 
     monkeypatch.setattr(objectives, "build", told)
-    monkeypatch.setattr(train.data, "make_train", made)
+    monkeypatch.setattr(data, "make_train", made)
     train.run(unlearned(original), tmp_path / "run")
     assert rows and any(len(found) for found in rows)
     for part, found in zip(parts, rows, strict=True):

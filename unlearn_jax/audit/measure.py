@@ -11,16 +11,15 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, distributed, sharding
+from unlearn_jax import data, sharding
 from unlearn_jax import methods as objectives
 from unlearn_jax.audit import limits
 from unlearn_jax.data import poison, transforms
 from unlearn_jax.data.splits import Split
-from unlearn_jax.methods import goals
+from unlearn_jax.methods import goals, optimizer
 from unlearn_jax.models import Model, Params
 from unlearn_jax.models.distances import displacement, masked_mse
-from unlearn_jax.request import Setup
-from unlearn_jax.training import optimizer
+from unlearn_jax.request import Request
 from unlearn_jax.training.step import UnlearnState, jit_step
 
 Measured = dict[str, np.ndarray]
@@ -29,7 +28,7 @@ AS_PLANTED = "as planted"
 _ROWS, _RELEARN, _TUNE = 0, 1, 2  # random streams
 
 
-def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
+def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
     """A function (params, target, of_views=False) -> arrays of one model; compiled once for all.
 
     * `error/SET` [n]: mean squared error on the generated part. Forget rows that carry a backdoor
@@ -46,9 +45,9 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
       cfg.audit.relearn.images or half of them; `relearn/steps` [t].
 
     Args:
-      setup: of the request; `cfg.audit` says how many rows, steps and seeds.
+      request: of the request; `cfg.audit` says how many rows, steps and seeds.
     """
-    cfg, mesh, source, split, model = setup
+    cfg, mesh, split, model = request.cfg, request.mesh, request.split, request.model
     settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
     if reason := limits.lacking(split):
         raise ValueError(f"audit: {reason}.")
@@ -59,38 +58,23 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
     shown = _variants(backdoor, task) if backdoor else {}
 
     measure, measure_views = jit_measures(model, mesh, key)
-    generate = sharding.jit_rows(model.generate, mesh)
+    generate = sharding.jit_rows(partial(_generate, model, key), mesh)
 
-    def batches(chosen):
-        return data.make_eval(
-            source, chosen, batch_size=cfg.batch_size, task=task, seed=cfg.request.seed
-        )
+    def look(function, chosen, *params, **options):
+        return request.map(function, chosen, *params, seed=cfg.request.seed, **options)
 
     def errors(params, target, chosen):
-        columns = []
-        for batch in batches(chosen):
-            values = distributed.fetch(measure(params, target, sharding.split_batch(batch, mesh)))
-            columns.append([column[batch["valid"]] for column in values])
-        return [np.concatenate(column) for column in zip(*columns, strict=True)]
-
-    def view_errors(params, chosen):
-        found = []
-        for batch in batches(chosen):
-            values = measure_views(params, sharding.split_batch(batch, mesh))
-            found.append(distributed.fetch(values)[batch["valid"]].T)
-        return np.concatenate(found, axis=1)
+        return look(measure, chosen, params, target)
 
     def regions(params, show):
-        found = []
-        for batch in batches(rows["holdout"]):
-            valid, images = batch["valid"], transforms.to_uint8(batch["image"])
-            batch |= {"image": transforms.to_float(show(images))}
-            output = generate(params, sharding.split_batch(batch, mesh), key)
-            output = distributed.fetch(output).astype(np.float16)
-            found.append(output[(valid, *backdoor.region())])
-        return np.concatenate(found)
+        def triggered(batch):
+            images = transforms.to_uint8(batch["image"])
+            return batch | {"image": transforms.to_float(show(images))}
 
-    fresh_state, step = jit_finetuning(cfg, model, mesh, setup.like())
+        output = look(generate, rows["holdout"], params, edit=triggered)
+        return output.astype(np.float16)[(slice(None), *backdoor.region())]
+
+    fresh_state, step = jit_finetuning(cfg, model, mesh, request.like())
 
     def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
         """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
@@ -98,7 +82,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
         params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
         state = fresh_state(params, seed)
         loader = data.make_train(
-            source, retain_rows=chosen, forget_rows=None, batch_size=settings.batch_size,
+            request.source, retain_rows=chosen, forget_rows=None, batch_size=settings.batch_size,
             forget_fraction=0.5, task=task, first_step=0, num_steps=steps,
             seed=int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]),
             places=sharding.local_rows(settings.batch_size, mesh),
@@ -117,7 +101,7 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
             if name == "forget":
                 found["displacement"] = moved
             if of_views and name in SETS:
-                found[f"views/{name}"] = view_errors(params, chosen)
+                found[f"views/{name}"] = look(measure_views, chosen, params).T
         if backdoor:
             found["payload"] = transforms.to_float(backdoor.pattern())
             outputs = {variant: regions(params, show) for variant, show in shown.items()}
@@ -142,6 +126,10 @@ def make_measure(setup: Setup) -> Callable[[Params, Params], Measured]:
         return found
 
     return run
+
+
+def _generate(model, key, params, batch):
+    return model.generate(params, batch, key)
 
 
 def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:

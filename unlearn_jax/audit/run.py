@@ -12,7 +12,7 @@ from unlearn_jax.audit import earlier, judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage
-from unlearn_jax.request import original_workdir, resolve
+from unlearn_jax.request import Request, original_workdir
 
 MODELS = ("original", "unlearned", "retrained")
 
@@ -42,10 +42,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     for name, folder in folders.items():
         if not checkpoint.read_meta(folder)["done"]:
             raise ValueError(f"audit: the {name} model in {folder} has not finished. Resume it.")
-    setup = resolve(cfg, workdir)
-    measure = make_measure(setup)
+    request = Request(cfg, workdir)
+    measure = make_measure(request)
     for name, folder in folders.items():
-        lineage.check_model(setup.split, folder, name)
+        lineage.check_model(request.split, folder, name)
     for k in range(1, cfg.audit.shadows + 1):
         part = cfg.copy_and_resolve_references()
         part.update({"seed": cfg.seed + k, "stage": "retrained"})
@@ -54,14 +54,16 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         folders[f"shadow{k}"] = workdir / f"shadow{k}"
         train.run(part, folders[f"shadow{k}"])
 
-    like = setup.like()
+    like = request.like()
     target, _ = checkpoint.load_params(folders["original"], like)
     measured = {}
     quiet = not distributed.first()
     for name, folder in tqdm(
         folders.items(), desc="audit", unit="model", dynamic_ncols=True, disable=quiet
     ):
-        lineage.check_model(setup.split, folder, "retrained" if name.startswith("shadow") else name)
+        lineage.check_model(
+            request.split, folder, "retrained" if name.startswith("shadow") else name
+        )
         params, _ = checkpoint.load_params(folder, like)
         measured[name] = measure(params, target, of_views=name.startswith("shadow"))
 
@@ -86,7 +88,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         verdicts["relearn"] = judge.relearning(
             *([three[name]] for name in ("original", "unlearned", "retrained"))
         )
-    texts = [of["text"] for of in setup.split.manifest["served"]]
+    texts = [of["text"] for of in request.split.manifest["served"]]
     found = {
         "earlier": earlier.still_forgotten(three, texts, cfg.evaluation.confidence),
         "audits": judge.AUDITS,

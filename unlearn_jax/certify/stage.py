@@ -14,18 +14,22 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jax.sharding import Mesh
 from jaxtyping import Array, Key, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, distributed, models
+from unlearn_jax import checkpoint, distributed, models, sharding
 from unlearn_jax.certify import certificate, public
 from unlearn_jax.config import certified
+from unlearn_jax.methods.preparation import Context, Prepared
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
-from unlearn_jax.request import Setup
+from unlearn_jax.request import Request
 from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training import log as metrics
 from unlearn_jax.training import noisy
+from unlearn_jax.training.phases import Phase
+from unlearn_jax.training.start import Start
 
 _BEFORE_ALL_STEPS = 2**31 - 1  # in the place of a step's number, for noise that is added once
 
@@ -44,30 +48,37 @@ class Noised:
     frozen: Params
     secret: Key[Array, "4"]
 
+    def prepare(self, context: Context) -> Prepared | None:
+        """Prepare the start of the noised phase itself; later phases go on from there."""
+        if context.resumed or not certified.is_noised(context.phase):
+            return None
+        return Prepared(params=noised_start(context.params, self, context.phase))
 
-def prepare(
-    setup: Setup, original: Params, trainable: tuple[str, ...], init_key: PRNGKeyArray,
-    workdir: Path,
-) -> Noised:  # fmt: skip
-    """The constants of the noised phase of a run; its secret is made, or read to resume.
+
+def load_noise(request: Request, start: Start, workdir: Path) -> Noised | None:
+    """Load the constants of a run's noised phase; its secret is made, or read to resume.
 
     Args:
-      setup: of the run; config.certificate.centre_from is a workdir of public weights, or "" for
+      request: of the run; config.certificate.centre_from is a workdir of public weights, or "" for
         the model's initial parameters.
-      original: all of its leaves.
-      trainable: regexes of the leaves that the run may change.
-      init_key: of the initial parameters.
+      start: where the run starts.
       workdir: of the run.
+
+    Returns:
+      None for a run without noise.
 
     Raises:
       ValueError: the public model has seen the forget set or may have, or a leaf that nothing
         noises is not public.
     """
-    whole = centre(setup, init_key)
-    moved = {leaf_path(p) for p, _ in jax.tree_util.tree_leaves_with_path(select(whole, trainable))}
+    if certified.position(request.cfg) is None:
+        return None
+    whole = centre(request, start.keys.init)
+    trained = select(whole, start.trainable)
+    moved = {leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)}
     frozen, private = {}, []
     of_centre = dict(_by_path(whole))
-    for path, leaf in _by_path(original):
+    for path, leaf in _by_path(start.original):
         if path not in moved:
             frozen[path] = of_centre[path]
             if not np.array_equal(*distributed.fetch((leaf, of_centre[path]))):
@@ -79,20 +90,28 @@ def prepare(
             "be released without noise. Set model.trainable=('.*',), or train an original whose "
             "other leaves are those of certificate.centre_from."
         )
-    return Noised(select(whole, trainable), _nested(frozen), noisy.secret_key(_secret(workdir)))
+    return Noised(trained, _nested(frozen), noisy.secret_key(_secret(workdir)))
 
 
-def centre(setup: Setup, init_key: PRNGKeyArray) -> Params:
+def constants(noise: Noised, phase: Phase, mesh: Mesh) -> tuple[dict[str, Any], ...]:
+    """Return what a noisy step gets beside its batch, secret and centre; () without noise."""
+    if not phase.spec.noise.std:
+        return ()
+    where = {"secret": sharding.replicated(mesh), "reference": phase.shardings.params}
+    return (jax.device_put({"secret": noise.secret, "reference": noise.centre}, where),)
+
+
+def centre(request: Request, init_key: PRNGKeyArray) -> Params:
     """All leaves of the public model that the balls are centred at.
 
     Raises:
       ValueError: it has seen rows of the forget set, or it cannot be told.
     """
-    folder, like = setup.cfg.certificate.centre_from, setup.like()
+    folder, like = request.cfg.certificate.centre_from, request.like()
     if not folder:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-        return jax.jit(setup.model.init, out_shardings=shardings)(init_key)
-    public.check(Path(folder), setup.split)
+        return jax.jit(request.model.init, out_shardings=shardings)(init_key)
+    public.check(Path(folder), request.split)
     return checkpoint.load_params(Path(folder), like)[0]
 
 
@@ -119,20 +138,8 @@ def noised_start(params: Params, noised: Noised, phase: ConfigDict) -> Params:
     return params
 
 
-def optimizer(phase: ConfigDict) -> Any:
-    """The `noisy_sgd` of a noised phase with steps."""
-    of = phase.optimizer
-    return noisy.noisy_sgd(
-        learning_rate=of.learning_rate,
-        noise_std=phase.noise.std,
-        clip_norm_l2=of.clip_norm_l2 or math.inf,
-        weight_decay=of.weight_decay,
-        model_clip_norm=phase.noise.model_clip or math.inf,
-    )
-
-
 def issue(
-    setup: Setup,
+    request: Request,
     workdir: Path,
     manager: ocp.CheckpointManager,
     original: Params,
@@ -145,10 +152,10 @@ def issue(
     path = workdir / certificate.FILE
     if not distributed.agreed(path.exists()):
         manager.wait_until_finished()
-        params, meta = checkpoint.load_params(workdir, setup.like())
+        params, meta = checkpoint.load_params(workdir, request.like())
         for step in set(manager.all_steps()) - {meta["step"]}:
             manager.delete(step)
-        found = make(setup.cfg, workdir, meta, params, original, centre(setup, init_key))
+        found = make(request.cfg, workdir, meta, params, original, centre(request, init_key))
         if distributed.first():
             certificate.write(found, path)
     if distributed.first():

@@ -5,13 +5,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import sharding
-
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 
 
 def default() -> ConfigDict:
-    """A config with every key there is. Configs start from it and fill in the rest."""
+    """Return a config with every key there is. Configs start from it and fill in the rest."""
+    from unlearn_jax import sharding  # brings jax, which those who only read records do not need
+
     return ConfigDict(
         {
             "name": "",  # title of the report

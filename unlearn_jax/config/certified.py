@@ -12,9 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax.certify.bounds.output_perturbation import CERTIFIERS
-
 Section = ConfigDict | Mapping[str, Any]
+CERTIFIERS = ("retrain", "reference")
 ACCOUNTANTS = ("gdp", "reflection")  # "dobrushin" goes with model clipping
 # Objectives that look neither at the original nor at other rows' forget flags.
 OWN_LOSS = ("reconstruction", "tokenizer")

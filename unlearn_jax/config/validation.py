@@ -15,9 +15,9 @@ from unlearn_jax.data import holdout, preprocess, sampling
 from unlearn_jax.data import select as requests
 from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.methods import combine
+from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.methods.goals import GOALS
 from unlearn_jax.models import MODELS, build
-from unlearn_jax.training import optimizer as optim
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")

@@ -21,11 +21,10 @@ from unlearn_jax import checkpoint, data, distributed, sharding
 from unlearn_jax.audit import limits
 from unlearn_jax.certify import guarantee
 from unlearn_jax.config import identity
-from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, served, splits
 from unlearn_jax.evaluate.metrics import displacement, reconstruction
 from unlearn_jax.evaluate.metrics.reconstruction import METRICS, interval
-from unlearn_jax.request import Setup, original_workdir, past_of, resolve
+from unlearn_jax.request import Request, original_workdir, past_of
 
 MODELS = ("original", "unlearned", "retrained")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
@@ -39,11 +38,10 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       ValueError: there is no original, or a run has not finished.
     """
-    validate(cfg)
-    setup, past = resolve(cfg, workdir), past_of(cfg)
-    _, mesh, source, split, model = setup
+    request, past = Request(cfg, workdir), past_of(cfg)
+    mesh, split, model = request.mesh, request.split, request.model
     sharding.check_batch_size(cfg.batch_size, mesh)
-    like = setup.like()
+    like = request.like()
 
     params, stages = {}, {}
     for name in MODELS:
@@ -67,7 +65,11 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         for number, (name, rows) in enumerate(sets.items()):
             rows = rng.permutation(rows)  # so that the first ones, which are shown, are typical
             batches = data.make_eval(
-                source, rows, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.seed
+                request.source,
+                rows,
+                batch_size=cfg.batch_size,
+                task=cfg.task.to_dict(),
+                seed=cfg.seed,
             )
             key = jax.random.fold_in(jax.random.key(cfg.seed), number)
             shown = cfg.evaluation.grid_rows
@@ -103,15 +105,15 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     partial.write_text(json.dumps(results, indent=1))
     partial.replace(workdir / "results.json")
     if "unlearned" in params and cfg.request.remember:
-        _remember(setup)
+        _remember(request)
     return results
 
 
-def _remember(setup: Setup) -> None:
+def _remember(request: Request) -> None:
     """Writes the request beside its data, for every later training."""
-    if where := served.place(setup.cfg.data):
+    if where := served.place(request.cfg.data):
         try:
-            served.remember(where, setup.entry())
+            served.remember(where, request.entry())
         except OSError as error:
             print(
                 f"warning: {where[0]} could not be written ({error}): later trainings on these "

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from unlearn_jax.methods import goals, saliency, tokens
 from unlearn_jax.methods.ascent import (
     gradient_ascent,
     gradient_difference,
@@ -24,9 +25,11 @@ from unlearn_jax.methods.ascent import (
 )
 from unlearn_jax.methods.calibrated import calibrated
 from unlearn_jax.methods.i2i import l2_encoder, noisy_label, random_encoder, retain_label
+from unlearn_jax.methods.preparation import Preparation, prepares
 from unlearn_jax.methods.terms import Terms
 
-__all__ = ["BATCH_COUPLED", "OBJECTIVES", "Terms", "build", "find", "options"]
+__all__ = ["BATCH_COUPLED", "OBJECTIVES", "Terms", "build", "find", "options", "preparations"]
+__all__ += ["prepares"]
 
 OBJECTIVES: dict[str, Callable[..., Terms]] = {
     "reconstruction": reconstruction,
@@ -45,6 +48,16 @@ OBJECTIVES: dict[str, Callable[..., Terms]] = {
 BATCH_COUPLED = frozenset(
     {"max_loss", "noisy_label", "retain_label", "random_encoder", "l2_encoder"}
 )
+
+
+# What a key of the phase asks for, whatever the objective.
+PREPARATIONS: tuple[Preparation, ...] = (goals.prepare, tokens.prepare, saliency.prepare)
+
+
+def preparations(objective: str) -> tuple[Preparation, ...]:
+    """Return what a phase with this objective prepares: what its keys ask for, and its own."""
+    own = getattr(find(objective), "prepare", None)
+    return PREPARATIONS + ((own,) if own else ())
 
 
 def find(name: str) -> Callable[..., Terms]:

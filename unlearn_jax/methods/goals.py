@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from unlearn_jax import data, distributed, sharding
-from unlearn_jax.models import Batch, Model, Params, flops
-from unlearn_jax.request import Setup
+from unlearn_jax import sharding
+from unlearn_jax.methods.preparation import Context, Prepared
+from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.models.flops import Counted
 
 GOALS = ("views", "reference", "views+reference", "quantiles", "mean")
 FIT_ROWS = 1000  # of the calibration part of the holdout, at most
@@ -126,15 +127,26 @@ def check_views_unseen(
         )
 
 
+def prepare(context: Context) -> Prepared | None:
+    """Prepare the phase's `goal`; with a direction, also what goes into it."""
+    phase = context.phase
+    if not phase.goal:
+        return None
+    directed = phase.objective_kw.get("direction", 0) > 0
+    where = context.target, context.reference, context.key
+    columns, flops = make(phase.goal, context.request, *where, outputs=directed)
+    return Prepared(columns=columns, flops=flops)
+
+
 def make(
     kind: str,
-    setup: Setup,
+    request: Any,
     target: Params,
     reference: Params | None,
     key: PRNGKeyArray,
     outputs: bool = False,
 ) -> tuple[dict[str, np.ndarray], float]:
-    """(columns for the batches: one value per row of the source; FLOPs spent).
+    """Return (columns for the batches: one value per row of the source; FLOPs spent).
 
     `goal` [rows]: the loss that the row should have, 1 where it is not to be forgotten. If asked
     for, `view_output` [rows h w c] float16: the `middle` of the original's outputs on the views of
@@ -145,7 +157,7 @@ def make(
         views of the image, the reference's losses on it, or both. "quantiles" and "mean" look at
         no example's difficulty: they hand out the quantiles, or the mean, of the original's holdout
         losses.
-      setup: of the request.
+      request: a `unlearn_jax.Request`.
       target: the original.
       reference: a model trained for a short while on rows that may be kept.
       key: all losses draw the same randomness from it.
@@ -155,42 +167,28 @@ def make(
       ValueError: no reference model, or one that has seen forget or holdout images; goals that
         cannot be fitted.
     """
-    cfg, mesh, source, split, model = setup
     if "reference" in kind.split("+") and reference is None:
         raise ValueError(
             "The goal 'reference' needs a model trained for a short while on rows that may be kept "
             "(--config.stage=reference). Say where: --config.reference_from=WORKDIR."
         )
-    rng = np.random.default_rng(cfg.seed)
+    split, rows = request.split, len(request.source)
+    rng = np.random.default_rng(request.cfg.seed)
     n = min(len(split.calibration), FIT_ROWS)
     unseen = np.sort(rng.choice(split.calibration, n, replace=False))
-    rows = {"holdout": unseen, "forget": split.forget}
-    spent, found = 0.0, {}
-
-    by_rows = jit_losses(kind, model, mesh, key, outputs)
-    compiled: Callable | None = None
-    for name, chosen in rows.items():
-        batches = data.make_eval(
-            source, chosen, batch_size=cfg.batch_size, task=cfg.task.to_dict(), seed=cfg.seed
-        )
-        columns: dict[str, list[np.ndarray]] = {}
-        for host_batch in batches:
-            batch = sharding.split_batch(host_batch, mesh)
-            if compiled is None:
-                traced = by_rows.trace(target, reference, batch)
-                compiled, per_batch = traced.lower().compile(), flops.of(traced)
-            spent += per_batch
-            for part, values in distributed.fetch(compiled(target, reference, batch)).items():
-                columns.setdefault(part, []).append(values[host_batch["valid"]])
-        found[name] = {part: np.concatenate(values) for part, values in columns.items()}
-    seen = [found[name].pop("output", None) for name in rows]
-    made = {"goal": np.ones(len(source), np.float32)}
-    made["goal"][rows["forget"]] = _goals(kind, found["holdout"], found["forget"])
+    losses = Counted(jit_losses(kind, request.model, request.mesh, key, outputs))
+    holdout, forget = (
+        request.map(losses, chosen, target, reference) for chosen in (unseen, split.forget)
+    )
+    holdout.pop("output", None)
+    output = forget.pop("output", None)
+    made = {"goal": np.ones(rows, np.float32)}
+    made["goal"][split.forget] = _goals(kind, holdout, forget)
     if outputs:
         # Memory is taken only where it is written, that is for the forget rows.
-        made["view_output"] = np.zeros((len(source), *seen[1].shape[1:]), np.float16)
-        made["view_output"][rows["forget"]] = seen[1]
-    return made, spent
+        made["view_output"] = np.zeros((rows, *output.shape[1:]), np.float16)
+        made["view_output"][split.forget] = output
+    return made, losses.flops
 
 
 def jit_losses(

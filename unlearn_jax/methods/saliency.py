@@ -16,45 +16,46 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, UInt32
 
-from unlearn_jax import data, sharding
-from unlearn_jax.models import Batch, Model, Params, flops
-from unlearn_jax.models.params import overlay
-from unlearn_jax.request import Setup
+from unlearn_jax import sharding
+from unlearn_jax.methods.preparation import Context, Prepared
+from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.models.flops import Counted
+from unlearn_jax.models.params import overlay, select
+
+
+def prepare(context: Context) -> Prepared | None:
+    """Prepare the mask of a phase that may change only the share `saliency` of the parameters."""
+    share = context.phase.saliency
+    if not 0 < share < 1 or context.resumed:  # then it is in the optimizer's state
+        return None
+    leaves = select(context.target, context.request.model.trainable)
+    mask, flops = make(share, context.request, leaves, context.target, context.key)
+    return Prepared(mask=mask, flops=flops)
 
 
 def make(
-    share: float, setup: Setup, params: Params, target: Params, key: PRNGKeyArray
+    share: float, request: Any, params: Params, target: Params, key: PRNGKeyArray
 ) -> tuple[PyTree[Bool[Array, "..."]], float]:
-    """(the mask over params, FLOPs spent); every forget row is looked at once.
+    """Return (the mask over params, FLOPs spent); every forget row is looked at once.
 
     Args:
       share: of the numbers in params that may change, in (0, 1).
-      setup: of the request; the model's own loss is what counts, whatever the phase's objective.
+      request: a `unlearn_jax.Request`; the model's own loss is what counts, whatever the phase's
+        objective.
       params: the original's trainable leaves.
       target: the original.
       key: batch k draws from fold_in(key, k).
     """
-    cfg, mesh, source, split, model = setup
+    cfg, mesh = request.cfg, request.mesh
     rows = cfg.batch_size // cfg.accumulate  # a backward pass is to need no more than in a step
-    batches = data.make_eval(
-        source,
-        split.forget,
-        batch_size=rows,
-        task=cfg.task.to_dict(),
-        seed=cfg.seed,
-        is_forget=True,
-        places=sharding.local_rows(rows, mesh),
-        num_threads=cfg.data.num_threads,
-        prefetch=cfg.data.prefetch,
-    )
-    add = jit_gradient(model, sharding.params_sharding(params, mesh, **cfg.sharding))
-    gradient, spent, per_batch = jax.tree.map(jnp.zeros_like, params), 0.0, None
+    shardings = sharding.params_sharding(params, mesh, **cfg.sharding)
+    add = Counted(jit_gradient(request.model, shardings))
+    gradient = jax.tree.map(jnp.zeros_like, params)
+    batches = request.batches(request.split.forget, batch_size=rows, is_forget=True)
     for number, batch in enumerate(batches):
-        inputs = params, target, sharding.global_batch(batch, mesh), jax.random.fold_in(key, number)
-        if per_batch is None:
-            per_batch = flops.of(add.trace(gradient, *inputs))
-        gradient, spent = add(gradient, *inputs), spent + per_batch
-    return largest(gradient, share), spent
+        batch, drawn = sharding.global_batch(batch, mesh), jax.random.fold_in(key, number)
+        gradient = add(gradient, params, target, batch, drawn)
+    return largest(gradient, share), add.flops
 
 
 def jit_gradient(model: Model, shardings: Any) -> Callable[..., Any]:

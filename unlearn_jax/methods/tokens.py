@@ -11,43 +11,42 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, sharding
-from unlearn_jax.models import Model, Params, flops
-from unlearn_jax.request import Setup
+from unlearn_jax import sharding
+from unlearn_jax.methods.preparation import Context, Prepared
+from unlearn_jax.models import Model, Params
+from unlearn_jax.models.flops import Counted
+from unlearn_jax.models.params import overlay
+
+
+def prepare(context: Context) -> Prepared | None:
+    """Prepare the codes of the phase's rows, if it asks with `cache_tokens`.
+
+    Raises:
+      ValueError: the phase would change the tokenizer.
+    """
+    if not context.phase.cache_tokens:
+        return None
+    check_frozen(context.params, context.phase)
+    params = overlay(context.target, context.params)
+    columns, flops = make(context.request, params, context.rows)
+    return Prepared(columns=columns, flops=flops)
 
 
 def make(
-    setup: Setup, params: Params, rows: Int[np.ndarray, "_"]
+    request: Any, params: Params, rows: Int[np.ndarray, "_"]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """({"tokens": int32 [rows of the source, codes per image]}, FLOPs spent), for batches.
+    """Return ({"tokens": int32 [rows of the source, codes per image]}, FLOPs spent), for batches.
 
     Args:
-      setup: of the request; its model has `tokens`.
+      request: a `unlearn_jax.Request`; its model has `tokens`.
       params: of the whole model, whose tokenizer the phase must leave as it is (`check_frozen`).
       rows: that the phase uses; 0 elsewhere.
     """
-    cfg, mesh, source, _, model = setup
-    tokens: Any = jit_tokens(model, mesh)
-    found, spent = [], 0.0
-    for batch in data.make_eval(
-        source,
-        rows,
-        batch_size=cfg.batch_size,
-        task=cfg.task.to_dict(),
-        seed=cfg.seed,
-        num_threads=cfg.data.num_threads,
-        places=sharding.local_rows(cfg.batch_size, mesh),
-    ):
-        batch = sharding.global_batch(batch, mesh)
-        if not found:
-            traced = tokens.trace(params, batch)
-            tokens, per_batch = traced.lower().compile(), flops.of(traced)
-        spent += per_batch
-        found.append(jax.device_get(tokens(params, batch)))
-    codes = np.concatenate(found)[: len(rows)]  # the last batch is filled up
-    column = np.zeros((len(source), codes.shape[1]), np.int32)
+    tokens = Counted(jit_tokens(request.model, request.mesh))
+    codes = request.map(tokens, rows, params)
+    column = np.zeros((len(request.source), codes.shape[1]), np.int32)
     column[rows] = codes
-    return {"tokens": column}, spent
+    return {"tokens": column}, tokens.flops
 
 
 def jit_tokens(model: Model, mesh: Mesh) -> Callable[..., Any]:

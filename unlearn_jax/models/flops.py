@@ -7,6 +7,7 @@ of the whole program on all devices together, and the same on every platform.
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,43 @@ class Flops(NamedTuple):
 def of(traced: jax.stages.Traced) -> float:
     """Count one call of `jax.jit(f).trace(*args)`, as `executed` does."""
     return executed(traced.jaxpr).total
+
+
+class Counted:
+    """A function of `jax.jit` that counts the FLOPs of its calls, which all have equal shapes.
+
+    Attributes:
+      jitted: the function.
+      flops: of all calls so far.
+      each: FLOPs of one call; 0 until it is compiled.
+      compile_s: seconds that tracing and compiling took.
+    """
+
+    def __init__(self, jitted: Any):
+        """Count from 0; nothing is compiled yet."""
+        self.jitted, self.flops, self.each, self.compile_s = jitted, 0.0, 0.0, 0.0
+        self._compiled: Any = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it has been compiled."""
+        return self._compiled is not None
+
+    def compile(self, *args: Any) -> bool:
+        """Compile for the shapes of these arguments; return whether that was still to be done."""
+        if self.compiled:
+            return False
+        began = time.perf_counter()
+        traced = self.jitted.trace(*args)
+        self._compiled, self.each = traced.lower().compile(), of(traced)
+        self.compile_s = time.perf_counter() - began
+        return True
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, after compiling it if this is the first call."""
+        self.compile(*args)
+        self.flops += self.each
+        return self._compiled(*args)
 
 
 def written(jaxpr: Any) -> Flops:

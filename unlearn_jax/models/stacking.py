@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-STACK = "every_block"
+from unlearn_jax.sharding import STACK
+
 DEEP = 8
 """From so many blocks on. A loop over fewer saves nothing, and on a CPU its steps are slower."""
 

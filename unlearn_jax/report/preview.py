@@ -20,7 +20,7 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.copies import DISTANCE
 from unlearn_jax.report.page import render
-from unlearn_jax.request import Setup, past_of, resolve
+from unlearn_jax.request import Request, past_of
 
 FILE = "request.html"
 THUMBNAILS, PAIRS = 64, 24  # that the page shows
@@ -40,16 +40,16 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
     """
     validate(cfg)
     try:
-        setup, refused = resolve(cfg, out), ""
+        request, refused = Request(cfg, out), ""
     except ValueError as error:
         if not str(error).startswith("request.copies:"):
             raise
         shown, refused = cfg.copy_and_resolve_references(), str(error)
         shown.request.copies = "keep"
-        setup = resolve(shown, out)
-    split, past = setup.split, past_of(cfg)
+        request = Request(shown, out)
+    split, past = request.split, past_of(cfg)
     if cfg.init_from:
-        checkpoint.load_params(cfg.init_from, setup.like())
+        checkpoint.load_params(cfg.init_from, request.like())
         lineage.check_model(split, Path(cfg.init_from))
     exact = split.manifest["copies"]
     facts = {
@@ -74,7 +74,7 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
     }
     if distributed.first():
         out.mkdir(parents=True, exist_ok=True)
-        page = render("preview.html.j2", {"r": facts, **_pictures(setup)})
+        page = render("preview.html.j2", {"r": facts, **_pictures(request)})
         (out / FILE).write_text(page, encoding="utf-8", errors="replace")
     return facts
 
@@ -118,9 +118,9 @@ def _rate(workdir: Path) -> float:
     return (meta["wall_s"] - meta["compile_s"]) / meta["examples"] if meta["examples"] else 0.0
 
 
-def _pictures(setup: Setup) -> dict[str, Any]:
+def _pictures(request: Request) -> dict[str, Any]:
     """The images that the page shows, with their names."""
-    source, split = setup.source, setup.split
+    source, split = request.source, request.split
     row_of = {id: row for row, id in enumerate(source.ids)}
 
     def images(ids: list[str]) -> list[tuple[str, np.ndarray]]:

@@ -1,33 +1,170 @@
-"""What a phase of a config compiles: its optimizer and its step.
+"""Phases of a stage: the optimizer, state, batches and compiled step of each.
 
-`train` runs them, and `launch.aot` compiles them for devices that are not there.
+`train` runs them, and `launch.aot` compiles their steps for devices that are not there.
 """
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from unlearn_jax import methods as objectives
-from unlearn_jax import sharding
-from unlearn_jax.certify import stage as certified
-from unlearn_jax.methods import combine
+from unlearn_jax import data, methods, sharding
+from unlearn_jax.config import certified
+from unlearn_jax.methods import combine, optimizer
 from unlearn_jax.models import Model, Params, stacking
-from unlearn_jax.training import optimizer
-from unlearn_jax.training.step import jit_step
+from unlearn_jax.request import Request
+from unlearn_jax.training import noisy
+from unlearn_jax.training.step import UnlearnState, jit_step
 
 
-def make_optimizer(phase: ConfigDict) -> optax.GradientTransformation:
-    """That of a phase: with its noise, if it has some, and with room for a mask of saliency."""
-    if phase.noise.std:
-        return certified.optimizer(phase)
-    masked = 0 < phase.saliency < 1
-    return optimizer.make_optimizer(**phase.optimizer, steps=phase.steps, masked=masked)
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a stage, resolved; its methods say what the loop does with it.
+
+    Attributes:
+      index: its place in the stage.
+      name: of the config's `phases`.
+      spec: its part of the config.
+      tx: its optimizer.
+      rows: {"retain_rows", "forget_rows"} of its batches; None for a set that it does not use.
+      batch_size: rows per step over all devices.
+      accumulate: slices of each batch.
+      noised: it or a phase before it adds noise: nothing of the original may enter it.
+      shapes: its state as ShapeDtypeStructs with shardings, in the layout of the loop.
+    """
+
+    index: int
+    name: str
+    spec: ConfigDict
+    tx: optax.GradientTransformation
+    rows: Mapping[str, np.ndarray | None]
+    batch_size: int
+    accumulate: int
+    noised: bool
+    shapes: UnlearnState
+
+    @property
+    def shardings(self) -> UnlearnState:
+        """The shardings of its state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+    def new_state(self, params: Params, step: int, key: Any) -> UnlearnState:
+        """Make the state that it begins with, of copies: a step donates its state.
+
+        Args:
+          params: the trainable leaves.
+          step: updates done in earlier phases.
+          key: of the run.
+        """
+        make = jax.jit(_new_state, static_argnums=(3, 4), out_shardings=self.shardings)
+        return make(params, key, step, self.tx.init, self.index if self.noised else None)
+
+    def batches(
+        self, request: Request, columns: Mapping[str, np.ndarray], first_step: int
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield this process's part of the batches from `first_step` of the phase on.
+
+        Args:
+          request: whose images they are.
+          columns: more of each row, from what the phase has prepared.
+          first_step: steps of this phase that are done.
+        """
+        cfg = request.cfg
+        return data.make_train(
+            request.source,
+            **self.rows,
+            batch_size=self.batch_size,
+            forget_fraction=self.spec.forget_fraction,
+            task=cfg.task.to_dict(),
+            seed=int(np.random.SeedSequence([cfg.seed, self.index]).generate_state(1)[0]),
+            first_step=first_step,
+            num_steps=self.spec.steps - first_step,
+            places=sharding.local_rows(self.batch_size, request.mesh),
+            num_threads=cfg.data.num_threads,
+            prefetch=cfg.data.prefetch,
+            columns=columns,
+        )
+
+    def make_step(self, request: Request, target: Params, constants: Sequence[Any]) -> Any:
+        """Return its step for `jax.jit`: (state, target, batch, *constants) -> (state, metrics)."""
+        where = partial(jax.tree.map, lambda leaf: leaf.sharding)
+        fraction = self.spec.forget_fraction
+        return make_step(
+            self.spec,
+            request.model,
+            self.tx,
+            request.mesh,
+            forget_count=data.forget_count(self.batch_size, fraction, **self.rows),
+            accumulate=self.accumulate,
+            state_sharding=self.shardings,
+            target_sharding=where(target),
+            noised_sharding=where(constants[0]) if constants else None,
+        )
+
+
+def _new_state(params, key, step, init, noised_index):
+    if noised_index is not None:
+        # How many steps came before may depend on the forget set: no randomness may tell.
+        step, key = 0, jax.random.fold_in(key, noised_index)
+    params = jax.tree.map(jnp.copy, params)
+    return UnlearnState(jnp.int32(step), params, init(params), jnp.copy(key))
+
+
+def make_phases(request: Request, params: Params, key: Any) -> list[Phase]:
+    """Resolve the phases of the stage that a request's config chooses.
+
+    Args:
+      request: the request.
+      params: the trainable leaves, or their shapes.
+      key: of the run, or its shape.
+
+    Raises:
+      ValueError: a batch size that the devices cannot share equally.
+    """
+    cfg, mesh, split = request.cfg, request.mesh, request.split
+    stage, noised_from = cfg.stages[cfg.stage], certified.position(cfg)
+    phases = []
+    for i, name in enumerate(stage.phases):
+        spec = cfg.phases[name]
+        batch_size = spec.batch_size or cfg.batch_size
+        accumulate = spec.accumulate or cfg.accumulate
+        sharding.check_batch_size(batch_size, mesh, f"phases.{name}.batch_size", accumulate)
+        tx, noised = make_optimizer(spec), noised_from is not None and i >= noised_from
+        shapes = jax.eval_shape(
+            partial(_new_state, step=0, init=tx.init, noised_index=i if noised else None),
+            params, key,
+        )  # fmt: skip
+        shardings = sharding.params_sharding(shapes, mesh, **cfg.sharding)
+        rows = {
+            "retain_rows": getattr(split, stage.rows) if spec.retain_weight else None,
+            "forget_rows": split.forget if spec.forget_weight else None,
+        }
+        shapes = sharding.abstract(shapes, shardings)
+        phases.append(Phase(i, name, spec, tx, rows, batch_size, accumulate, noised, shapes))
+    return phases
+
+
+def make_optimizer(spec: ConfigDict) -> optax.GradientTransformation:
+    """Build a phase's optimizer: noisy SGD with noise, a mask as last transform for saliency."""
+    if spec.noise.std:
+        return noisy.noisy_sgd(
+            learning_rate=spec.optimizer.learning_rate,
+            noise_std=spec.noise.std,
+            clip_norm_l2=spec.optimizer.clip_norm_l2 or math.inf,
+            weight_decay=spec.optimizer.weight_decay,
+            model_clip_norm=spec.noise.model_clip or math.inf,
+        )
+    masked = 0 < spec.saliency < 1
+    return optimizer.make_optimizer(**spec.optimizer, steps=spec.steps, masked=masked)
 
 
 def make_layout(
@@ -95,7 +232,7 @@ def make_step(
     forget_part = partial(sharding.last_rows, at_least=-(-forget_count // accumulate), mesh=mesh)
     return jit_step(
         model,
-        objectives.build(phase.objective, forget_part=forget_part, **phase.objective_kw),
+        methods.build(phase.objective, forget_part=forget_part, **phase.objective_kw),
         tx,
         retain_weight=phase.retain_weight,
         forget_weight=phase.forget_weight,

@@ -9,16 +9,16 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, sharding
+from unlearn_jax import sharding
 from unlearn_jax.models import Model, Params
 from unlearn_jax.models.distances import displacement
 from unlearn_jax.models.params import overlay
-from unlearn_jax.request import Setup
+from unlearn_jax.request import Request
 from unlearn_jax.training.step import masked_mean
 
 
 def make_probe(
-    setup: Setup, target: Params, key: PRNGKeyArray
+    request: Request, target: Params, key: PRNGKeyArray
 ) -> Callable[[Params], dict[str, jax.Array]]:
     """A function from trainable leaves to scalars on up to cfg.probe_rows forget and holdout rows.
 
@@ -27,7 +27,7 @@ def make_probe(
     output on the masked part; and `forget_over_holdout`: mean forget loss over the *target's* mean
     holdout loss (1 = the forget images are as unknown as unseen ones were to the original).
     """
-    cfg, mesh, source, split, model = setup
+    cfg, mesh, split = request.cfg, request.mesh, request.split
     batches = {}
     for stream, (name, rows) in enumerate(
         {"forget": split.forget, "holdout": split.calibration}.items()
@@ -36,16 +36,11 @@ def make_probe(
             continue
         rng = np.random.default_rng([cfg.seed, stream])
         rows = np.sort(rng.choice(rows, min(cfg.probe_rows, len(rows)), replace=False))
-        loader = data.make_eval(
-            source,
-            rows,
-            batch_size=-(-len(rows) // mesh.size) * mesh.size,
-            task=cfg.task.to_dict(),
-            seed=cfg.seed,
-        )
-        batches[name] = sharding.split_batch(next(iter(loader)), mesh)
+        size = -(-len(rows) // mesh.size) * mesh.size
+        (batch,) = request.batches(rows, batch_size=size)
+        batches[name] = sharding.global_batch(batch, mesh)
 
-    (generate, mean_loss, probe), reference = jit_probe(model, mesh, key), {}
+    (generate, mean_loss, probe), reference = jit_probe(request.model, mesh, key), {}
     if target:
         reference["output"] = generate(target, batches["forget"], key)
         if "holdout" in batches:

@@ -68,7 +68,7 @@ def test_rows_are_what_one_computes_from_the_files(run):
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
     assert len(names) == 14
     cfg = config()
-    source = protocol.resolve(cfg).source
+    source = protocol.Request(cfg).source
     rows = [source.ids.index(name.removesuffix(".png")) for name in names]
     assert {source.class_names[source.labels[row]] for row in rows} == set(FORGET)
     made = [np.asarray(Image.open(folder / name)) for name in names]
@@ -236,7 +236,7 @@ def test_a_request_without_classes_is_refused(checkpoints, tmp_path):
 
 def test_kept_classes_are_those_of_the_retain_set_or_all_others():
     cfg = config(retain_classes=(), per_class=2)
-    rows = protocol._evaluation_rows(cfg, protocol.resolve(cfg))
+    rows = protocol._evaluation_rows(cfg, protocol.Request(cfg))
     assert len(rows["retain"]) == 2 * 8 and len(rows["forget"]) == 2 * 2
     cfg.retain.update({"kind": "classes", "classes": ("ship",)})
-    assert len(protocol._evaluation_rows(cfg, protocol.resolve(cfg))["retain"]) == 2
+    assert len(protocol._evaluation_rows(cfg, protocol.Request(cfg))["retain"]) == 2

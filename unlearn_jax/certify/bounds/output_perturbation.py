@@ -21,8 +21,8 @@ from numbers import Real
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, one_of, positive
 from unlearn_jax.certify.bounds.gaussian import analytic_gaussian_sigma
+from unlearn_jax.config.certified import CERTIFIERS
 
-CERTIFIERS = ("retrain", "reference")
 ASSUMED = {  # what the bounds tagged conditional assume, by regime
     "strongly_convex": "original and retrained are exact minimisers of strongly convex losses",
     "smooth_convex": "full-batch gradient descent, one start, convex L-smooth losses, step <= 2/L",

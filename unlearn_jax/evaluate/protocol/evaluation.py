@@ -31,7 +31,7 @@ from unlearn_jax.evaluate.results import provenance
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features, preprocessing
 from unlearn_jax.models.layers import DTYPES
-from unlearn_jax.request import Setup, resolve
+from unlearn_jax.request import Request
 
 SETS = tables.SETS
 METRICS = {
@@ -80,14 +80,14 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
     mesh = sharding.make_mesh(**cfg.mesh)
     sharding.check_batch_size(settings.batch_size, mesh, "protocol.batch_size")
     extractors = _extractors(settings, mesh)  # first: a missing tower should not cost a night
-    setup = resolve(cfg, workdir)
+    request = Request(cfg, workdir)
     if settings.dtype:
-        setup = setup._replace(model=dataclasses.replace(setup.model, dtype=settings.dtype))
-    rows = _evaluation_rows(cfg, setup)
+        request = request._replace(model=dataclasses.replace(request.model, dtype=settings.dtype))
+    rows = _evaluation_rows(cfg, request)
     if "kid" in settings.metrics and (short := _below_block(rows)):
         raise ValueError(f"config.protocol.metrics: {short} Leave kid out, or add images.")
-    files, models = _complete_all(setup, checkpoints, rows, root)
-    references = {name: _references(setup, rows[name], extractors, root) for name in SETS}
+    files, models = _complete_all(request, checkpoints, rows, root)
+    references = {name: _references(request, rows[name], extractors, root) for name in SETS}
     found, metrics = [], {}
     for (model, task, size), of_sets in files.items():
         row = {"model": model, "task": task, "size": size}
@@ -95,16 +95,16 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
             plan = _plan(cfg, extractors, references[name], len(rows[name]))
             part = root / "measured" / model / f"{task}_{size}" / name
             title = f"{model}: {task} {size}/16, {name}"
-            row[name] = _measure(setup, plan, of_sets[name], part, title)
+            row[name] = _measure(request, plan, of_sets[name], part, title)
             metrics = statistics.provenance(plan)
         found.append(row)
     results = {
         "format": 1,
         "seed": cfg.seed,
-        **provenance(cfg, setup.split),
+        **provenance(cfg, request.split),
         "models": models,
         "sets": {
-            name: {"n": len(some), "classes": len(np.unique(setup.source.labels[some]))}
+            name: {"n": len(some), "classes": len(np.unique(request.source.labels[some]))}
             for name, some in rows.items()
         },
         "metrics": metrics,
@@ -112,8 +112,8 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
         "rows": found,
     }
     if distributed.first():
-        pictures.save_grids(setup, tasks(settings), rows, files, root / "grids.npz")
-    pictures.plot_embeddings(setup, extractors, files, root)
+        pictures.save_grids(request, tasks(settings), rows, files, root / "grids.npz")
+    pictures.plot_embeddings(request, extractors, files, root)
     if distributed.first():
         tables.write_csv(root / "rows.csv", results)
         write_json(root / "results.json", results)
@@ -185,8 +185,8 @@ def _extractors(settings: ConfigDict, mesh: Mesh) -> dict[str, towers.Extractor]
     return found
 
 
-def _evaluation_rows(cfg: ConfigDict, setup: Setup) -> Rows:
-    source, settings = setup.source, cfg.protocol
+def _evaluation_rows(cfg: ConfigDict, request: Request) -> Rows:
+    source, settings = request.source, cfg.protocol
     forget = labels_of(source, cfg.request.classes, "request.classes").values()
     classes = settings.retain_classes or cfg.retain.classes * (cfg.retain.kind == "classes")
     retain = labels_of(source, classes, "protocol.retain_classes").values()
@@ -216,13 +216,13 @@ def _below_block(rows: Rows) -> str:
 
 
 def _complete_all(
-    setup: Setup, checkpoints: Mapping[str, Path], rows: Rows, root: Path
+    request: Request, checkpoints: Mapping[str, Path], rows: Rows, root: Path
 ) -> tuple[Files, dict[str, Any]]:
     """The image files, and what the models are."""
-    cfg, settings = setup.cfg, setup.cfg.protocol
+    cfg, settings = request.cfg, request.cfg.protocol
     todo = tasks(settings)
-    generate = sharding.jit_rows(setup.model.generate, setup.mesh)
-    like = setup.like()
+    generate = sharding.jit_rows(request.model.generate, request.mesh)
+    like = request.like()
     files, models = {}, {}
     total = len(checkpoints) * len(todo) * sum(map(len, rows.values()))
     quiet = not distributed.first()
@@ -237,7 +237,7 @@ def _complete_all(
                     name: generation.complete(
                         generate,
                         params,
-                        setup.source,
+                        request.source,
                         rows[name],
                         spec,
                         root / "images" / model / f"{task}_{size}" / name,
@@ -245,7 +245,7 @@ def _complete_all(
                         seed=cfg.seed,
                         batch_size=settings.batch_size,
                         shard_size=settings.shard_size,
-                        mesh=setup.mesh,
+                        mesh=request.mesh,
                         format=settings.compat.image_format,
                         seen=bar.update,
                     )
@@ -256,17 +256,17 @@ def _complete_all(
 
 
 def _references(
-    setup: Setup, rows: np.ndarray, extractors: Mapping[str, towers.Extractor], root: Path
+    request: Request, rows: np.ndarray, extractors: Mapping[str, towers.Extractor], root: Path
 ) -> dict[str, statistics.Reference]:
     """What the towers make of the originals, by metric; a score has no reference."""
-    settings, found, hashes = setup.cfg.protocol, {}, {}
+    settings, found, hashes = request.cfg.protocol, {}, {}
     for metric, extractor in extractors.items():
         kinds = _kinds(settings, metric)
         if kinds == ("score",):
             continue
         compat = settings.compat
         kind = compat.clip_reference if metric == "clip_cosine" else compat.fid_reference
-        item = partial(_original, setup.source, rows, kind)
+        item = partial(_original, request.source, rows, kind)
         if kind not in hashes:
             read = (item(i)["reference"] for i in range(len(rows)))
             hashes[kind] = [reference.image_hash(image) for image in read]
@@ -275,7 +275,7 @@ def _references(
             hashes[kind],
             (partial(item, i) for i in range(len(rows))),
             extractor,
-            setup.mesh,
+            request.mesh,
             batch_size=settings.batch_size,
             keep_features=bool({"cosine", "kernel"} & set(kinds)),
             total=len(rows),
@@ -323,10 +323,10 @@ def _plan(
 
 
 def _measure(
-    setup: Setup, plan: statistics.Plan, files: list[Path], part: Path, title: str
+    request: Request, plan: statistics.Plan, files: list[Path], part: Path, title: str
 ) -> dict[str, Any]:
     """The metrics of one set of images: found, or computed and kept now and then."""
-    cfg, settings = setup.cfg, setup.cfg.protocol
+    cfg, settings = request.cfg, request.cfg.protocol
     known = {name: use.reference.key for name, use in plan.uses.items() if use.reference}
     key = [statistics.provenance(plan), known, plan.is_split_order, plan.seed, plan.splits]
     key = _digest([*key, [_sha256(file) for file in files]])
@@ -347,7 +347,7 @@ def _measure(
     batches = features.extract(
         (partial(item, position) for position in order.tolist()),
         statistics.streams(plan),
-        setup.mesh,
+        request.mesh,
         batch_size=settings.batch_size,
         total=len(order),
         title=title,

@@ -15,7 +15,7 @@ from unlearn_jax.evaluate.protocol import generation
 from unlearn_jax.evaluate.protocol.tables import SETS
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features
-from unlearn_jax.request import Setup
+from unlearn_jax.request import Request
 
 Rows = Mapping[str, Int[np.ndarray, "_"]]  # of the source, by set
 Files = Mapping[tuple[str, str, int], Mapping[str, list[Path]]]  # by (model, task, size) and set
@@ -23,7 +23,7 @@ _EMBEDDED = 50  # images of each set and model, as in protocol 5.5
 
 
 def save_grids(
-    setup: Setup,
+    request: Request,
     tasks: Mapping[tuple[str, int], Mapping[str, Any]],
     rows: Rows,
     files: Files,
@@ -32,17 +32,17 @@ def save_grids(
     """Writes some images of each set: the original, degraded, and what each model made of it.
 
     Args:
-      setup: of the evaluation.
+      request: of the evaluation.
       tasks: by name and size.
       rows: of the images.
       files: the completed images.
       path: of the .npz file.
     """
-    settings, grids = setup.cfg.protocol, {}
+    settings, grids = request.cfg.protocol, {}
     for name in SETS:
         chosen = np.linspace(0, len(rows[name]) - 1, min(settings.grid_rows, len(rows[name])))
         chosen = np.unique(chosen.astype(int))
-        images = setup.source.fetch(rows[name][chosen])
+        images = request.source.fetch(rows[name][chosen])
         grids |= {f"{name}/truth": images, f"{name}/index": rows[name][chosen]}
         for (task, size), spec in tasks.items():
             mask = transforms.make_mask(spec, images.shape[1], np.zeros((len(images), 2), "u8"))
@@ -55,7 +55,7 @@ def save_grids(
 
 
 def plot_embeddings(
-    setup: Setup, extractors: Mapping[str, towers.Extractor], files: Files, root: Path
+    request: Request, extractors: Mapping[str, towers.Extractor], files: Files, root: Path
 ) -> None:
     """Writes root/tsne_MODEL.png: t-SNE of what it and the first model made (protocol 5.5).
 
@@ -68,21 +68,21 @@ def plot_embeddings(
     task, size = ("inpaint", 8) if ("inpaint", 8) in tasks else tasks[-1]
     for model in others if known else ():
         groups = {
-            f"{each}, {name}": _embed(setup, extractors[known[0]], files[each, task, size][name])
+            f"{each}, {name}": _embed(request, extractors[known[0]], files[each, task, size][name])
             for each in (model, first)
             for name in SETS
         }
         n = sum(map(len, groups.values()))
         if not distributed.first():
             continue
-        points = tsne.embed(groups, every=1, perplexity=min(20, n // 4), seed=setup.cfg.seed)
+        points = tsne.embed(groups, every=1, perplexity=min(20, n // 4), seed=request.cfg.seed)
         tsne.plot(points, root / f"tsne_{model}.png", f"{task} {size}/16, {known[0]}")
 
 
 def _embed(
-    setup: Setup, extractor: towers.Extractor, files: list[Path]
+    request: Request, extractor: towers.Extractor, files: list[Path]
 ) -> Float[np.ndarray, "n d"]:
-    settings = setup.cfg.protocol
+    settings = request.cfg.protocol
 
     def item(position: int, file: Path) -> features.Item:
         image = generation.read(file, settings.compat.image_format)
@@ -92,7 +92,7 @@ def _embed(
     batches = features.extract(
         (partial(item, *pair) for pair in enumerate(chosen)),
         {"it/generated": extractor},
-        setup.mesh,
+        request.mesh,
         batch_size=settings.batch_size,
         total=len(chosen),
         title="embeddings",

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from unlearn_jax.training.optimizer import make_optimizer, with_mask
+from unlearn_jax.methods.optimizer import make_optimizer, with_mask
 
 
 def run(tx, gradients, start=0.0):

@@ -1,0 +1,263 @@
+"""A run of a stage: its workdir, its record, and what happens between two steps of its loop."""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from unlearn_jax import checkpoint, distributed, memory, sharding
+from unlearn_jax.models import Params
+from unlearn_jax.models.flops import Counted
+from unlearn_jax.models.params import overlay, select
+from unlearn_jax.request import Request
+from unlearn_jax.training import log as logs
+from unlearn_jax.training.phases import Phase
+from unlearn_jax.training.probe import fired, make_probe
+from unlearn_jax.training.start import Start
+from unlearn_jax.training.step import UnlearnState
+
+
+@dataclasses.dataclass
+class Record:
+    """What a run has done; every checkpoint has it as its meta.
+
+    Attributes:
+      step: updates done.
+      phase: index of the phase that the next step belongs to.
+      phase_start: the step at which that phase began.
+      phases: of each that has ended {"name", "objective", "first_step", "last_step", "stopped_by"}.
+      done: whether all have.
+      served: the requests that the model has served, see `data.served`.
+      wall_s: seconds, restarts included.
+      compile_s: seconds of that for compiling steps.
+      examples: images that steps were made of.
+      flops: of steps and preparations.
+      versions: that a certificate names; None without one.
+    """
+
+    step: int = 0
+    phase: int = 0
+    phase_start: int = 0
+    phases: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    done: bool = False
+    served: dict[str, Any] = dataclasses.field(default_factory=dict)
+    wall_s: float = 0.0
+    compile_s: float = 0.0
+    examples: int = 0
+    flops: float = 0.0
+    versions: dict[str, str] | None = None
+
+    @classmethod
+    def of(cls, meta: checkpoint.Meta) -> "Record":
+        """Read the record of a checkpoint."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in meta.items() if name in names})
+
+    def meta(self) -> checkpoint.Meta:
+        """Return it as a checkpoint keeps it."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Run:
+    """A stage in training.
+
+    Attributes:
+      request: what it is trained for.
+      workdir: where it is kept.
+      start: where it starts.
+      phases: that it has.
+      record: what it has done.
+      state: of the current phase.
+      target: all leaves of the frozen original; the public ones alone once a phase is noised.
+      manager: of its checkpoints.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        workdir: Path,
+        start: Start,
+        phases: Sequence[Phase],
+        like: Params,
+        manager: ocp.CheckpointManager,
+        record: Record,
+    ):
+        """Resume what the workdir has of this run, or begin with this record.
+
+        Args:
+          request: what it is trained for.
+          workdir: where it is kept.
+          start: where it starts.
+          phases: that it has.
+          like: the whole model's parameters as ShapeDtypeStructs.
+          manager: of its checkpoints.
+          record: of a run that begins.
+        """
+        self.request, self.workdir, self.start, self.phases = request, workdir, start, phases
+        self.manager, self.record, self.target = manager, record, start.original
+        found = checkpoint.restore_latest(manager, lambda meta: (like, self._stored(meta)))
+        if found:
+            whole, opt, meta = found
+            self.record = Record.of(meta)
+            params = select(start.pack(whole), start.trainable)
+            self.state = UnlearnState(params=params, **start.pack(opt))
+        else:
+            self.state = phases[0].new_state(start.params, 0, start.keys.state)
+        start.params = None  # the state is a copy; both together could be too much
+
+    def _stored(self, meta: checkpoint.Meta) -> dict[str, Any]:
+        """Say what a checkpoint with this meta holds beside the model: shapes and shardings."""
+        request = self.request
+        state = jax.eval_shape(self.start.unpack, self.phases[meta["phase"]].shapes)
+        shardings = sharding.params_sharding(state, request.mesh, **request.cfg.sharding)
+        return _beside_params(sharding.abstract(state, shardings))
+
+    @contextlib.contextmanager
+    def working(self, profile: str) -> Iterator[None]:
+        """Open what the loop writes to, and start its clock; signals then only ask it to stop."""
+        start, step = self.start, self.record.step
+        self._probe = make_probe(self.request, start.original, start.keys.probe)
+        self._ask = distributed.make_asker(self.request.mesh)
+        self._metrics: dict[str, Any] = {}
+        with (
+            _signals() as self._signals,
+            logs.profile(profile) as self._profiled,
+            contextlib.closing(logs.JsonlWriter(self.workdir / "metrics.jsonl", step)) as writer,
+        ):
+            self._writer, self._began = writer, time.perf_counter() - self.record.wall_s
+            yield
+
+    def enter(self, phase: Phase) -> None:
+        """Give the state that phase's optimizer, unless the phase only goes on."""
+        record = self.record
+        if phase.index > record.phase:
+            record.phase, record.phase_start = phase.index, record.step
+            key = self.start.keys.state
+            self.state = phase.new_state(self.state.params, record.step, key)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the current phase has steps behind it."""
+        return self.record.step > self.record.phase_start
+
+    @contextlib.contextmanager
+    def logging(self, phase: Phase, step: Counted) -> Iterator[logs.IntervalLog]:
+        """Yield the log of a phase, with a progress bar; a lack of memory is explained."""
+        done = self.record.step - self.record.phase_start
+        title = f"{self.request.cfg.stage}: {phase.name}"
+        unit = self.request.mesh.size * phase.accumulate
+        bar = _progress(title, phase.spec.steps, done, phase.batch_size)
+        with memory.explained(step.jitted, unit) as self._called_with, contextlib.closing(bar):
+            log = logs.IntervalLog(self._writer, phase.name, phase.batch_size, bar)
+            yield log
+            log.end_interval(self.record.step, {})
+            log.flush()
+
+    def compile(self, step: Counted, *args: Any) -> None:
+        """Compile a step for its arguments, if that is still to be done."""
+        self._called_with(*args)
+        if step.compile(*args):
+            self.record.compile_s += step.compile_s
+
+    def after_step(
+        self, phase: Phase, log: logs.IntervalLog, metrics: dict[str, Any], flops: float
+    ) -> str:
+        """Count a step, measure and save when due; return why the phase ends, "" if it goes on.
+
+        Raises:
+          FloatingPointError: training diverged.
+          OSError: a checkpoint could not be written.
+          SystemExit: with code 0, once everything is saved, if a signal asked for it.
+        """
+        record, cfg = self.record, self.request.cfg
+        record.step += 1
+        record.examples += phase.batch_size
+        record.flops += flops
+        self._metrics = metrics
+        log.add(metrics)
+        self._profiled(metrics)
+        log.spent("dispatch")
+        due = phase.spec.probe_every and record.step % phase.spec.probe_every == 0
+        probed = self._probe(self.state.params) if due else {}
+        reason = fired(phase.spec.stop, probed)
+        if due or record.step % cfg.log_every == 0:
+            log.end_interval(record.step, probed)
+        if reason or record.step == record.phase_start + phase.spec.steps:
+            return reason or "steps"
+        if self._ask(record.step, bool(self._signals)):
+            self.save()
+            log.flush()
+            by = self._signals[0] if self._signals else "another process"
+            where = f"saved at step {record.step} in {self.workdir}"
+            print(f"\nStopped by {by}, {where}. The same command resumes.", file=sys.stderr)
+            raise SystemExit(0)
+        if record.step % cfg.checkpoint.every == 0:
+            jax.block_until_ready(metrics)  # else the wait would count as saving
+            log.spent("device")
+            self.save()
+            log.spent("save")
+        return ""
+
+    def leave(self, phase: Phase, reason: str) -> None:
+        """Record that a phase has ended, and why."""
+        record = self.record
+        ended = {"name": phase.name, "objective": phase.spec.objective}
+        ended |= {"first_step": record.phase_start, "last_step": record.step}
+        record.phases = [*record.phases, ended | {"stopped_by": reason}]
+
+    def save(self) -> None:
+        """Start saving a checkpoint of the run as it is.
+
+        Raises:
+          FloatingPointError: the last step diverged: such a model is not worth keeping.
+          OSError: it could not be written.
+        """
+        logs.mean_over_steps(self.record.step, [self._metrics])
+        self.record.wall_s = time.perf_counter() - self._began
+        whole = self.start.unpack(overlay(self.target, self.state.params))
+        opt = self.start.unpack(_beside_params(self.state))
+        checkpoint.save(self.manager, whole, opt, self.record.meta())
+
+
+def _beside_params(state: UnlearnState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+def _progress(title: str, steps: int, done: int, batch_size: int) -> tqdm:
+    """Make a progress bar in images; only the first process of a job shows one."""
+    return tqdm(
+        desc=title,
+        total=steps * batch_size,
+        initial=done * batch_size,
+        unit="img",
+        unit_scale=True,
+        dynamic_ncols=True,
+        disable=not distributed.first(),
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Yield a list that gets the signal's name when SIGTERM or SIGINT asks the run to stop."""
+    received: list[str] = []
+
+    def handler(number, frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

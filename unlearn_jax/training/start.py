@@ -1,0 +1,95 @@
+"""Where a stage starts: its parameters, the original that it is compared with, a reference."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PRNGKeyArray
+from ml_collections import ConfigDict
+
+from unlearn_jax import checkpoint
+from unlearn_jax.data import lineage
+from unlearn_jax.models import Params
+from unlearn_jax.models.params import select
+from unlearn_jax.request import Request
+from unlearn_jax.training.phases import make_layout
+
+
+class Keys(NamedTuple):
+    """The three keys of a run: of initial parameters, of its steps, of what it measures."""
+
+    init: PRNGKeyArray
+    state: PRNGKeyArray
+    probe: PRNGKeyArray
+
+
+@dataclass
+class Start:
+    """Where a stage starts, in the layout that it computes with.
+
+    Attributes:
+      keys: of the run.
+      trainable: regexes on the paths of the leaves that may change.
+      params: these leaves; None once a state has been made of them.
+      original: all leaves of the frozen original; {} for a stage from scratch.
+      reference: all leaves of the reference model, None without one.
+      parents: meta of the checkpoints of original and reference; None for what is not there.
+      pack: makes the layout of a tree of parameters or an optimizer's state.
+      unpack: undoes it.
+    """
+
+    keys: Keys
+    trainable: tuple[str, ...]
+    params: Params | None
+    original: Params
+    reference: Params | None
+    parents: tuple[checkpoint.Meta | None, checkpoint.Meta | None]
+    pack: Callable[[Any], Any]
+    unpack: Callable[[Any], Any]
+
+
+def load_start(request: Request, like: Params) -> Start:
+    """Load or draw what the stage of a request starts from.
+
+    Args:
+      request: its config says which stage, and where models are.
+      like: `request.like()`.
+
+    Raises:
+      ValueError: a stage that changes a model without one; a model that is of another request,
+        damaged or not finished.
+    """
+    cfg, model = request.cfg, request.model
+    stage = cfg.stages[cfg.stage]
+    keys = Keys(*jax.random.split(jax.random.key(cfg.seed), 3))
+    parent = reference = reference_meta = None
+    if cfg.init_from:
+        params, parent = checkpoint.load_params(Path(cfg.init_from), like)
+        lineage.check_model(request.split, Path(cfg.init_from))
+    elif stage.scratch:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        params = jax.jit(model.init, out_shardings=shardings)(keys.init)
+    else:
+        raise ValueError(
+            f"The stage {cfg.stage!r} changes a trained model. Say which: "
+            "--config.init_from=WORKDIR, where the original was trained."
+        )
+    if cfg.reference_from:
+        reference, reference_meta = checkpoint.load_params(Path(cfg.reference_from), like)
+        lineage.check_model(request.split, Path(cfg.reference_from), role="reference")
+    trainable = trained(stage, model.trainable)
+    pack, unpack = make_layout(cfg, stage, like, trainable, request.mesh)
+    params, reference = pack(params), pack(reference)
+    original = {} if stage.scratch else params
+    return Start(keys, trainable, select(params, trainable), original, reference,
+                 (parent, reference_meta), pack, unpack)  # fmt: skip
+
+
+def trained(stage: ConfigDict, trainable: Any) -> tuple[str, ...]:
+    """Return the regexes of what a stage trains.
+
+    What is trained from scratch is trained whole, and there is no original to compare it with.
+    """
+    return (".*",) if stage.scratch else tuple(trainable)

@@ -40,7 +40,8 @@ def start(
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     flags.DEFINE_string("compilation_cache", "", "Folder of compiled programs, or off.")
     if several:
-        from unlearn_jax import distributed, memory  # jax, which takes seconds: not for all
+        from unlearn_jax import distributed  # jax, which takes seconds: not for all
+        from unlearn_jax.models import memory
 
         distributed.define_flags()
 

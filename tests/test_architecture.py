@@ -23,12 +23,12 @@ LAYERS = (
     ("request",),
     ("training",),
     ("certify",),
-    ("train", "complete"),
+    ("train",),
     ("audit",),
     ("evaluate",),
     ("convert",),
     ("report",),
-    ("compare", "pipeline"),
+    ("complete", "compare", "pipeline"),
     ("leaderboard", "prepare", "__init__", "__main__"),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}

@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load_config": "config.loading",
+    "load_config": "config.load",
     "default": "config",
     "phase": "config",
     "method": "config",

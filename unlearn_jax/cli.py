@@ -4,6 +4,9 @@ import contextlib
 import ctypes
 import difflib
 import functools
+import hashlib
+import os
+import platform
 import re
 import sys
 import traceback
@@ -14,10 +17,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from unlearn_jax import compilation
-from unlearn_jax.__main__ import COMMANDS
-from unlearn_jax.config import load
+from unlearn_jax.files import cache_folder
 
+MAX_BYTES = 2 * 2**30
+MIN_SECONDS = 0.02  # what compiles faster is compiled again
 _EXAMPLE = "--config=quickstart --workdir=runs/quickstart --config.seed=1"
 
 
@@ -82,7 +85,7 @@ def start(
                 split_at_commas(values["config"], flags.FLAGS["config"].override_values)
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
-            compilation.keep(flags.FLAGS.compilation_cache)
+            keep_compiled(flags.FLAGS.compilation_cache)
             shared = several and distributed.start(flags.FLAGS)
             with memory.explained() if several else contextlib.nullcontext():
                 main(*values.values())
@@ -102,6 +105,62 @@ def start(
 
     keep_freed_memory()
     app.run(run, flags_parser=parse)
+
+
+def keep_compiled(where: str = "") -> None:
+    """Keep compiled programs, so that a second run starts in a fraction of the time.
+
+    To be called before anything is compiled. They lie in the user's cache folder
+    ($XDG_CACHE_HOME or ~/.cache)/unlearn_jax/compiled, at most 2 GiB, in one folder for each kind
+    of processor: what was compiled for another one may not run here. Several processes share them.
+    JAX_COMPILATION_CACHE_DIR=DIR, or --compilation_cache=DIR, puts them elsewhere;
+    JAX_ENABLE_COMPILATION_CACHE=false, or --compilation_cache=off, keeps none.
+
+    Args:
+      where: a folder, "off", or "": what the environment says, else the user's cache folder.
+
+    Raises:
+      ValueError: where is a folder that cannot be made.
+    """
+    if where == "off":
+        settings = {"enable_compilation_cache": False}
+    elif not where and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    else:
+        try:
+            root = Path(where) if where else cache_folder() / "compiled"
+            folder = (root / _processor()).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:  # the latter: there is no home
+            reason = f"compiled programs cannot be kept: {error}"
+            if where:
+                raise ValueError(f"--compilation_cache: {reason}") from error
+            print(f"warning: {reason}. --compilation_cache=DIR|off", file=sys.stderr)
+            return
+        settings = {
+            "compilation_cache_dir": str(folder),
+            "compilation_cache_max_size": MAX_BYTES,  # with a limit, jax locks the folder
+            "persistent_cache_min_compile_time_secs": MIN_SECONDS,
+            "persistent_cache_min_entry_size_bytes": -1,
+        }
+    for name, value in settings.items():
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update(f"jax_{name}", value)
+        else:  # some binaries never need it, and it takes seconds
+            os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
+def _processor() -> str:
+    """A name of what machine code may be used for."""
+    try:
+        found = re.findall(
+            r"^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M
+        )
+        text = "\n".join(sorted(set(found)))
+    except OSError:
+        text = platform.node()
+    text += platform.machine() + platform.processor()
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def keep_freed_memory() -> None:
@@ -149,6 +208,8 @@ class _ConfigParser(flags.ArgumentParser):
     """Loads what --config says, and checks that it has the keys that the command line sets."""
 
     def parse(self, text: str) -> ConfigDict:
+        from unlearn_jax.config import load
+
         config = load.load(text)
         for flag in sys.argv[1:]:
             if found := re.match(r"--?(?:no)?config\.([^=\[]+)(?:=|$)", flag):
@@ -207,6 +268,8 @@ def _help(needs: Sequence[str], example: str) -> str:
 def program_of(module: str) -> str:
     """Return how a user calls a module that is a command, "" if it is none."""
     module = module.removesuffix(".__main__")
+    from unlearn_jax.__main__ import COMMANDS
+
     return next((f"unlearn-jax {name}" for name, of in COMMANDS.items() if of[0] == module), "")
 
 

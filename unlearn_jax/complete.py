@@ -36,7 +36,10 @@ class Completer:
       params: its parameters.
       image_size: pixels that it works with.
       task: whose hole is generated where no mask is given; None: a mask must be given.
+      workdir: where it was loaded from.
     """
+
+    workdir: Path | None = None
 
     def __init__(
         self,
@@ -91,6 +94,14 @@ class Completer:
             out[hole] = _stretch(pixels, hole.shape)[hole]
         return pasted if image.ndim == 4 else pasted[0]
 
+    def __call__(self, batch: Mapping[str, Any], seed: int = 0) -> UInt8[np.ndarray, "b h w 3"]:
+        """Complete a batch of `Request.batch`; the visible part is the model's, not pasted."""
+        inputs = {name: batch[name] for name in ("image", "mask", "label", "index")}
+        n = len(batch["image"])
+        inputs |= {"is_forget": np.zeros(n, bool), "valid": np.ones(n, bool)}
+        output = self._generate(self.params, inputs, jax.random.key(seed))
+        return transforms.to_uint8(np.asarray(output, np.float32))
+
     def holes(self, shape: Sequence[int], seed: int = 0) -> Bool[np.ndarray, "b h w"]:
         """Return the holes of the model's task in images [b h w].
 
@@ -118,7 +129,9 @@ def load_model(workdir: Path | str) -> Completer:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])  # whatever the number of images
     like = sharding.abstract(shapes, sharding.params_sharding(shapes, mesh))
-    return Completer(model, checkpoint.load_params(workdir, like)[0], size, task)
+    found = Completer(model, checkpoint.load_params(workdir, like)[0], size, task)
+    found.workdir = Path(workdir)
+    return found
 
 
 def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | None]:

@@ -8,6 +8,7 @@ Nothing in a file is executed.
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from typing import Any
 import numpy as np
 
 _ABOUT = "about"
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's where this package keeps what saves time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unlearn_jax"
 
 
 @contextlib.contextmanager

@@ -6,9 +6,13 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from unlearn_jax.registry import UserError, name_of, unknown
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -44,6 +48,34 @@ def load(text: str) -> ConfigDict:
 
         at = f"{file}{line_in(error, str(file))}" if file else where
         raise ValueError(f"--config: {at}: {type(error).__name__}: {error}") from error
+
+
+def load_config(text: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Return a config with changes, for Python.
+
+    Args:
+      text: as of `load`.
+      changes: values by path: {"request.kind": "classes", "request.classes": "cat"}. A function or
+        class of your own may stand where a config has a name: an objective, a model, a data source.
+
+    Raises:
+      UserError: there is no such config or key, or a function that has no name to find it by.
+    """
+    config = load(text)
+    for path, value in (changes or {}).items():
+        *folders, key = path.split(".")
+        section: Any = config
+        for folder_ in folders:
+            section = section.get(folder_) if isinstance(section, ConfigDict) else None
+        free = folders[:1] == ["model"] or folders[-1:] in (["objective_kw"], ["combine_kw"])
+        if not isinstance(section, ConfigDict) or (key not in section and not free):
+            known = list(section.keys()) if isinstance(section, ConfigDict) else list(config.keys())
+            raise UserError(f"load_config: {path}: {unknown(key, known)}.")
+        if isinstance(section[key] if key in section else None, tuple) and isinstance(value, str):
+            value = (value,)
+        with section.ignore_type():
+            section[key] = name_of(value) if callable(value) else value
+    return config
 
 
 def _file(where: str) -> Path | None:

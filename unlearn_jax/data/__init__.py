@@ -16,7 +16,6 @@ from jaxtyping import Int, Shaped, UInt64
 from ml_collections import ConfigDict
 
 from unlearn_jax import distributed
-from unlearn_jax.compilation import cache_folder
 from unlearn_jax.data import copies, poison, served, splits, transforms
 from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.joining import concat, subset
@@ -24,6 +23,7 @@ from unlearn_jax.data.preprocess import Crops
 from unlearn_jax.data.served import Entry
 from unlearn_jax.data.sources import Source, from_arrays, open_source
 from unlearn_jax.data.splits import Split
+from unlearn_jax.files import cache_folder
 
 __all__ = ["Source", "Split", "concat", "forget_count", "from_arrays", "load"]
 __all__ += ["make_eval", "make_train", "open_data"]

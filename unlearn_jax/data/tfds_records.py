@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from unlearn_jax.compilation import cache_folder
 from unlearn_jax.data import index
 from unlearn_jax.data.readers import Listing, brief, check_splits, numbers, split_ranges
+from unlearn_jax.files import cache_folder
 
 _WORTH_CACHING = 20_000  # records; fewer are listed in a second
 _CACHED = "v1"  # of how ids are made

@@ -11,8 +11,8 @@ from tests.helpers.binaries import ROOT
 SCRIPT = """
 import sys
 if {first!r} == "jax": import jax
-from unlearn_jax import compilation
-compilation.keep({where!r})
+from unlearn_jax import cli
+cli.keep_compiled({where!r})
 import jax
 found = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
 print(*found, sep="|")
@@ -27,7 +27,7 @@ def run(where="", first="", **environment):
     """(folder, enabled, hits, stderr) of a process that compiles one program of its own."""
     known = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMP", "JAX_PERS"))}
     known |= {"PYTHONPATH": str(ROOT)} | environment
-    code = "import unlearn_jax.compilation as c; c.MIN_SECONDS = 0\n"
+    code = "import unlearn_jax.cli as c; c.MIN_SECONDS = 0\n"
     script = [sys.executable, "-c", code + SCRIPT.format(where=where, first=first)]
     done = subprocess.run(script, env=known, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -98,9 +98,7 @@ def test_direction_by_hand():
 
 def test_a_model_without_error_has_no_direction():
     class Bare(Toy):
-        @property
-        def error(self):
-            raise AttributeError
+        error = None
 
     batch, _ = batch_with([1.0] * 2)
     with pytest.raises(ValueError, match="Bare has no error"):

@@ -25,11 +25,7 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
     found = request.run(cfg, workdir)
     if not distributed.first():
         return
-    for name, verdict in found["verdicts"].items():
-        for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
-            reasons = "; ".join(of["reasons"])
-            print(f"{name} {variant}: {of['word']}{' (' if reasons else ''}{reasons}"
-                  f"{')' if reasons else ''}")  # fmt: skip
+    print(found)
     print(f"Wrote {workdir / 'audit.json'}.")
 
 

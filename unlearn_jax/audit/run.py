@@ -1,22 +1,38 @@
 """The audits of one request: what is left of the forget set in the unlearned model."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, distributed, files, train
+from unlearn_jax import checkpoint, distributed, files, registry, train
 from unlearn_jax.audit import earlier, judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage
 from unlearn_jax.request import Request, original_workdir
 
+
+class Findings(dict):
+    """What audits have found; as a string, a line for each verdict."""
+
+    def __str__(self) -> str:
+        """Say the verdicts, with reasons."""
+        lines = []
+        for name, verdict in self["verdicts"].items():
+            for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
+                reasons = f" ({'; '.join(of['reasons'])})" if of["reasons"] else ""
+                lines.append(f"{name} {variant}: {of['word']}{reasons}")
+        for audit, models in self["own"].items():
+            lines += [f"{audit}, {model}: {found}" for model, found in models.items()]
+        return "\n".join(lines)
+
+
 MODELS = ("original", "unlearned", "retrained")
 
 
-def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(cfg: ConfigDict, workdir: Path) -> Findings:
     """The audits, as they are written to workdir/audit.json.
 
     Several processes share the models' work; each prepares all images, the first one writes.
@@ -55,7 +71,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     like = request.like()
     target, _ = checkpoint.load_params(folders["original"], like)
-    measured = {}
+    measured, own = {}, {name: registry.find({}, name, "audit") for name in cfg.audit.own}
+    of_own: dict[str, dict[str, Any]] = {name: {} for name in own}
     quiet = not distributed.first()
     for name, folder in tqdm(
         folders.items(), desc="audit", unit="model", dynamic_ncols=True, disable=quiet
@@ -65,6 +82,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
         params, _ = checkpoint.load_params(folder, like)
         measured[name] = measure(params, target, of_views=name.startswith("shadow"))
+        for audit, function in own.items():
+            of_own[audit][name] = _numbers(function(request, params, target), audit)
 
     three = {name: measured[name] for name in MODELS}
     outs = [measured[name] for name in folders if name not in MODELS]
@@ -88,14 +107,32 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
             *([three[name]] for name in ("original", "unlearned", "retrained"))
         )
     texts = [of["text"] for of in request.split.manifest["served"]]
-    found = {
-        "earlier": earlier.still_forgotten(three, texts, cfg.evaluation.confidence),
-        "audits": judge.AUDITS,
-        "models": estimates,
-        "differences": {name: judge.DIFFERENCES[name] | v for name, v in differences.items()},
-        "verdicts": verdicts,
-        "shadows": len(outs),
-    }
+    found = Findings(
+        {
+            "earlier": earlier.still_forgotten(three, texts, cfg.evaluation.confidence),
+            "audits": judge.AUDITS,
+            "models": estimates,
+            "differences": {name: judge.DIFFERENCES[name] | v for name, v in differences.items()},
+            "verdicts": verdicts,
+            "shadows": len(outs),
+            "own": of_own,
+        }
+    )
     if not quiet:
         files.write_json(workdir / "audit.json", found)
     return found
+
+
+def _numbers(found: Any, name: str) -> dict[str, float]:
+    """What an audit of one's own has returned, as it is written to audit.json.
+
+    Raises:
+      UserError: it is neither a number nor a dict of numbers.
+    """
+    values = found if isinstance(found, Mapping) else {"value": found}
+    try:
+        return {str(key): float(value) for key, value in values.items()}
+    except (TypeError, ValueError) as error:
+        raise registry.UserError(
+            f"audit.own: expected a number or a dict of numbers of {name}, got {found!r}."
+        ) from error

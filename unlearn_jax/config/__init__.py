@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from unlearn_jax.registry import name_of
+
 FREE = ("objective_kw", "combine_kw")  # of a phase: as the chosen function's options
 
 
@@ -152,6 +154,9 @@ def default() -> ConfigDict:
                     "every": 4,  # steps between measurements
                     "seeds": 6,  # fewer give no verdict
                 },
+                # Of your own, as "package.module:function": (request, params, original) -> number,
+                # or a dict of numbers.
+                "own": (),
             },
             "compare": {
                 "seeds": (0, 1, 2),  # of the models; the request has its own
@@ -215,6 +220,7 @@ def phase(**values: Any) -> ConfigDict:
         }
     )
     for name, value in values.items():
+        value = name_of(value) if callable(value) else value
         if name in FREE:
             spec[name] = ConfigDict(value)
         elif isinstance(value, Mapping):

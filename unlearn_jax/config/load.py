@@ -74,8 +74,16 @@ def load_config(text: str, changes: Mapping[str, Any] | None = None) -> ConfigDi
         if isinstance(section[key] if key in section else None, tuple) and isinstance(value, str):
             value = (value,)
         with section.ignore_type():
-            section[key] = name_of(value) if callable(value) else value
+            section[key] = _named(value)
     return config
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return ConfigDict({key: _named(part) for key, part in value.items()})
+    if isinstance(value, tuple | list):
+        return tuple(_named(part) for part in value)
+    return name_of(value) if callable(value) else value
 
 
 def _file(where: str) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from unlearn_jax import methods as objectives
-from unlearn_jax import models
+from unlearn_jax import models, registry
 from unlearn_jax.config import FREE, certified, chosen_methods, default, method, phase
 from unlearn_jax.data import holdout, preprocess, sampling, sources
 from unlearn_jax.data import select as requests
@@ -156,6 +156,11 @@ def _named(config: ConfigDict) -> list[str]:
             lookup(_get(config, path))
         except ValueError as error:
             problems.append(f"config.{path}: {error}")
+    for name in config.audit.own:
+        try:
+            registry.find({}, name, "audit")
+        except ValueError as error:
+            problems.append(f"config.audit.own: {error}")
     model = _model(config)
     if not model or not dataclasses.is_dataclass(model):
         return problems

@@ -134,7 +134,7 @@ def measure_all(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
     ).hexdigest()[:12]
     measured: dict[tuple[str, int], Measured] = {}
-    quiet = not distributed.first()
+    quiet = not distributed.first() or None  # None: where there is no terminal
     for name, seed in tqdm(runs, desc="audit", unit="model", dynamic_ncols=True, disable=quiet):
         folder = runs[name, seed][0]
         path = workdir / "measured" / f"{name}-{seed}-{of_request}.npz"
@@ -201,7 +201,7 @@ def assemble(
         desc="judge",
         unit="model",
         dynamic_ncols=True,
-        disable=not distributed.first(),
+        disable=not distributed.first() or None,
     ):
         method = cfg.compare.methods.get(name)
         phases = method.phases if method else cfg.stages[name].phases

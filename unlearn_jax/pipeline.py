@@ -27,6 +27,7 @@ from unlearn_jax.evaluate import results
 from unlearn_jax.report import preview
 from unlearn_jax.report import results_page as report
 from unlearn_jax.request import Request, original_workdir
+from unlearn_jax.training.watch import images_of, say
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -41,20 +42,26 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     original = original_workdir(cfg, workdir)
     split = Request(cfg, workdir).split  # what is wrong with the request ends it here
     retrain = len(split.remaining) > 0  # without images to keep there is no yardstick
-    for stage in ("original", "unlearned", "retrained"):
-        if (stage == "original" and cfg.init_from) or (stage == "retrained" and not retrain):
-            continue
+    reason = limits.lacking(split)
+    stages = ["unlearned"] if cfg.init_from else ["original", "unlearned"]
+    stages += ["retrained"] if retrain else []
+    later = 0 if reason else cfg.audit.shadows * images_of(cfg, "retrained")
+    later += sum(images_of(cfg, stage) for stage in stages)
+    for stage in stages:
+        later -= images_of(cfg, stage)
         part = cfg.copy_and_resolve_references()
         part.stage, part.init_from = stage, str(original) if stage == "unlearned" else ""
         if stage == "retrained":
             part.request.served = cfg.request.served or cfg.init_from
-        train.run(part, workdir / stage)
-    if reason := limits.lacking(split):
+        train.run(part, workdir / stage, later=later)
+    if reason:
         print(f"No audits: {reason}.", file=sys.stderr)
     else:
+        say("audit")
         request.run(cfg, workdir)
     if distributed.first():
         _attack(workdir / "unlearned")
+    say("evaluate")
     found = results.run(cfg, workdir)
     if distributed.first():
         report.write(workdir)

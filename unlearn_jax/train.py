@@ -36,7 +36,7 @@ from unlearn_jax.training.run import Record, Run
 from unlearn_jax.training.start import Start, load_start
 
 
-def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
+def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> dict[str, Any]:
     """Train the stage cfg.stage; return its record: phases, why each ended, steps, seconds.
 
     Args:
@@ -45,6 +45,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
         if a phase is noised. If it holds an unfinished run of the same config, that run is resumed;
         a finished one is left alone.
       profile: folder that gets a trace of some steps, see `training.log.profile`.
+      later: images that are trained on after this stage, for the time that is left of a request.
 
     Raises:
       ValueError: the config, the data or the workdir are not what they must be.
@@ -70,7 +71,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "") -> dict[str, Any]:
         run = Run(request, workdir, start, phases, like, manager, record)
         if not run.record.done:
             noise = certified.load_noise(request, start, workdir)
-            with run.working(profile):
+            with run.working(profile, later):
                 for phase in phases[run.record.phase :]:
                     train_phase(run, phase, noise)
                 run.record.done = True

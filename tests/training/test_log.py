@@ -2,10 +2,10 @@ import json
 
 import jax.numpy as jnp
 import pytest
-from tqdm import tqdm
 
 from unlearn_jax import files
 from unlearn_jax.training import log as metrics
+from unlearn_jax.training import watch
 
 
 def test_mean_over_steps_and_first_bad_step():
@@ -28,7 +28,8 @@ def test_resuming_drops_what_will_be_written_again_and_a_torn_last_line(tmp_path
 def test_intervals_are_written_one_late(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = metrics.JsonlWriter(path, resume_step=0)
-    log = metrics.IntervalLog(writer, "retain", batch_size=4, bar=tqdm(disable=True))
+    progress = watch.Progress("retain", steps=4, done=0, batch_size=4)
+    log = metrics.IntervalLog(writer, "retain", 4, progress)
     for step in (1, 2, 3, 4):
         log.add({"loss": jnp.float32(step)})
         if step % 2 == 0:

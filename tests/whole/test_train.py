@@ -263,8 +263,8 @@ def test_what_a_user_gets_wrong_is_one_message_without_a_traceback(original, tmp
     workdir = f"--workdir={tmp_path / 'run'}"
     for flags, message in (
         ([workdir], "missing: ['--config=…']"),
-        ([binaries.TINY, workdir, "--config.bach_size=8"], 'Did you mean "batch_size"'),
-        ([binaries.TINY, workdir, "--config.model.dtype=a"], "the file has, got 'dtype'"),
+        ([binaries.TINY, workdir, "--config.bach_size=8"], "Did you mean --config.batch_size?"),
+        ([binaries.TINY, workdir, "--config.model.dtype=a"], "the config has, got 'model.dtype'"),
         ([binaries.TINY, workdir, "--config.batch_size=31"], "batch_size=30 or 32"),
         (["--config=nowhere.py", workdir], "nowhere.py"),
         (["--config=configs/imagenet_mage.py:rehersal", workdir], "got 'rehersal'"),

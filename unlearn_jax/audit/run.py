@@ -12,6 +12,7 @@ from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage
 from unlearn_jax.request import Request, original_workdir
+from unlearn_jax.training.watch import images_of
 
 
 class Findings(dict):
@@ -67,13 +68,14 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
         part.update({"init_from": "", "reference_from": ""})
         part.request.served = cfg.request.served or cfg.init_from
         folders[f"shadow{k}"] = workdir / f"shadow{k}"
-        train.run(part, folders[f"shadow{k}"])
+        later = (cfg.audit.shadows - k) * images_of(cfg, "retrained")
+        train.run(part, folders[f"shadow{k}"], later=later)
 
     like = request.like()
     target, _ = checkpoint.load_params(folders["original"], like)
     measured, own = {}, {name: registry.find({}, name, "audit") for name in cfg.audit.own}
     of_own: dict[str, dict[str, Any]] = {name: {} for name in own}
-    quiet = not distributed.first()
+    quiet = not distributed.first() or None  # None: where there is no terminal
     for name, folder in tqdm(
         folders.items(), desc="audit", unit="model", dynamic_ncols=True, disable=quiet
     ):

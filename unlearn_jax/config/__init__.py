@@ -165,7 +165,10 @@ def default() -> ConfigDict:
                 "only": (),  # names of those to compare; (): all
             },
             "checkpoint": {"every": 200, "keep": 2},
-            "log_every": 20,
+            "log_every": 20,  # steps between lines of metrics.jsonl
+            # Where they go, too: "tensorboard", or "package.module:function" of your own, called
+            # with step, {name: number} and images of forget rows (None between probes).
+            "log": {"to": ""},
             "mesh": {"data": -1, "fsdp": 1},  # -1: the devices that are left
             "sharding": {  # of parameters and optimizer, see sharding.py
                 "rules": sharding.RULES,  # (regex on a leaf's path, spec)

@@ -12,7 +12,7 @@ from unlearn_jax.config import default, phase
 
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
-NOT_HASHED += ("accumulate", "checkpoint", "evaluation", "protocol", "audit", "compare")
+NOT_HASHED += ("log", "accumulate", "checkpoint", "evaluation", "protocol", "audit", "compare")
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
 NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
 _OF_THE_PAST = ("served", "remember")  # of the request; what they lead to is in its split's hash

@@ -43,7 +43,7 @@ def load(text: str) -> ConfigDict:
     try:
         module = _execute(file) if file else importlib.import_module(where)
         return module.get_config(*([argument] if colon else []))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file may leave, too
         from unlearn_jax.data.names import line_in  # brings jax
 
         at = f"{file}{line_in(error, str(file))}" if file else where

@@ -60,7 +60,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     if len(sets.get("retain", ())) > cfg.evaluation.retain_rows:
         sets["retain"] = np.sort(rng.choice(sets["retain"], cfg.evaluation.retain_rows, False))
     total = sum(map(len, sets.values()))
-    quiet = not distributed.first()
+    quiet = not distributed.first() or None  # None: where there is no terminal
     with tqdm(desc="evaluate", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:
         for number, (name, rows) in enumerate(sets.items()):
             rows = rng.permutation(rows)  # so that the first ones, which are shown, are typical

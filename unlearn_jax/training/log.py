@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from unlearn_jax import distributed, files
+from unlearn_jax.data import transforms
+from unlearn_jax.training.watch import Progress, Tell
 
 
 def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -112,9 +113,25 @@ class IntervalLog:
     Compilation is in none of them.
     """
 
-    def __init__(self, writer: JsonlWriter, phase: str, batch_size: int, bar: tqdm):
-        """Starts the first interval now."""
-        self._writer, self._phase, self._batch_size, self._bar = writer, phase, batch_size, bar
+    def __init__(
+        self,
+        writer: JsonlWriter,
+        phase: str,
+        batch_size: int,
+        progress: Progress,
+        tell: Tell | None = None,
+    ):
+        """Start the first interval now.
+
+        Args:
+          writer: of the lines.
+          phase: its name.
+          batch_size: images of a step.
+          progress: shows it to who started the run.
+          tell: gets what is written, too, see `watch.open_log`.
+        """
+        self._writer, self._phase, self._batch_size = writer, phase, batch_size
+        self._progress, self._tell = progress, tell
         self._window: list[Mapping[str, Any]] = []
         self._late: tuple | None = None
         self._seconds = dict.fromkeys(PARTS, 0.0)
@@ -128,12 +145,17 @@ class IntervalLog:
         self._lap = now
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes the device metrics of one step; advances the progress bar."""
+        """Takes the device metrics of one step; advances the progress."""
         self._window.append(metrics)
-        self._bar.update(self._batch_size)
+        self._progress.update()
 
-    def end_interval(self, step: int, probed: Mapping[str, Any]) -> None:
+    def end_interval(self, step: int, probed: Mapping[str, Any], samples: Any = None) -> None:
         """Ends the interval at this step and writes the one before.
+
+        Args:
+          step: the last one.
+          probed: scalars, see `probe`.
+          samples: images [n h w 3] in [-1, 1] for `tell`, None if there are none.
 
         Raises:
           FloatingPointError: the one before has a value that is not finite.
@@ -141,21 +163,25 @@ class IntervalLog:
         self.flush()
         self.spent("device")
         if self._window:
-            self._late = (step, self._window, self._seconds, probed)
+            self._late = (step, self._window, self._seconds, probed, samples)
             self._window, self._seconds = [], dict.fromkeys(PARTS, 0.0)
 
     def flush(self) -> None:
         """Writes the interval that has ended but is not written yet."""
         if self._late:
-            step, window, seconds, probed = self._late
+            step, window, seconds, probed, samples = self._late
             self._late = None
             means = mean_over_steps(step - len(window) + 1, window)
-            rate = {"examples_per_s": len(window) * self._batch_size / sum(seconds.values())}
-            parts = {f"{part}_s": spent / len(window) for part, spent in seconds.items()}
+            images, spent = len(window) * self._batch_size, sum(seconds.values())
+            rate = {"examples_per_s": images / spent}
+            parts = {f"{part}_s": total / len(window) for part, total in seconds.items()}
             probed = {name: float(value) for name, value in probed.items()}
-            self._bar.set_postfix_str(f"loss {means['loss']:.4g}", refresh=False)
-            line = {"step": step, "phase": self._phase, **means, **probed, **rate, **parts}
-            self._writer.write(line)
+            self._progress.measured(means["loss"], images, spent)
+            scalars = {**means, **probed, **rate, **parts}
+            self._writer.write({"step": step, "phase": self._phase, **scalars})
+            if self._tell:
+                pictures = None if samples is None else transforms.to_uint8(np.asarray(samples))
+                self._tell(step, scalars, pictures)
 
 
 def _round(value: float) -> float:

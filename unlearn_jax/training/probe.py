@@ -1,20 +1,25 @@
 """What is measured on fixed forget and holdout rows while training, and the stop rules on it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import sharding
+from unlearn_jax import distributed, sharding
 from unlearn_jax.models import Model, Params
 from unlearn_jax.models.distances import displacement
 from unlearn_jax.models.params import overlay
 from unlearn_jax.request import Request
+from unlearn_jax.training.start import Start
 from unlearn_jax.training.step import masked_mean
+
+SAMPLES = 8
 
 
 def make_probe(
@@ -34,11 +39,7 @@ def make_probe(
     ):
         if not len(rows):
             continue
-        rng = np.random.default_rng([cfg.seed, stream])
-        rows = np.sort(rng.choice(rows, min(cfg.probe_rows, len(rows)), replace=False))
-        size = -(-len(rows) // mesh.size) * mesh.size
-        (batch,) = request.batches(rows, batch_size=size)
-        batches[name] = sharding.global_batch(batch, mesh)
+        batches[name] = _batch(request, rows, cfg.probe_rows, stream)
 
     (generate, mean_loss, probe), reference = jit_probe(request.model, mesh, key), {}
     if target:
@@ -46,6 +47,31 @@ def make_probe(
         if "holdout" in batches:
             reference["holdout"] = mean_loss(target, batches["holdout"])
     return lambda params: probe(params, target, batches, reference)
+
+
+def make_samples(request: Request, start: Start) -> Callable[[Params], np.ndarray]:
+    """Return a function from trainable leaves to pictures of up to SAMPLES forget images.
+
+    [n h 3w 3] in [-1, 1]: what the model sees, what it completes, and the truth, side by side.
+    """
+    batch = _batch(request, request.split.forget, SAMPLES, stream=0)
+
+    @partial(sharding.jit_rows, mesh=request.mesh)
+    def pictures(params, target, batch):
+        image, mask = batch["image"], batch["mask"]
+        output = request.model.generate(overlay(target, params), batch, start.keys.probe)
+        return jnp.concatenate([image * (1 - mask), output, image], axis=2)
+
+    valid = distributed.fetch(batch["valid"])
+    return lambda params: distributed.fetch(pictures(params, start.original, batch))[valid]
+
+
+def _batch(request: Request, rows: np.ndarray, most: int, stream: int) -> dict[str, jax.Array]:
+    """Return a fixed random choice of rows as one batch on the devices."""
+    rng, size = np.random.default_rng([request.cfg.seed, stream]), request.mesh.size
+    rows = np.sort(rng.choice(rows, min(most, len(rows)), replace=False))
+    (batch,) = request.batches(rows, batch_size=-(-len(rows) // size) * size)
+    return sharding.global_batch(batch, request.mesh)
 
 
 def jit_probe(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable[..., Any], ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from tqdm import tqdm
 
 from unlearn_jax import checkpoint, distributed, sharding
 from unlearn_jax.models import Params, memory
@@ -20,9 +19,10 @@ from unlearn_jax.models.params import overlay, select
 from unlearn_jax.request import Request
 from unlearn_jax.training import log as logs
 from unlearn_jax.training.phases import Phase
-from unlearn_jax.training.probe import fired, make_probe
+from unlearn_jax.training.probe import fired, make_probe, make_samples
 from unlearn_jax.training.start import Start
 from unlearn_jax.training.step import UnlearnState
+from unlearn_jax.training.watch import Progress, open_log
 
 
 @dataclasses.dataclass
@@ -122,16 +122,19 @@ class Run:
         return _beside_params(sharding.abstract(state, shardings))
 
     @contextlib.contextmanager
-    def working(self, profile: str) -> Iterator[None]:
+    def working(self, profile: str, later: int) -> Iterator[None]:
         """Open what the loop writes to, and start its clock; signals then only ask it to stop."""
-        start, step = self.start, self.record.step
+        start, step, to = self.start, self.record.step, self.request.cfg.log.to
+        self._later = later
         self._probe = make_probe(self.request, start.original, start.keys.probe)
+        self._samples = make_samples(self.request, start) if to else lambda params: None
         self._ask = distributed.make_asker(self.request.mesh)
         self._metrics: dict[str, Any] = {}
         with (
             _signals() as self._signals,
             logs.profile(profile) as self._profiled,
             contextlib.closing(logs.JsonlWriter(self.workdir / "metrics.jsonl", step)) as writer,
+            open_log(to, self.workdir, step) as self._tell,
         ):
             self._writer, self._began = writer, time.perf_counter() - self.record.wall_s
             yield
@@ -151,13 +154,18 @@ class Run:
 
     @contextlib.contextmanager
     def logging(self, phase: Phase, step: Counted) -> Iterator[logs.IntervalLog]:
-        """Yield the log of a phase, with a progress bar; a lack of memory is explained."""
-        done = self.record.step - self.record.phase_start
-        title = f"{self.request.cfg.stage}: {phase.name}"
+        """Yield the log of a phase, which shows its progress; a lack of memory is explained."""
         unit = self.request.mesh.size * phase.accumulate
-        bar = _progress(title, phase.spec.steps, done, phase.batch_size)
-        with memory.explained(step.jitted, unit) as self._called_with, contextlib.closing(bar):
-            log = logs.IntervalLog(self._writer, phase.name, phase.batch_size, bar)
+        progress = Progress(
+            f"{self.request.cfg.stage}: {phase.name}",
+            steps=phase.spec.steps,
+            done=self.record.step - self.record.phase_start,
+            batch_size=phase.batch_size,
+            later=self._later
+            + sum(next.spec.steps * next.batch_size for next in self.phases[phase.index + 1 :]),
+        )
+        with memory.explained(step.jitted, unit) as self._called_with, contextlib.closing(progress):
+            log = logs.IntervalLog(self._writer, phase.name, phase.batch_size, progress, self._tell)
             yield log
             log.end_interval(self.record.step, {})
             log.flush()
@@ -188,9 +196,10 @@ class Run:
         log.spent("dispatch")
         due = phase.spec.probe_every and record.step % phase.spec.probe_every == 0
         probed = self._probe(self.state.params) if due else {}
+        samples = self._samples(self.state.params) if due else None
         reason = fired(phase.spec.stop, probed)
         if due or record.step % cfg.log_every == 0:
-            log.end_interval(record.step, probed)
+            log.end_interval(record.step, probed, samples)
         if reason or record.step == record.phase_start + phase.spec.steps:
             return reason or "steps"
         if self._ask(record.step, bool(self._signals)):
@@ -230,19 +239,6 @@ class Run:
 
 def _beside_params(state: UnlearnState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-
-
-def _progress(title: str, steps: int, done: int, batch_size: int) -> tqdm:
-    """Make a progress bar in images; only the first process of a job shows one."""
-    return tqdm(
-        desc=title,
-        total=steps * batch_size,
-        initial=done * batch_size,
-        unit="img",
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=not distributed.first(),
-    )
 
 
 @contextlib.contextmanager

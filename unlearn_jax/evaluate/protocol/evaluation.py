@@ -218,7 +218,7 @@ def _complete_all(
     like = request.like()
     files, models = {}, {}
     total = len(checkpoints) * len(todo) * sum(map(len, rows.values()))
-    quiet = not distributed.first()
+    quiet = not distributed.first() or None  # None: where there is no terminal
     with tqdm(desc="complete", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:
         for model, folder in checkpoints.items():
             params, meta = checkpoint.load_params(folder, like)

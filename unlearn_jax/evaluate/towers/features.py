@@ -85,7 +85,7 @@ def extract(
             total=total,
             unit="img",
             dynamic_ncols=True,
-            disable=not distributed.first(),
+            disable=not distributed.first() or None,
         ) as bar,
         _prepared(items, extractors, batch_size, threads) as prepared,
     ):

@@ -182,7 +182,9 @@ def train(
         return optax.apply_updates(params, updates), changed, opt_state, value
 
     rng = np.random.default_rng(seed)
-    with tqdm(desc="training", total=steps * batch_size, unit="img", dynamic_ncols=True) as bar:
+    with tqdm(
+        desc="training", total=steps * batch_size, unit="img", dynamic_ncols=True, disable=None
+    ) as bar:
         for i in range(steps):
             if i % per_epoch == 0:
                 order = rng.permutation(len(images))

@@ -46,25 +46,25 @@ class Model(Protocol):
     other leaf stays the target's."""
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Fresh float32 parameters."""
+        """Draw fresh float32 parameters."""
 
     def encode(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Latent:
-        """Latents of the degraded images: what methods compare."""
+        """Encode the degraded images; methods compare these latents."""
 
     def decode(
         self, params: Params, latent: Latent, batch: Batch, key: PRNGKeyArray
     ) -> Float[Array, "b h w c"]:
-        """Images from latents, not clipped."""
+        """Decode latents to images, not clipped."""
 
     def loss(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b"]:
-        """The model's own training loss, per example."""
+        """Compute the model's own training loss, per example."""
 
     def generate(self, params: Params, batch: Batch, key: PRNGKeyArray) -> Float[Array, "b h w c"]:
-        """Completed images in [-1, 1]."""
+        """Complete the degraded images; the result is in [-1, 1]."""
 
 
 def with_image(batch: Batch, image: Float[Array, "b h w c"]) -> dict[str, Any]:
-    """The batch with other images, and without the codes of its own."""
+    """Return the batch with other images, without the codes (`tokens`) of its own images."""
     return {**{name: x for name, x in batch.items() if name != "tokens"}, "image": image}
 
 
@@ -78,5 +78,5 @@ MODELS: dict[str, type] = {
 
 
 def build(name: str, **fields: Any) -> Model:
-    """The model of a config section, e.g. `build(**config.model)`."""
+    """Build the model of a config section, e.g. `build(**config.model)`."""
     return MODELS[name](**fields)

@@ -60,7 +60,7 @@ def cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """A name of what machine code may be used for."""
+    """Name the processor that machine code is made for."""
     try:
         found = re.findall(
             r"^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M

@@ -73,7 +73,9 @@ class Certificate:
 def account(
     mechanism: str, arguments: Mapping[str, Any], *, certifier: str, accountant: str, delta: float
 ) -> dict[str, Any]:
-    """{"epsilon", "mu", "noise_std", "sensitivity", "steps", "accountant"} of a noised phase.
+    """Account for a noised phase.
+
+    Return {"epsilon", "mu", "noise_std", "sensitivity", "steps", "accountant"}.
 
     Args:
       mechanism: "output_perturbation": init_radius, noise_std. "noisy_finetune": init_radius,
@@ -122,7 +124,7 @@ def account(
 
 
 def assumptions(certifier: str, accountant: str) -> tuple[str, ...]:
-    """What a certificate holds under, in words."""
+    """Say what a certificate holds under, in words."""
     more = []
     if certifier == "reference":
         more.append(
@@ -135,7 +137,7 @@ def assumptions(certifier: str, accountant: str) -> tuple[str, ...]:
 
 
 def cautions(certificate: Certificate, examples: int | None = None) -> list[str]:
-    """What a reader should be told beside the numbers; empty if nothing.
+    """Say what a reader should be told beside the numbers; nothing if there is nothing.
 
     Args:
       certificate: of a run.
@@ -156,7 +158,7 @@ def cautions(certificate: Certificate, examples: int | None = None) -> list[str]
 
 
 def summary(certificate: Certificate) -> str:
-    """The claim in one sentence."""
+    """State the claim in one sentence."""
     c = certificate
     return (
         f"({c.epsilon:.4g}, {c.delta:g})-unlearning, certifier {c.certifier!r}, by {c.mechanism} "
@@ -177,13 +179,13 @@ def issued_by(certificate: Certificate) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, this package and what it computes with."""
+    """Return the versions of Python, this package and what it computes with."""
     found = {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
     return found | {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def code_hash() -> str:
-    """The sha256 of the package's source files, names and contents."""
+    """Hash the package's source files, names and contents, by SHA-256."""
     root, digest = Path(unlearn_jax.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         content = path.read_bytes()
@@ -192,18 +194,18 @@ def code_hash() -> str:
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file."""
+    """Hash a file by SHA-256."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write(certificate: Certificate, path: Path) -> None:
-    """Nothing; writes the record with a sha256 of its content."""
+    """Write the record with a SHA-256 of its content."""
     sealed.write(dataclasses.asdict(certificate), path, FORMAT)
 
 
 def read(path: Path) -> Certificate:
-    """The certificate of a file that is, byte for byte, what `write` wrote.
+    """Read a certificate that is, byte for byte, what `write` wrote.
 
     Raises:
       ValueError: no certificate, or an altered one.

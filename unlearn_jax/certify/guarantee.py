@@ -15,7 +15,7 @@ from unlearn_jax.data import splits
 
 
 def of_run(workdir: Path, original: Path) -> dict[str, Any] | None:
-    """Both bounds of the run in workdir; None if it has no certificate.
+    """Return both bounds of the run in workdir; None if it has no certificate.
 
     {"upper": {"verified", "reason" if not, "record": of the certificate, None if it cannot be read,
     "cautions"}, "lower": {"reason"} if there is none to show, else {"reason": "", "epsilon", "n",

@@ -44,7 +44,7 @@ def complete(
     format: str = "png",
     seen: Callable[[int], Any] = lambda rows: None,
 ) -> list[Path]:
-    """Files of the completed images, in the order of the rows.
+    """Complete images into files; return the files in the order of the rows.
 
     A model's noise for an image depends on the seed and the image's row only, so the files do not
     depend on batches, on shards or on interruptions. A shard counts once all its files are there.
@@ -105,7 +105,7 @@ def complete(
 
 
 def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file that `complete` has written; its colours are in their places.
+    """Read the image in a file that `complete` has written; its colours are in their places.
 
     Raises:
       ValueError: it cannot be read.
@@ -121,7 +121,7 @@ def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def names(ids: Sequence[str], ending: str) -> list[str]:
-    """A relative path with that ending for every example id, such as "val/n01443537/x.png".
+    """Name a file, with that ending, after every example id, such as "val/n01443537/x.png".
 
     Raises:
       ValueError: an id would lead out of the folder, or two lead to one file.
@@ -150,7 +150,7 @@ def _write(file: Path, image: Float32[np.ndarray, "h w 3"], format: str) -> None
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> list[int]:
-    """The finished shards in this folder, which must be of the same facts."""
+    """Find the finished shards in this folder, and check that they are of the same facts."""
     path, facts = folder / RECORD, json.loads(json.dumps(facts))
     if not path.exists():
         return []

@@ -104,13 +104,13 @@ class Clip:
         return _Clip(**{name: getattr(self, name) for name in (*fields, "dtype")})
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters."""
+        """Draw fresh float32 parameters."""
         return init(self, key)
 
     def features(
         self, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
     ) -> dict[str, Float[Array, "b _"]]:
-        """Embeddings "embedding" [b embed_dim] of images in [-1, 1], of Euclidean length 1.
+        """Compute embeddings "embedding" [b embed_dim] of images in [-1, 1], of Euclidean length 1.
 
         Inside, images become ((images + 1) / 2 - mean) / std, by default with OpenAI's numbers.
 

@@ -227,13 +227,13 @@ class Inception:
         return _Inception(self.variant, self.classes, self.width, self.auxiliary, self.dtype)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, batch statistics included."""
+        """Draw fresh float32 parameters, batch statistics included."""
         return init(self, key)
 
     def features(
         self, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
     ) -> dict[str, Float[Array, "b _"]]:
-        """Pooled features "pool" [b 64 * width] and "logits" [b classes] of images in [-1, 1].
+        """Compute features of images in [-1, 1]: "pool" [b 64 * width], and "logits" [b classes].
 
         Inside, images become ((images + 1) / 2 - mean) / std: by default (pixel - 128) / 128 for
         "fid", where a pixel is 0 to 255, as in TensorFlow's graph and in clean-fid (pytorch-fid

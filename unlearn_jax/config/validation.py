@@ -40,7 +40,7 @@ def validate(config: ConfigDict) -> None:
 def _differences(
     found: Any, expected: Any, path: str = "config", free: Sequence[str] = ()
 ) -> list[str]:
-    """Unknown and missing keys and wrong types, against the defaults."""
+    """List unknown and missing keys and wrong types, against the defaults."""
     problems = []
     for key in sorted(set(found.keys()) - set(expected.keys())):
         near = difflib.get_close_matches(key, list(expected.keys()), n=1)
@@ -200,7 +200,7 @@ def _values(config: ConfigDict) -> list[str]:
 
 
 def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
-    """What a phase of a stage from scratch asks for although there is no original."""
+    """List what a phase of a stage from scratch asks for although there is no original."""
     asked = {
         "stop.metric": (spec.get("stop", {}).get("metric"), ""),
         "saliency": (0 < spec.get("saliency", 0) < 1, 0),
@@ -215,7 +215,7 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
 
 
 def _needs_sets(path: str, spec: ConfigDict, config: ConfigDict) -> list[str]:
-    """What a phase asks of sets that the config says are not there."""
+    """List what a phase asks of sets that the config says are not there."""
     problems = []
     if config.retain.kind == "none" and spec.get("retain_weight"):
         problems.append(
@@ -311,7 +311,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
 
 
 def _options(path: str, found: ConfigDict, known: Mapping[str, Any]) -> list[str]:
-    """Unknown options, and missing ones that have no default value."""
+    """List unknown options, and missing ones that have no default value."""
     problems = [f"{path}.{k}: {_unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
     required = {key for key, value in known.items() if value is inspect.Parameter.empty}
     return problems + [f"{path}.{k}: missing" for k in sorted(required - set(found.keys()))]

@@ -129,7 +129,7 @@ def abstract(tree: Any, shardings: Any) -> Any:
 def check_batch_size(
     batch_size: int, mesh: Mesh, key: str = "batch_size", accumulate: int = 1
 ) -> None:
-    """Raises ValueError, with the nearest sizes that fit, unless all devices get equal rows.
+    """Check that all devices get equal rows; raise ValueError with the nearest sizes if not.
 
     key: of the config, where the size was set; accumulate: slices, in which they get equal rows.
     """

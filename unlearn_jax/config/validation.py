@@ -24,7 +24,7 @@ ROWS = ("train", "retain", "remaining")
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks everything that can be known without data or devices.
+    """Check everything that can be known without data or devices.
 
     Raises:
       ValueError: listing every problem at once.

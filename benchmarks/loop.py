@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from unlearn_jax import cli, train
+from unlearn_jax import cli, files, train
 from unlearn_jax.training import log as metrics
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", "What to train.")
@@ -33,7 +33,7 @@ def measure(config, steps: int, workdir: Path) -> dict[str, float]:
     config.phases[stage.phases[0]].update({"steps": steps, "probe_every": 0})
     config.log_every, config.checkpoint.every = steps // 15, steps // 3 - 1
     train.run(config, workdir)
-    lines = metrics.read_jsonl(workdir / "metrics.jsonl")[1:]
+    lines = files.read_jsonl(workdir / "metrics.jsonl")[1:]
     parts = {part: [line[f"{part}_s"] for line in lines] for part in metrics.PARTS}
     found = {part: statistics.median(values) for part, values in parts.items()}
     return found | {"save": statistics.mean(parts["save"])}

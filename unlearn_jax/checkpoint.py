@@ -8,7 +8,6 @@ Several processes save and restore together: each its part of the arrays, the fi
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from unlearn_jax import distributed
+from unlearn_jax import distributed, files
 from unlearn_jax.models import Params
 from unlearn_jax.sharding import leaf_path
 
@@ -137,7 +136,7 @@ def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -
 
 def _sealed(meta: Meta, **items: Any) -> Meta:
     meta = meta | {"checksums": checksums(items)}
-    return meta | {"sha256": _sha256(meta)}
+    return meta | {"sha256": files.digest(meta)}
 
 
 def save_params(workdir: Path, params: Params, **facts: Any) -> None:
@@ -316,14 +315,10 @@ def _reader() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def _sha256(meta: Meta) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
 def _restore_meta(directory: Path, step: int) -> Meta:
     with _damage(directory, step, "meta"):
         meta = json.loads((directory / str(step) / "meta" / "metadata").read_text("utf-8"))
-        if meta.pop("sha256") != _sha256(meta):
+        if meta.pop("sha256") != files.digest(meta):
             raise ValueError("checksum of meta is wrong")
     return meta
 

@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, cli, config, data, distributed, sharding, train
+from unlearn_jax import checkpoint, cli, config, data, distributed, files, sharding, train
 from unlearn_jax.audit import judge
 from unlearn_jax.audit.measure import Measured, entries, make_measure
 from unlearn_jax.config import identity
@@ -73,9 +73,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(workdir / "examples.npz", **examples)
     np.savez_compressed(workdir / "grids.npz", **grids)
-    partial = workdir / "results.partial"
-    partial.write_text(json.dumps(found, indent=1))
-    partial.replace(workdir / "results.json")
+    files.write_json(workdir / "results.json", found)
     leaderboard.write(workdir)
     return found
 

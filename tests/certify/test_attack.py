@@ -4,8 +4,9 @@ import types
 
 import pytest
 
+from unlearn_jax import files
 from unlearn_jax.audit import __main__ as binary
-from unlearn_jax.certify import attack, certificate, sealed
+from unlearn_jax.certify import attack, certificate
 
 pytestmark = pytest.mark.long
 
@@ -93,7 +94,7 @@ def forge(workdir, change):
     values = json.loads((workdir / "epsilon.json").read_text())
     del values["sha256"], values["format"]
     change(values)
-    (workdir / "epsilon.json").write_text(sealed.text(values, attack.FORMAT))
+    (workdir / "epsilon.json").write_text(files.sealed(values, attack.FORMAT))
 
 
 def test_what_was_written_is_read_again(made):

@@ -7,7 +7,8 @@ import pytest
 
 from configs import quickstart_certified
 from tests.helpers import binaries, wide
-from unlearn_jax.certify import bounds, certificate, plan, sealed
+from unlearn_jax import files
+from unlearn_jax.certify import bounds, certificate, plan
 from unlearn_jax.config import certified, phase
 from unlearn_jax.config.validation import validate
 from unlearn_jax.models import MODELS
@@ -153,15 +154,15 @@ def test_every_field_must_be_there_and_of_its_type(tmp_path):
         for changed in ({k: v for k, v in values.items() if k != name}, values | {name: object}):
             if changed.get(name) is object:
                 changed = values | {name: [1] if name != "assumptions" else "text"}
-            path.write_text(sealed.text(changed, certificate.FORMAT))
+            path.write_text(files.sealed(changed, certificate.FORMAT))
             with pytest.raises(ValueError, match=name):
                 certificate.read(path)
-    path.write_text(sealed.text(values | {"more": 1}, certificate.FORMAT))
+    path.write_text(files.sealed(values | {"more": 1}, certificate.FORMAT))
     with pytest.raises(ValueError, match=r"\['more'\]"):
         certificate.read(path)
     with pytest.raises(ValueError, match="JSON"):
-        sealed.text(values | {"epsilon": math.nan}, certificate.FORMAT)
-    assert json.loads(sealed.text(values, certificate.FORMAT))["format"] == certificate.FORMAT
+        files.sealed(values | {"epsilon": math.nan}, certificate.FORMAT)
+    assert json.loads(files.sealed(values, certificate.FORMAT))["format"] == certificate.FORMAT
 
 
 # ---- what a config must be ---------------------------------------------------------------------

@@ -11,12 +11,11 @@ import pytest
 
 from tests.helpers import binaries, wide
 from tests.helpers.binaries import ROOT
-from unlearn_jax import checkpoint, train
-from unlearn_jax.certify import attack, certificate, guarantee, sealed, verify
+from unlearn_jax import checkpoint, files, train
+from unlearn_jax.certify import attack, certificate, guarantee, verify
 from unlearn_jax.certify import stage as run
 from unlearn_jax.models import MODELS
 from unlearn_jax.models.params import overlay
-from unlearn_jax.training import log as metrics
 from unlearn_jax.training import noisy, phases
 
 pytestmark = pytest.mark.long
@@ -57,14 +56,14 @@ def rewrite(folder, **changes):
     """The certificate with other values and a sha256 that fits, as a forger would make it."""
     values = json.loads((folder / "certificate.json").read_text())
     del values["sha256"], values["format"]
-    (folder / "certificate.json").write_text(sealed.text(values | changes, certificate.FORMAT))
+    (folder / "certificate.json").write_text(files.sealed(values | changes, certificate.FORMAT))
 
 
 def rehash(folder):
     """The certificate of the files as they are now."""
     values = json.loads((folder / "certificate.json").read_text())
-    files = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
-    hashes = {key: certificate.file_hash(folder / name) for key, name in files.items()}
+    parts = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
+    hashes = {key: files.file_digest(folder / name) for key, name in parts.items()}
     rewrite(folder, hashes=values["hashes"] | hashes)
 
 
@@ -189,7 +188,7 @@ def test_a_radius_too_small_for_float32_is_refused(runs, tmp_path):
 
 
 def test_how_often_the_gradient_was_clipped_is_logged(runs):
-    lines = metrics.read_jsonl(runs / "noisy" / "metrics.jsonl")
+    lines = files.read_jsonl(runs / "noisy" / "metrics.jsonl")
     assert {line["phase"] for line in lines if "clipped" in line} == {"noisy"}
     assert all("clipped" in line for line in lines if line["phase"] == "noisy")
     assert max(line["grad_norm"] for line in lines if line["phase"] == "noisy") < 1.0  # the clip's
@@ -351,7 +350,7 @@ def test_another_original_is_rejected(copy, runs, tmp_path):
 
 
 def test_a_run_whose_updates_were_not_noised_is_rejected(copy):
-    lines = metrics.read_jsonl(copy / "metrics.jsonl")
+    lines = files.read_jsonl(copy / "metrics.jsonl")
     for line in lines:
         line["update_norm"] = min(line["update_norm"], 0.1)
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

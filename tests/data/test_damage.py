@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.files import WNIDS, imagenet, jpeg, opened, put, run
 from unlearn_jax.data import index, records
+from unlearn_jax.files import file_digest
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_changed_index_is_noticed(prepared):
         opened(prepared)
     short = index.Index(found.ids[1:], found.labels[1:], found.sizes[1:])
     index.write(prepared / "index.gz", short)
-    edit_manifest(prepared, rehash=True, index=records.file_digest(prepared / "index.gz"))
+    edit_manifest(prepared, rehash=True, index=file_digest(prepared / "index.gz"))
     with pytest.raises(ValueError, match="expected 18 images as in manifest.json, got 17"):
         opened(prepared)
     (prepared / "index.gz").unlink()

@@ -15,6 +15,7 @@ from tests.helpers.files import WNIDS, contents, imagenet, jpeg, opened, places,
 from unlearn_jax import data
 from unlearn_jax.config import default
 from unlearn_jax.data import copies, index, layouts, prepare, preprocess, records, served, sources
+from unlearn_jax.files import file_digest
 
 
 def test_imagenet_is_stored_as_it_is(tmp_path):
@@ -23,7 +24,7 @@ def test_imagenet_is_stored_as_it_is(tmp_path):
     assert {s: f["count"] for s, f in manifest["splits"].items()} == {"train": 12, "validation": 6}
     assert [s["count"] for s in manifest["splits"]["train"]["shards"]] == [5, 5, 2]
     for shard in manifest["splits"]["train"]["shards"]:
-        assert records.file_digest(tmp_path / "out" / shard["file"]) == shard["sha256"]
+        assert file_digest(tmp_path / "out" / shard["file"]) == shard["sha256"]
     assert set(contents(tmp_path / "out")) == {
         "manifest.json", "index.gz", "quarantine.csv", "copies.npz",
         "validation-00000-of-00002.array_record",

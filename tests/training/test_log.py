@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 from tqdm import tqdm
 
+from unlearn_jax import files
 from unlearn_jax.training import log as metrics
 
 
@@ -21,7 +22,7 @@ def test_resuming_drops_what_will_be_written_again_and_a_torn_last_line(tmp_path
     writer = metrics.JsonlWriter(path, resume_step=20)
     writer.write({"step": 25, "loss": 1 / 3})
     writer.close()
-    assert metrics.read_jsonl(path) == [{"step": 10}, {"step": 20}, {"step": 25, "loss": 0.333333}]
+    assert files.read_jsonl(path) == [{"step": 10}, {"step": 20}, {"step": 25, "loss": 0.333333}]
 
 
 def test_intervals_are_written_one_late(tmp_path):
@@ -32,9 +33,9 @@ def test_intervals_are_written_one_late(tmp_path):
         log.add({"loss": jnp.float32(step)})
         if step % 2 == 0:
             log.end_interval(step, {"displacement": jnp.float32(0.5)})
-            assert len(metrics.read_jsonl(path)) == step // 2 - 1
+            assert len(files.read_jsonl(path)) == step // 2 - 1
     log.flush()
-    lines = metrics.read_jsonl(path)
+    lines = files.read_jsonl(path)
     assert [(line["step"], line["loss"], line["phase"]) for line in lines] == [
         (2, 1.5, "retain"),
         (4, 3.5, "retain"),

@@ -11,7 +11,7 @@ import pytest
 
 import unlearn_jax.request
 from tests.helpers import tiny
-from unlearn_jax import data, models, sharding, train
+from unlearn_jax import data, files, models, sharding, train
 from unlearn_jax.config.validation import validate
 from unlearn_jax.methods import tokens
 from unlearn_jax.methods.tokens import check_frozen
@@ -98,7 +98,7 @@ def test_the_host_waits_for_the_device_only_where_it_must(watched):
 
 
 def test_the_time_of_a_step_is_told_by_part(watched):
-    lines = metrics.read_jsonl(watched.workdir / "metrics.jsonl")
+    lines = files.read_jsonl(watched.workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == [8, 16, 24]
     for line in lines:
         parts = [line[f"{part}_s"] for part in metrics.PARTS]

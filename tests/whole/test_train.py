@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from tests.helpers import binaries, tiny
-from unlearn_jax import checkpoint, data, models, train
+from unlearn_jax import checkpoint, data, files, models, train
 from unlearn_jax import methods as objectives
-from unlearn_jax.training import log as metrics
 
 pytestmark = pytest.mark.long
 
@@ -79,7 +78,7 @@ def test_phases_run_in_order_from_the_original(original, tmp_path):
         ("retain", 6, 12),
     ]
     assert meta["examples"] == 12 * 32
-    lines = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    lines = files.read_jsonl(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == sorted({3, 4, 6, 8, 9, 12})
     for line in lines:
         # a phase computes no term whose weight is zero
@@ -88,7 +87,7 @@ def test_phases_run_in_order_from_the_original(original, tmp_path):
     probed = [line for line in lines if "displacement" in line]
     assert [line["step"] for line in probed] == [4, 8, 12]
     assert all(line["displacement"] > 0 for line in probed)
-    before = metrics.read_jsonl(original[0] / "metrics.jsonl")[-1]["probe_forget"]
+    before = files.read_jsonl(original[0] / "metrics.jsonl")[-1]["probe_forget"]
     assert (
         probed[0]["probe_forget"] > before
     )  # the ascent ascends, on rows that are always the same
@@ -132,7 +131,7 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_a_phase(original, tmp_pat
         assert meta["step"] == 12 and meta["examples"] == 12 * 32
         assert [p["name"] for p in meta["phases"]] == ["decouple", "retain"]
         assert_same(params_of(reference), params_of(part))
-        steps = [line["step"] for line in metrics.read_jsonl(part / "metrics.jsonl")]
+        steps = [line["step"] for line in files.read_jsonl(part / "metrics.jsonl")]
         assert steps == sorted(set(steps)) and steps[-1] == 12
 
 

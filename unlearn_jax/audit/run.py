@@ -1,13 +1,12 @@
 """The audits of one request: what is left of the forget set in the unlearned model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, distributed, train
+from unlearn_jax import checkpoint, distributed, files, train
 from unlearn_jax.audit import earlier, judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.config.validation import validate
@@ -98,7 +97,5 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "shadows": len(outs),
     }
     if not quiet:
-        partial = workdir / "audit.partial"
-        partial.write_text(json.dumps(found, indent=1))
-        partial.replace(workdir / "audit.json")
+        files.write_json(workdir / "audit.json", found)
     return found

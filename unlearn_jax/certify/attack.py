@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unlearn_jax.certify import certificate, lower_bound, sealed
+from unlearn_jax import files
+from unlearn_jax.certify import certificate, lower_bound
 from unlearn_jax.certify.bounds.arguments import probability
 from unlearn_jax.training import noisy
 
@@ -105,8 +106,8 @@ def run(workdir: Path, *, runs: int = RUNS, significance: float = SIGNIFICANCE) 
     path = workdir / certificate.FILE
     found = certificate.read(path)
     drawn = draw(found, runs=runs, significance=significance)
-    made = {"certificate": certificate.file_hash(path), "drawn": drawn, **judge(found, drawn)}
-    sealed.write(made, workdir / FILE, FORMAT)
+    made = {"certificate": files.file_digest(path), "drawn": drawn, **judge(found, drawn)}
+    files.write_sealed(workdir / FILE, made, FORMAT)
     return made
 
 
@@ -119,8 +120,8 @@ def read(workdir: Path) -> dict[str, Any]:
     """
     path, of = workdir / FILE, workdir / certificate.FILE
     found = certificate.read(of)
-    values = sealed.read(path, FORMAT, "the audit of a certificate")
-    if values.get("certificate") != certificate.file_hash(of):
+    values = files.read_sealed(path, FORMAT, "the audit of a certificate")
+    if values.get("certificate") != files.file_digest(of):
         raise ValueError(f"{path}: it is of another certificate than {of}.")
     try:
         again = {**values, **judge(found, values["drawn"])}

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import unlearn_jax
-from unlearn_jax.certify import bounds, sealed
+from unlearn_jax import files
+from unlearn_jax.certify import bounds
 from unlearn_jax.certify.bounds.reflection import UNREVIEWED
 from unlearn_jax.config.certified import ASSUMPTIONS
 
@@ -193,15 +194,9 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """Hash a file by SHA-256."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write(certificate: Certificate, path: Path) -> None:
     """Write the record with a SHA-256 of its content."""
-    sealed.write(dataclasses.asdict(certificate), path, FORMAT)
+    files.write_sealed(path, dataclasses.asdict(certificate), FORMAT)
 
 
 def read(path: Path) -> Certificate:
@@ -210,7 +205,7 @@ def read(path: Path) -> Certificate:
     Raises:
       ValueError: no certificate, or an altered one.
     """
-    values = sealed.read(path, FORMAT, "a certificate")
+    values = files.read_sealed(path, FORMAT, "a certificate")
     expected = {field.name: field.type for field in dataclasses.fields(Certificate)}
     wrong = sorted(set(expected) ^ set(values))
     wrong += [k for k in expected if k in values and not _is(values[k], expected[k])]

@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 from unlearn_jax import checkpoint, distributed, models, sharding
 from unlearn_jax.certify import certificate, public
 from unlearn_jax.config import certified
+from unlearn_jax.files import file_digest, read_jsonl
 from unlearn_jax.methods.preparation import Context, Prepared
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
 from unlearn_jax.request import Request
 from unlearn_jax.sharding import leaf_path
-from unlearn_jax.training import log as metrics
 from unlearn_jax.training import noisy
 from unlearn_jax.training.phases import Phase
 from unlearn_jax.training.start import Start
@@ -188,8 +188,8 @@ def make(
     settings = {key: cfg.certificate[key] for key in ("certifier", "accountant", "delta")}
     found = certificate.account(mechanism, arguments, **settings)
     trainable = models.build(**cfg.model.to_dict()).trainable
-    files = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
-    hashes = {key: certificate.file_hash(workdir / file) for key, file in files.items()}
+    parts = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
+    hashes = {key: file_digest(workdir / name) for key, name in parts.items()}
     trees = {"original": original, "centre": centre, "released": released}
     hashes |= {key: params_hash(tree) for key, tree in trees.items()}
     return certificate.Certificate(
@@ -223,7 +223,7 @@ def clipped_share(workdir: Path) -> float | None:
       workdir: of a certified run.
     """
     noised = certificate.read(workdir / certificate.FILE).run
-    lines = metrics.read_jsonl(workdir / "metrics.jsonl")
+    lines = read_jsonl(workdir / "metrics.jsonl")
     lines = [line for line in lines if line["phase"] == noised["phase"] and "clipped" in line]
     if not lines:
         return None

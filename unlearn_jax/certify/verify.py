@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, models
+from unlearn_jax import checkpoint, files, models
 from unlearn_jax.certify import certificate, public
 from unlearn_jax.certify import stage as run
 from unlearn_jax.certify.certificate import Certificate
@@ -30,7 +30,6 @@ from unlearn_jax.data import splits
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
 from unlearn_jax.sharding import leaf_path
-from unlearn_jax.training import log as metrics
 from unlearn_jax.training import noisy
 
 
@@ -95,11 +94,11 @@ def _numbers(found: Certificate) -> None:
 
 def _config(found: Certificate, workdir: Path) -> ConfigDict:
     """Read the run's config and check that it leads to the certificate's arguments."""
-    files = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
-    for key, name in files.items():
+    parts = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
+    for key, name in parts.items():
         if not (workdir / name).exists():
             raise ValueError(f"certificate: expected {workdir / name}, which is missing.")
-        digest = certificate.file_hash(workdir / name)
+        digest = files.file_digest(workdir / name)
         if digest != found.hashes[key]:
             raise ValueError(
                 f"{workdir / name} is not the file that was certified: its sha256 is {digest}, "
@@ -162,7 +161,7 @@ def _record(
 
 def _noise_seen(found: Certificate, workdir: Path) -> None:
     """Tell whether the logged lengths of the updates are those of noisy updates."""
-    lines = metrics.read_jsonl(workdir / "metrics.jsonl")
+    lines = files.read_jsonl(workdir / "metrics.jsonl")
     steps = [line["step"] for line in lines]
     if steps != sorted(set(steps)) or (steps and steps[-1] != found.run["final_step"]):
         raise ValueError(

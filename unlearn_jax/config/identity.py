@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from unlearn_jax import distributed
+from unlearn_jax import distributed, files
 from unlearn_jax.config import default, phase
 
 # Keys that change where or how fast a run goes, not what it computes.
@@ -112,7 +112,4 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
         return
     if not distributed.first():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"config": config.to_dict(), "relevant": facts}, indent=1))
-    partial.replace(path)
+    files.write_json(path, {"config": config.to_dict(), "relevant": facts})

@@ -11,7 +11,6 @@ and safetensors are read without executing anything in them.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from absl import flags
 
 import unlearn_jax
-from unlearn_jax import checkpoint, cli, convert, models, sharding
+from unlearn_jax import checkpoint, cli, convert, files, models, sharding
 from unlearn_jax.convert import agreement as verify
 from unlearn_jax.convert import writing
 from unlearn_jax.convert.reading import open_tensors
@@ -49,7 +48,7 @@ def import_(
       ValueError: an unknown family, an unsuitable file, a workdir that holds something else.
     """
     rules = convert.find(family)
-    digest = _sha256(file) if file.is_file() else ""
+    digest = files.file_digest(file) if file.is_file() else ""
     if checkpoint.saved_steps(workdir):
         manifest = _manifest(workdir)
         if served and "served" not in checkpoint.read_meta(workdir):
@@ -79,9 +78,7 @@ def import_(
         "versions": {"unlearn_jax": unlearn_jax.__version__, "jax": jax.__version__},
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "conversion.partial"
-    partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(workdir / MANIFEST)
+    files.write_json(workdir / MANIFEST, manifest)
     del source
     past = {"requests": [], "claim": "convert --served=none"}
     checkpoint.save_params(workdir, params, **({"served": past} if served == "none" else {}))
@@ -157,11 +154,6 @@ def _model(family: str, workdir: Path) -> Any:
         return models.build(name, **fields)
     shapes = {v["tensor"]: tuple(v["shape"]) for v in manifest["mapping"].values()}
     return convert.find(name).model(shapes, fields)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fields(texts: Sequence[str]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from tqdm import tqdm
 from unlearn_jax import cli
 from unlearn_jax.data import copies, index, layouts, preprocess, records, removal, served
 from unlearn_jax.data.layouts import File
+from unlearn_jax.files import file_digest
 
 RESIZE_HOW = ("short_bicubic", "squash_bilinear", "squash_bicubic")
 ENCODE = ("jpeg", "png")
@@ -355,7 +356,7 @@ def _finish(
         "class_names": list(found.class_names),
         "splits": splits,
         "quarantined": len(bad),
-        "index": records.file_digest(out / records.INDEX),
+        "index": file_digest(out / records.INDEX),
         "plan": records.digest(plan),
     }
     records.write_manifest(out, manifest)

@@ -30,6 +30,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from unlearn_jax.data import index
 from unlearn_jax.data.readers import Listing, brief, check_splits, split_ranges
+from unlearn_jax.files import file_digest
 
 FORMAT = "unlearn_jax.records.v1"
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.gz", "quarantine.csv"
@@ -106,12 +107,6 @@ def digest(values: Any) -> str:
     """Return the sha256 of values as canonical JSON."""
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

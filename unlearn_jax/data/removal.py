@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
+from unlearn_jax import files
 from unlearn_jax.data import copies, index, names, records
 from unlearn_jax.data.readers import Listing
 
@@ -37,7 +38,7 @@ def remove(folder: Path, file: str) -> tuple[dict[str, Any], int]:
         OSError: a file could not be read or written; the same call goes on.
     """
     names.read_text(file, "--remove")
-    entry: dict[str, Any] = {"list": Path(file).name, "sha256": records.file_digest(Path(file))}
+    entry: dict[str, Any] = {"list": Path(file).name, "sha256": files.file_digest(Path(file))}
     records.read_manifest(folder)  # else there is nothing to lock
     with records.lock(folder):
         manifest = records.read_manifest(folder)
@@ -101,7 +102,7 @@ def _commit(
         copies.save(folder / copies.FILE, ids, copies.Hashes(*(of[keep] for of in hashes)))
     elif not copies.load(folder / copies.FILE, ids):  # written before a kill
         (folder / copies.FILE).unlink(missing_ok=True)  # hashed anew when they are needed
-    named = {"splits": splits, "index": records.file_digest(path), "index_file": path.name}
+    named = {"splits": splits, "index": files.file_digest(path), "index_file": path.name}
     records.write_manifest(folder, manifest | named)
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import unlearn_jax
-from unlearn_jax import checkpoint, data, distributed, sharding
+from unlearn_jax import checkpoint, data, distributed, files, sharding
 from unlearn_jax.audit import limits
 from unlearn_jax.certify import guarantee
 from unlearn_jax.config import identity
@@ -101,9 +101,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         return results
     np.savez_compressed(workdir / "examples.npz", **examples)
     np.savez_compressed(workdir / "grids.npz", **grids)
-    partial = workdir / "results.partial"
-    partial.write_text(json.dumps(results, indent=1))
-    partial.replace(workdir / "results.json")
+    files.write_json(workdir / "results.json", results)
     if "unlearned" in params and cfg.request.remember:
         _remember(request)
     return results

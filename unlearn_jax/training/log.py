@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from unlearn_jax import distributed
+from unlearn_jax import distributed, files
 
 
 def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -82,11 +82,8 @@ class JsonlWriter:
         if not distributed.first():
             self._file = open(os.devnull, "w")
             return
-        kept = [line for line in read_jsonl(path) if line["step"] <= resume_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        kept = [line for line in files.read_jsonl(path) if line["step"] <= resume_step]
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -159,14 +156,6 @@ class IntervalLog:
             self._bar.set_postfix_str(f"loss {means['loss']:.4g}", refresh=False)
             line = {"step": step, "phase": self._phase, **means, **probed, **rate, **parts}
             self._writer.write(line)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _round(value: float) -> float:

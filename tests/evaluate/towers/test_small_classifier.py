@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.binaries import run
+from unlearn_jax import files
 from unlearn_jax.data import sources
-from unlearn_jax.evaluate import npz
 from unlearn_jax.evaluate.towers import small_classifier
 from unlearn_jax.evaluate.towers.small_classifier import SmallClassifier
 
@@ -87,7 +87,7 @@ def test_weights_survive_a_file_and_others_are_refused(tmp_path):
     loaded, read, provenance = small_classifier.load(tmp_path / "w.npz")
     assert loaded == tower and provenance == {"family": "cifar10_classifier"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), read, params)
-    npz.write(tmp_path / "x.npz", {"a/b": np.ones(3)}, {})
+    files.write_arrays(tmp_path / "x.npz", {"a/b": np.ones(3)}, {})
     with pytest.raises(ValueError, match=r"x.npz: expected weights .* found \['a/b'\]"):
         small_classifier.load(tmp_path / "x.npz")
     (tmp_path / "w.npz").write_bytes((tmp_path / "w.npz").read_bytes()[:300])

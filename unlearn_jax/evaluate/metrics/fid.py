@@ -10,8 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from unlearn_jax import sharding
-from unlearn_jax.evaluate import npz
+from unlearn_jax import files, sharding
 
 FLOAT32_BACKENDS = ("tpu",)
 """Backends without float64: there the sums of one batch are float32, those of batches are not."""
@@ -120,7 +119,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def save(path: Path, moments: Moments) -> None:
     """Write the moments to an .npz file, whole or not at all."""
-    npz.write(path, _on_host(moments)._asdict(), {"kind": "moments"})
+    files.write_arrays(path, _on_host(moments)._asdict(), {"kind": "moments"})
 
 
 def load(path: Path) -> Moments:
@@ -130,7 +129,7 @@ def load(path: Path) -> Moments:
       FileNotFoundError: there is none.
       ValueError: it is something else, or damaged.
     """
-    arrays, about = npz.read(path)
+    arrays, about = files.read_arrays(path)
     if about.get("kind") != "moments":
         raise ValueError(f"{path}: expected moments, found {about.get('kind')!r}.")
     return Moments(**arrays)

@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from unlearn_jax import distributed
-from unlearn_jax.evaluate import npz
+from unlearn_jax import distributed, files
 from unlearn_jax.evaluate.metrics import fid
 from unlearn_jax.evaluate.metrics.streaming import Reference
 from unlearn_jax.evaluate.towers import extractor as towers
@@ -82,7 +81,7 @@ def reference(
     # Of equal images any one's row will do: rows are stored sorted by hash.
     by_hash = np.argsort(np.array(hashes), kind="stable")
     try:
-        arrays, _ = npz.read(path)
+        arrays, _ = files.read_arrays(path)
         moments = fid.Moments(*(arrays.pop(name) for name in fid.Moments._fields))
         rows = arrays.pop("features", None)
     except FileNotFoundError:
@@ -98,7 +97,7 @@ def reference(
         kept = {} if rows is None else {"features": rows}
         about = {"key": key, "n": len(hashes), "provenance": dict(extractor.provenance)}
         if distributed.first():
-            npz.write(path, moments._asdict() | kept, about)
+            files.write_arrays(path, moments._asdict() | kept, about)
     if rows is not None:
         position_of_row = np.empty_like(by_hash)
         position_of_row[by_hash] = np.arange(len(by_hash))

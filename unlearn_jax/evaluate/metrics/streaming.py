@@ -13,8 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from unlearn_jax import distributed, sharding
-from unlearn_jax.evaluate import npz
+from unlearn_jax import distributed, files, sharding
 from unlearn_jax.evaluate.metrics import cosine, fid, inception_score, kid
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features
@@ -261,7 +260,7 @@ def save(path: Path, statistics: Statistics, plan: Plan) -> None:
     """Write the statistics to an .npz file, whole or not at all."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(statistics.parts))
     arrays = {sharding.leaf_path(keys): np.asarray(leaf) for keys, leaf in leaves}
-    npz.write(path, {"seen": statistics.seen, **arrays}, {"plan": _fingerprint(plan)})
+    files.write_arrays(path, {"seen": statistics.seen, **arrays}, {"plan": _fingerprint(plan)})
 
 
 def load(path: Path, plan: Plan) -> Statistics:
@@ -271,7 +270,7 @@ def load(path: Path, plan: Plan) -> Statistics:
       FileNotFoundError: there is none.
       ValueError: it is damaged, or of another plan.
     """
-    arrays, about = npz.read(path)
+    arrays, about = files.read_arrays(path)
     if about.get("plan") != _fingerprint(plan):
         raise ValueError(
             f"{path}: statistics of other metrics, towers, images or options. Remove the file to "

@@ -8,7 +8,6 @@ each decodes all images, the first one writes.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -30,6 +29,7 @@ from unlearn_jax.evaluate.protocol import generation, pictures, tables
 from unlearn_jax.evaluate.results import provenance
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features, preprocessing
+from unlearn_jax.files import digest, file_digest, write_json
 from unlearn_jax.models.layers import DTYPES
 from unlearn_jax.request import Request
 
@@ -132,13 +132,6 @@ def tasks(settings: ConfigDict) -> dict[tuple[str, int], dict[str, Any]]:
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write the file, whole or not at all."""
-    half_done = path.with_suffix(".partial")
-    half_done.write_text(json.dumps(value, indent=1))
-    half_done.replace(path)
-
-
 def _problems(settings: ConfigDict, checkpoints: Mapping[str, Path]) -> list[str]:
     found = []
 
@@ -229,7 +222,7 @@ def _complete_all(
     with tqdm(desc="complete", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:
         for model, folder in checkpoints.items():
             params, meta = checkpoint.load_params(folder, like)
-            facts = {"model": cfg.model.to_dict(), "checksums": _digest(meta["checksums"])}
+            facts = {"model": cfg.model.to_dict(), "checksums": digest(meta["checksums"])}
             facts |= {"dtype": settings.dtype} if settings.dtype else {}
             models[model] = {"step": meta["step"], "checksums": facts["checksums"]}
             for (task, size), spec in todo.items():
@@ -329,7 +322,7 @@ def _measure(
     cfg, settings = request.cfg, request.cfg.protocol
     known = {name: use.reference.key for name, use in plan.uses.items() if use.reference}
     key = [statistics.provenance(plan), known, plan.is_split_order, plan.seed, plan.splits]
-    key = _digest([*key, [_sha256(file) for file in files]])
+    key = digest([*key, [file_digest(file) for file in files]])
     done, half_done = part / f"{key[:16]}.json", part / f"{key[:16]}.npz"
     if found := distributed.agreed(json.loads(done.read_text()) if done.exists() else None):
         return found
@@ -367,12 +360,3 @@ def _measure(
         write_json(done, metrics)
         half_done.unlink(missing_ok=True)
     return metrics
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,6 +18,7 @@ from PIL import Image
 from unlearn_jax import data, distributed, sharding
 from unlearn_jax.config import identity
 from unlearn_jax.data import transforms
+from unlearn_jax.files import write_json
 from unlearn_jax.models import Batch, Params
 
 RECORD = "shards.json"
@@ -171,6 +172,4 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> list[int]:
 
 
 def _save(folder: Path, facts: Mapping[str, Any], done: Sequence[int]) -> None:
-    partial = folder / "shards.partial"
-    partial.write_text(json.dumps({"facts": facts, "done": sorted(done)}, indent=1))
-    partial.replace(folder / RECORD)
+    write_json(folder / RECORD, {"facts": facts, "done": sorted(done)})

@@ -1,7 +1,6 @@
 """Feature towers ready for use: weights, where they came from, and what metrics may be called."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from unlearn_jax import checkpoint, sharding
+from unlearn_jax import checkpoint, files, sharding
 from unlearn_jax.evaluate.towers import preprocessing, small_classifier
 from unlearn_jax.evaluate.towers.clip_tower import Clip
 from unlearn_jax.evaluate.towers.inception import Inception
@@ -82,7 +81,7 @@ def load_tower(
     mesh = mesh or sharding.make_mesh()
     like = sharding.abstract(shapes, sharding.params_sharding(shapes, mesh))
     params, meta = checkpoint.load_params(workdir, like)
-    digest = _sha256(meta["checksums"])  # which load_params has compared with the arrays
+    digest = files.digest(meta["checksums"])  # which load_params has compared with the arrays
     about = {"family": family, "model": dataclasses.asdict(tower), "source": source}
     return tower, params, about | {"parameters_sha256": digest}
 
@@ -124,7 +123,7 @@ def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -
 def small() -> Extractor:
     """Load the extractor of the CIFAR-10 classifier that comes with the package."""
     tower, params, provenance = small_classifier.load()
-    provenance = provenance | {"parameters_sha256": _sha256(checkpoint.checksums(params))}
+    provenance = provenance | {"parameters_sha256": files.digest(checkpoint.checksums(params))}
     return extractor(tower, params, preprocessing.RECIPES["cifar10_classifier"], provenance)
 
 
@@ -158,7 +157,7 @@ def pooled(outputs: Mapping[str, Any]) -> Any:
 def fingerprint(of: Extractor) -> str:
     """Hash all that features depend on but the images: tower, weights, preprocessing."""
     about = {"tower": type(of.tower).__name__, "fields": dataclasses.asdict(of.tower)}
-    return _sha256(about | {"recipe": dict(of.recipe), "provenance": dict(of.provenance)})
+    return files.digest(about | {"recipe": dict(of.recipe), "provenance": dict(of.provenance)})
 
 
 def metric_name(kind: str, of: Extractor) -> str:
@@ -212,7 +211,3 @@ def _manifest(workdir: Path | str) -> tuple[str, Any, dict[str, Any]]:
     except TypeError as error:
         raise ValueError(f"{path}: its fields are not a {family}'s ({error}).") from error
     return family, tower, source
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -24,9 +24,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from tqdm import tqdm
 
 import unlearn_jax
-from unlearn_jax import checkpoint, cli
+from unlearn_jax import checkpoint, cli, files
 from unlearn_jax.data import sources
-from unlearn_jax.evaluate import npz
 from unlearn_jax.evaluate.towers.resnet50 import apply, check_fields, init
 
 WEIGHTS = "cifar10_classifier.npz"
@@ -113,7 +112,7 @@ def load(path: Path | None = None) -> tuple[SmallClassifier, dict[str, Any], dic
       ValueError: it is something else, or damaged.
     """
     path = path or Path(str(resources.files("unlearn_jax.evaluate.towers") / WEIGHTS))
-    arrays, provenance = npz.read(path)
+    arrays, provenance = files.read_arrays(path)
     params = traverse_util.unflatten_dict(arrays, sep="/")
     try:
         width, classes = params["conv0"]["bias"].size, params["fc"]["bias"].size
@@ -131,7 +130,7 @@ def load(path: Path | None = None) -> tuple[SmallClassifier, dict[str, Any], dic
 def save(path: Path, params: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Write params as float16, whole or not at all."""
     leaves = traverse_util.flatten_dict(params, sep="/")
-    npz.write(path, {name: np.float16(leaf) for name, leaf in leaves.items()}, provenance)
+    files.write_arrays(path, {name: np.float16(leaf) for name, leaf in leaves.items()}, provenance)
 
 
 def train(

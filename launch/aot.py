@@ -1,4 +1,4 @@
-"""What a config needs on accelerators that are not there: compiled ahead of time, by shape only.
+"""Tell what a config needs on accelerators that are not there: compile ahead, by shape only.
 
     python -m launch.aot --config=configs/imagenet_mage.py --topology=v5e:16x16 --batch=2048
     python -m launch.aot --config=configs/imagenet_mae.py --topology=v5p:2x2x4 --mesh=4:4 --json

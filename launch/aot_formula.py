@@ -1,4 +1,4 @@
-"""What needs no compiler: parameters, state per chip, arithmetic per image, gradient bytes."""
+"""Facts that need no compiler: parameters, state per chip, arithmetic per image, gradient bytes."""
 
 import importlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a whole request takes, in chip-hours and at a price, before anything is rented.
+"""Tell what a whole request takes, in chip-hours and at a price, before anything is rented.
 
     python -m launch.plan --config=configs/imagenet_mage.py --topology=v5e:4x4 --price=1.2
     python -m launch.plan --config=configs/cifar10_compare.py --topology=v5e:2x2

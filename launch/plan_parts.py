@@ -1,4 +1,4 @@
-"""What a request calls and how often: from the config and the sizes of its data set."""
+"""Programs that a request calls, and how often: from the config and its data set's sizes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a compiled program needs and how fast it can be at best, and the largest batch that fits."""
+"""Facts of a compiled program: memory, the best speed, and the largest batch that fits."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What to say when a device has too little memory: what was asked for, what fits, what to do."""
+"""Messages for too little memory: what was asked for, what fits, what to do."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""What the audits need to know of one model: errors, outputs on triggered images, relearning."""
+"""Measurements of one model for the audits: errors, outputs on triggered images, relearning."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a report may say about a run's guarantee: the certified upper and the tested lower bound.
+"""Both bounds of a run's guarantee, for a report: the certified upper, the tested lower one.
 
 **Guarantee**: nothing is passed on unchecked. The upper bound comes from a certificate only, with
 what `certify verify` said of it; the lower bound comes from epsilon.json only, if that is of this

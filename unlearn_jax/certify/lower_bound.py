@@ -1,4 +1,4 @@
-"""What is tested of a certificate: its noise, and an empirical lower bound beside its epsilon.
+"""Tests of a certificate: its noise, and an empirical lower bound beside its epsilon.
 
 Pure functions of what was drawn; `audit.mechanism` draws.
 

@@ -1,4 +1,4 @@
-"""What a certified stage needs while it trains: centre, secret, noised start, the certificate.
+"""Parts of a certified stage: centre, secret, noised start, the certificate.
 
 **Guarantee**: the certificate is made from the config that the run has claimed and the checkpoint
 that it has written, not from what was asked for. Neighbours, assumptions and gaps: `certificate`.

@@ -1,4 +1,4 @@
-"""What a config must be for a certificate, and the arguments of its bound. No JAX.
+"""Rules that a config must meet for a certificate, and its bound's arguments. No JAX.
 
 One phase of the stage is *noised* (`phase.noise`). Whatever comes before it is arbitrary, it begins
 with a projection, and whatever comes after it may use the retain rows only.

@@ -1,4 +1,4 @@
-"""What is wrong with a config, all at once and before anything is loaded."""
+"""Problems of a config, all at once and before anything is loaded."""
 
 import dataclasses
 import difflib

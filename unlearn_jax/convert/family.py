@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: how tensors are named there, and how they are laid out."""
+"""Families of checkpoints: how tensors are named there, and how they are laid out."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -18,7 +18,7 @@ FORMAT = "unlearn_jax.index.v1"
 
 
 class Index(NamedTuple):
-    """What an index file holds; sizes are (width, height), 0 where they are not known."""
+    """Content of an index file; sizes are (width, height), 0 where they are not known."""
 
     ids: Sequence[str]
     labels: Int32[np.ndarray, "n"]

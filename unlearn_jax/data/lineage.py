@@ -1,4 +1,4 @@
-"""What trained models have seen, and whether one can play a role in a request."""
+"""Lineage: what trained models have seen, and whether one can play a role in a request."""
 
 import base64
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What must be forgotten and what may be kept: the rows that sections of a config name.
+"""Rows to forget and rows to keep, as sections of a config name them.
 
 The protocol repeats the smaller of the two sets until both are equally large. There is no need to:
 batches have a fixed share of forget rows (`data.make_train`), whatever the sizes of the sets.

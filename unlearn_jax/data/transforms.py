@@ -14,7 +14,7 @@ _OPTIONS = {"inpaint": "hole", "outpaint": "visible", "random_mask": "ratio", "h
 _OPTIONS |= dict.fromkeys(SIDES, "hole") | dict.fromkeys(masks.UNCROPPING)
 TASKS = tuple(_OPTIONS)
 RANDOM_TASKS = ("random_mask", "hybrid", *masks.UNCROPPING)
-"""Those whose mask differs from image to image."""
+"""Tasks whose mask differs from image to image."""
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:

@@ -62,13 +62,13 @@ class Autoencoder:
     """Height and width, in pixels; divisible by 2 ** len(channels)."""
     image_channels: int = 3
     channels: tuple[int, ...] | list[int] = (32, 64, 128)
-    """Of the encoder's feature maps, each half the size of the one before."""
+    """Channels of the encoder's feature maps, each half the size of the one before."""
     latent_dim: int = 0
     """0: the latent is the last feature map; n: a dense bottleneck of n numbers."""
     dtype: str = "float32"
-    """Of the computation. Parameters, latents, images and losses are float32."""
+    """Type of the computation. Parameters, latents, images and losses are float32."""
     visible_weight: float = 1.0
-    """Of the visible part in the loss, relative to the hole."""
+    """Weight of the visible part in the loss, relative to the hole."""
     trainable: tuple[str, ...] | list[str] = (".*",)
 
     def __post_init__(self):

@@ -22,7 +22,7 @@ Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
 number if it is hidden; whether it is."""
 
 DTYPES = ("float32", "bfloat16")
-"""Of a model's computation."""
+"""Types that a model may compute in."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 

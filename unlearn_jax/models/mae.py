@@ -121,10 +121,10 @@ class MAE:
     """What `encode`, `decode` and `loss` hide: "random" patches, as published, or those that the
     "task" touches with its mask. `generate` always hides the task's."""
     mean: tuple[float, ...] | list[float] = (0.485, 0.456, 0.406)
-    """Of R, G and B on the scale [0, 1]; with `std`, what the network sees is normalised by it."""
+    """Mean of R, G and B in [0, 1]; with `std`, it normalises what the network sees."""
     std: tuple[float, ...] | list[float] = (0.229, 0.224, 0.225)
     dtype: str = "float32"
-    """Of the computation. Parameters, norms, latents, images and losses are float32."""
+    """Type of the computation. Parameters, norms, latents, images and losses are float32."""
     remat: bool = False
     """Compute blocks again in the backward pass, which saves memory and costs a forward pass."""
     trainable: tuple[str, ...] | list[str] = (r"encoder/(?!pos_embed$).*",)

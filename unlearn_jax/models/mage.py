@@ -70,19 +70,19 @@ class MAGE:
     """Ids between the codes and the mask; one of them stands before every sequence."""
     label_smoothing: float = 0.1
     token_dropout: float = 0.0
-    """Of the embedded tokens. Published: 0.1 while training, and 0 for the original that an
+    """Dropout of embedded tokens. Published: 0.1 while training, 0 for the original that an
     unlearned model is compared with. Here all parameters get the same dropout from the same key."""
     num_iter: int = 20
     """Steps of generation, of which as many are skipped as tokens are known."""
     temperature: float = 6.0
-    """Of the noise in the choice of tokens that stay, in the first step; it falls to 0."""
+    """Scale, in the first step, of the noise in the choice of tokens that stay; it falls to 0."""
     composite_base: str = "original"
-    """What generated images are blended into: see `compositing.composite`."""
+    """Image that generated ones are blended into: see `compositing.composite`."""
     compat_seeding: bool = False
     """Every image sees the same noise, as if seeded anew for each, as released. The released
     numbers themselves come from torch and numpy, and can only be given as `draws`."""
     dtype: str = "float32"
-    """Of the transformer; "float32" or "bfloat16". The tokenizer has its own: {"dtype": …}.
+    """Type of the transformer; "float32" or "bfloat16". The tokenizer has its own: {"dtype": …}.
     Parameters, latents, logits, norms and losses are float32."""
     remat: bool = False
     """Compute each block again in the backward pass instead of keeping its features."""

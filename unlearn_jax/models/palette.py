@@ -46,25 +46,25 @@ class Palette:
     head_channels: int = 32
     """Channels of one head of the attention in the middle."""
     groups: int = 32
-    """Of the group norms."""
+    """Number of groups in each group norm."""
     dropout: float = 0.0
     """In each residual block, whenever the model trains; `generate` never drops anything."""
     timesteps: int = 2000
     """T of the noise schedule that the parameters hold."""
     beta_start: float = 1e-6
-    """Of the schedule in fresh parameters, linear from here …"""
+    """Start of the schedule in fresh parameters, which is linear from here …"""
     beta_end: float = 0.01
     """… to here."""
     schedule: str = "checkpoint"
-    """Of `generate`. "checkpoint": the one in the parameters, which the release samples with
+    """Schedule of `generate`. "checkpoint": the one in the parameters; the release samples with it
     whatever its test config says; "config_test_2000": what that config says; "palette_paper_1000":
     the paper's. Training always uses the one in the parameters."""
     sampler: str = "ddpm"
-    """Of `generate`: "ddpm", which is the release's, "ddpm_strided" or "ddim" with fewer steps."""
+    """Sampler of `generate`: "ddpm", as released, "ddpm_strided" or "ddim" with fewer steps."""
     sampling_steps: int = 0
     """How many timesteps "ddpm_strided" and "ddim" visit; 0: all of them."""
     dtype: str = "float32"
-    """Of the computation. Parameters, latents, images, losses and norms are float32."""
+    """Type of the computation. Parameters, latents, images, losses and norms are float32."""
     remat: bool = False
     """Compute each block again in the backward pass: less memory, more time."""
     trainable: tuple[str, ...] | list[str] = (r"encoder/(input|middle)\d+/.*",)

@@ -21,7 +21,7 @@ def _keep(x: Array) -> Array:
 
 
 class Shape(NamedTuple):
-    """What the two halves of a U-Net have to agree on; see `Palette` for the fields."""
+    """Sizes that the two halves of a U-Net share; see `Palette` for the fields."""
 
     inner: int
     mults: tuple[int, ...]

@@ -116,18 +116,18 @@ class VQGAN:
     res_blocks: int = 2
     """Per level, in the encoder and in the decoder."""
     z_dim: int = 256
-    """Of the vectors in the codebook."""
+    """Length of the vectors in the codebook."""
     codebook: int = 1024
     """Number of codes."""
     groups: int = 32
-    """Of the group norms."""
+    """Number of groups in each group norm."""
     commitment: float = 0.25
     """Weight in the loss of the encoder's distance to its code."""
     revival: float = 0.0
     """Weight in the loss of each code's distance to the nearest latent of an image. Without it,
     most codes of a tokenizer trained from scratch on few images are never used."""
     dtype: str = "float32"
-    """Of the convolutions. Parameters, norms, distances to codes and losses are float32."""
+    """Type of the convolutions. Parameters, norms, distances to codes and losses are float32."""
     remat: bool = False
     """Compute each block again in the backward pass instead of keeping its features."""
     trainable: tuple[str, ...] | list[str] = ("encoder/.*",)

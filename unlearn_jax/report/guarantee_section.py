@@ -1,4 +1,4 @@
-"""What the report says of a guarantee: the certified upper bound and the tested lower one, apart.
+"""Report's section on a guarantee: the certified upper bound and the tested lower one, apart.
 
 All of it is what `audit.guarantee` left in results.json. No JAX.
 """

@@ -1,4 +1,4 @@
-"""What the pages have in common: reading checked files, numbers in words, charts, the template."""
+"""Shared parts of the pages: reading checked files, numbers in words, charts, the template."""
 
 import base64
 import dataclasses

@@ -11,7 +11,7 @@ SPLIT_ORDERS = ("class_grouped", "shuffled")
 
 
 class Sums(NamedTuple):
-    """Of each split: number of images, sum of p, and sum over images and classes of p log p."""
+    """Sums of each split: images, p, and p log p over images and classes."""
 
     n: Int[np.ndarray, "s"]
     p: Float[np.ndarray, "s c"]

@@ -1,4 +1,4 @@
-"""What is known of reference images, computed once: a cache that cannot be stale."""
+"""Cache of what is known of reference images; it cannot be stale."""
 
 import hashlib
 import json

@@ -30,13 +30,13 @@ ROLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is known of the reference images beforehand, from `reference.reference`."""
+    """Known facts of the reference images, from `reference.reference`."""
 
     moments: fid.Moments
     features: Float[np.ndarray, "n d"] | None = None
     """By position; needed for kinds "kernel" and "cosine"."""
     key: str = ""
-    """What they were made from."""
+    """Says what they were made from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
     n: int
     """Number of images, whose positions are 0..n-1."""
     seed: int = 0
-    """Of the blocks of "kernel" and of the splits that are "shuffled"."""
+    """Seeds the blocks of "kernel" and the splits that are "shuffled"."""
     splits: int = 10
     is_split_order: str = "class_grouped"
     block_size: int = kid.BLOCK
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What was gathered so far: its size does not grow with the images, but for cosines (8 bytes).
+    """Statistics gathered so far; only cosines grow with the images (8 bytes each).
 
     Attributes:
       seen: whether the image at each position was.

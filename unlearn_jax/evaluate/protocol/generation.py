@@ -23,8 +23,8 @@ from unlearn_jax.models import Batch, Params
 
 RECORD = "shards.json"
 FORMATS = {"png": ".png", "jpeg_bgr_compat": ".JPEG", "jpeg_75_compat": ".jpg"}
-"""Of image files, and their endings. "png" is lossless. "jpeg_bgr_compat" is how Li et al. wrote
-MAGE's images: cut to 8 bits instead of rounded, red and blue exchanged, JPEG of quality 95;
+"""Formats of image files, and their endings. "png" is lossless. "jpeg_bgr_compat" is how Li et al.
+wrote MAGE's images: cut to 8 bits instead of rounded, red and blue exchanged, JPEG of quality 95;
 "jpeg_75_compat" Palette's: JPEG of quality 75."""
 Generate = Callable[[Params, Batch, PRNGKeyArray], Array]
 

@@ -1,4 +1,4 @@
-"""What a published evaluation shows: examples of completed images, and a map of embeddings."""
+"""Pictures of a published evaluation: examples of completed images, a map of embeddings."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -52,7 +52,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
         "sha256": "",
     },
 }
-"""What each metric needs. `kid` is made with the tower of `fid`."""
+"""Needs of each metric. `kid` is made with the tower of `fid`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,18 +192,18 @@ class Inception:
     image_size: int = 299
     """75 or more."""
     classes: int = 0
-    """Of the logits; 0: as published, 1008 for "fid", 1000 for "torchvision"."""
+    """Number of logits; 0: as published, 1008 for "fid", 1000 for "torchvision"."""
     width: int = 32
     """Channels of the first convolution; there are 64 times as many pooled features."""
     auxiliary: bool = False
     """Parameters hold torchvision's auxiliary head too, under "unused"; nothing reads it."""
     mean: tuple[float, ...] | list[float] = ()
-    """Of red, green and blue in [0, 1], subtracted inside. Empty: 128 / 255 for "fid", 0.5 for
+    """Mean of red, green, blue in [0, 1], subtracted inside. Empty: 128 / 255 for "fid", 0.5 for
     "torchvision"."""
     std: tuple[float, ...] | list[float] = ()
     """By which is then divided. Empty: the same numbers."""
     dtype: str = "float32"
-    """Of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
+    """Type of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
 
     def __post_init__(self):
         if self.variant not in VARIANTS:

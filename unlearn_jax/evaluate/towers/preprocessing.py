@@ -1,4 +1,4 @@
-"""What is done to images before each tower, as data, and the one function that does it."""
+"""Preprocessing of images for each tower, as data, and the one function that does it."""
 
 import io
 from collections.abc import Mapping

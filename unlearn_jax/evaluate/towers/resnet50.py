@@ -110,15 +110,15 @@ class ResNet50:
 
     image_size: int = 224
     classes: int = 365
-    """Of the logits: 365 of Places365, 1000 of ImageNet."""
+    """Number of logits: 365 of Places365, 1000 of ImageNet."""
     width: int = 64
     """Channels of the first convolution; there are 32 times as many pooled features."""
     mean: tuple[float, ...] | list[float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue in [0, 1], subtracted inside."""
+    """Mean of red, green and blue in [0, 1], subtracted inside."""
     std: tuple[float, ...] | list[float] = (0.229, 0.224, 0.225)
     """By which is then divided."""
     dtype: str = "float32"
-    """Of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
+    """Type of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
 
     def __post_init__(self):
         check_fields(self, positive=("image_size", "classes", "width"))

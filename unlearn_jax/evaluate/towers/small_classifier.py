@@ -74,11 +74,11 @@ class SmallClassifier:
     width: int = 32
     """Channels of the first convolution; there are 4 times as many pooled features."""
     mean: tuple[float, ...] | list[float] = (0.4914, 0.4822, 0.4465)
-    """Of red, green and blue in [0, 1], subtracted inside."""
+    """Mean of red, green and blue in [0, 1], subtracted inside."""
     std: tuple[float, ...] | list[float] = (0.247, 0.2435, 0.2616)
     """By which is then divided."""
     dtype: str = "float32"
-    """Of the convolutions, or "bfloat16". Parameters and outputs are float32."""
+    """Type of the convolutions, or "bfloat16". Parameters and outputs are float32."""
 
     def __post_init__(self):
         check_fields(self, positive=("image_size", "classes", "width"))

@@ -15,12 +15,11 @@ import tempfile
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from unlearn_jax import cli, files, train
 from unlearn_jax.training import log as metrics
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", "What to train.")
+CONFIG = cli.define_config("What to train.", default="quickstart")
 STEPS = flags.DEFINE_integer("steps", 300, "How many, in 15 intervals.", lower_bound=15)
 MOST_WAITING = 0.05  # of a step
 

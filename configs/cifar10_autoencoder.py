@@ -9,7 +9,7 @@ minutes on 2 CPU cores; docs/cifar10.md has the numbers.
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from . import quickstart
 
 
 def get_config() -> ConfigDict:

@@ -13,8 +13,9 @@ keeps the models that several requests can share.
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from unlearn_jax.config import method, phase
+
+from . import quickstart
 
 EPOCHS = 40
 

@@ -5,8 +5,9 @@ python -m unlearn_jax.pipeline --config=configs/cifar10_mae.py --workdir=runs/ci
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from unlearn_jax.config import phase
+
+from . import quickstart
 
 ADAMW = {"b2": 0.95, "weight_decay": 0.05, "no_decay": (".*/(bias|scale|pos_embed)",)}
 

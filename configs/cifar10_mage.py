@@ -5,8 +5,9 @@ python -m unlearn_jax.pipeline --config=configs/cifar10_mage.py --workdir=runs/c
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_mae
 from unlearn_jax.config import phase
+
+from . import cifar10_mae
 
 
 def get_config() -> ConfigDict:

@@ -5,8 +5,9 @@ python -m unlearn_jax.pipeline --config=configs/cifar10_palette.py --workdir=run
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_mae
 from unlearn_jax.config import phase
+
+from . import cifar10_mae
 
 
 def get_config() -> ConfigDict:

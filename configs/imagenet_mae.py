@@ -14,8 +14,9 @@ completes a centre hole of half the side, 8x8 of the 14x14 patches being touched
 
 from ml_collections import ConfigDict
 
-from configs import imagenet_mage
 from unlearn_jax.models.mae import PRESETS
+
+from . import imagenet_mage
 
 
 def get_config(size: str = "full") -> ConfigDict:

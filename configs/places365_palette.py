@@ -30,8 +30,9 @@ configs/places365_palette.py:rehearsal has narrow layers, small images and few s
 
 from ml_collections import ConfigDict
 
-from configs.imagenet_mage import classes, sized
 from unlearn_jax.config import default, phase
+
+from .imagenet_mage import classes, sized
 
 EPOCH = 500_000 // 96
 

@@ -20,9 +20,10 @@ of a whole network costs.
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
 from unlearn_jax.certify import bounds
 from unlearn_jax.config import phase
+
+from . import quickstart
 
 EPSILON, DELTA, RADIUS, STEPS = 8.0, 1e-5, 1.0, 20
 SGD = {"name": "sgd", "learning_rate": 0.05, "clip_norm_l2": 1.0}

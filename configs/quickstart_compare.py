@@ -8,8 +8,9 @@ is made; docs/comparison.md has one to conclude from.
 
 from ml_collections import ConfigDict
 
-from configs import cifar10_compare, quickstart
 from unlearn_jax.config import method
+
+from . import cifar10_compare, quickstart
 
 
 def get_config() -> ConfigDict:

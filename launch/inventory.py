@@ -62,13 +62,13 @@ def with_methods(cfg: ConfigDict) -> ConfigDict:
     phases = {name: of for name, of in cifar10_compare.phases().items() if name != "reference"}
     for name in ("noisy", "clipped"):
         phases[name] = quickstart_certified.get_config(name).phases[name]
-    if hasattr(model, "tokens"):
+    if model.tokens:
         cached = cfg.phases.get("unlearn", cfg.phases.get("l2_encoder"))
         phases["cached_tokens"] = cached.copy_and_resolve_references()
         phases["cached_tokens"].cache_tokens = True
     for phase in phases.values():
         phase.batch_size = 0  # the config's
-        if phase.objective == "calibrated" and not hasattr(model, "error"):
+        if phase.objective == "calibrated" and not model.error:
             phase.objective_kw.direction = 0.0
     own = {_kind(cfg, phase)[:-1] for phase in cfg.phases.values()}
     new = {
@@ -170,9 +170,9 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
             jax.jit(noisy.gaussian_perturb, static_argnums=1), (noised, 1.0, secret), 0
         ),
     }
-    if hasattr(model, "error"):
+    if model.error:
         found["goals: views and outputs"] = partial(losses, cfg, mesh, "views", outputs=True)
-    if hasattr(model, "tokens"):
+    if model.tokens:
         found["tokens"] = lambda: Program(tokens.jit_tokens(model, mesh), (params, batch), rows)
     return found
 

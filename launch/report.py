@@ -10,7 +10,7 @@ import jax
 from launch import hlo
 from launch.chips import GIB, Chip
 from launch.programs import Program
-from unlearn_jax import memory
+from unlearn_jax.models import memory
 
 Report = dict[str, Any]
 QUICK = (

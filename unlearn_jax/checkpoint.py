@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from unlearn_jax import distributed, files
-from unlearn_jax.models import Params
 from unlearn_jax.sharding import leaf_path
 
 DIRECTORY = "checkpoints"
 Meta = dict[str, Any]
+Params = Mapping[str, Any]  # as of `models.base`
 
 
 def checksums(tree: Any) -> dict[str, int]:

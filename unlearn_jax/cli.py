@@ -2,11 +2,12 @@
 
 import contextlib
 import ctypes
+import difflib
 import functools
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from unlearn_jax import compilation
+from unlearn_jax.__main__ import COMMANDS
+from unlearn_jax.config import load
 
-_EXAMPLE = "--config=configs/quickstart.py --workdir=runs/quickstart --config.seed=1"
+_EXAMPLE = "--config=quickstart --workdir=runs/quickstart --config.seed=1"
 
 
 def start(
@@ -34,42 +37,30 @@ def start(
     `distributed.start`. Any of them that fails ends them all, with exit codes that are not 0.
     """
     if "config" in needs:
-        config_flags.DEFINE_config_file("config", None, "A file with get_config().")
+        define_config("What to do: a name, a path or a module, see `config.load`.")
     if "workdir" in needs:
         flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     flags.DEFINE_string("compilation_cache", "", "Folder of compiled programs, or off.")
     if several:
-        from unlearn_jax import distributed, memory  # jax, which takes seconds: not for all
+        from unlearn_jax import distributed  # jax, which takes seconds: not for all
+        from unlearn_jax.models import memory
 
         distributed.define_flags()
 
     def parse(argv: list[str]) -> list[str]:
+        if {"-h", "--help", "--helpshort", "--helpfull"} & {*argv[1:]}:
+            print(_help(needs, example))
+            sys.exit(0)
         try:
             argv = flags.FLAGS(argv)
-            if flags.FLAGS["verbosity"].using_default_value:
-                logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
-            return argv
-        except BaseException as error:
-            if file := _config_file(argv):
-                from unlearn_jax.data.names import line_in  # brings jax
-
-                where = line_in(error, file)
-                if where and not isinstance(error, KeyboardInterrupt):
-                    what = f"--config: {file}{where}: {type(error).__name__}: {error}"
-                    _fail(ValueError(f"{what}."), show="--traceback" in argv)
-            known = (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error)
-            if isinstance(error, AttributeError | KeyError):
-                key: Any = error
-                while isinstance(key, Exception):  # ml_collections puts one into another
-                    key = key.args[0]
-                error = ValueError(
-                    f"--config.…: expected a key that the file has, got {key}\n"
-                    "A field of the model that it leaves to its default is set in the file itself."
-                )
-            if isinstance(error, known):
-                _fail(error, show="--traceback" in argv)
-            raise
+        except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
+            told = isinstance(error.__context__, ValueError)  # by us, with no need of absl's words
+            told = told and str(error.__context__).startswith("--config")
+            _fail(error.__context__ if told else error, show="--traceback" in argv)
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
+        return argv
 
     def run(argv: list[str]) -> None:
         values = {name: getattr(flags.FLAGS, name) for name in needs}
@@ -141,22 +132,88 @@ def split_at_commas(config: ConfigDict, given: Mapping[str, Any]) -> None:
             section[key] = tuple(part for part in parts if part)
 
 
-def _config_file(argv: Sequence[str]) -> str:
-    """The file that --config names, without what stands after a colon; "" if it names none."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, text = flag.lstrip("-").partition("=")
+def define_config(text: str, default: str | None = None) -> flags.FlagHolder:
+    """Define --config and --config.KEY, see `config.load`; return its holder.
+
+    Args:
+      text: of the help.
+      default: of --config.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, text)
+    flags.FLAGS["config"].parser = _ConfigParser()
+    flags.FLAGS.set_default("config", default)
+    return holder
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads what --config says, and checks that it has the keys that the command line sets."""
+
+    def parse(self, text: str) -> ConfigDict:
+        config = load.load(text)
+        for flag in sys.argv[1:]:
+            if found := re.match(r"--?(?:no)?config\.([^=\[]+)(?:=|$)", flag):
+                _check_key(config, found[1])
+        config.lock()
+        return config
+
+
+def _check_key(config: ConfigDict, path: str) -> None:
+    """Raise ValueError, with the nearest keys, if a config does not have one."""
+    known = dict(_keys(config))
+    if path in known:
+        return
+    section, _, leaf = path.rpartition(".")
+    if section in known:
+        near = difflib.get_close_matches(path, [k for k in known if k.startswith(f"{section}.")])
+    else:
+        elsewhere = [key for key in known if key.rpartition(".")[2] == leaf]
+        near = difflib.get_close_matches(path, known, n=1)
+        near += difflib.get_close_matches(path, elsewhere, cutoff=0.0)
+    guess = " or ".join(f"--config.{key}" for key in dict.fromkeys(near[:2]))
+    raise ValueError(
+        f"--config.{path}: expected a key that the config has, got {path!r}."
+        + (f" Did you mean {guess}?" if guess else "")
+        + (" A field of the model is set in the config's file." if section == "model" else "")
+    )
+
+
+def _keys(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of every key and section."""
+    for key, value in section.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _help(needs: Sequence[str], example: str) -> str:
+    """Return what --help prints: what the command is for, an example, its own flags."""
+    main = sys.modules["__main__"]
+    program = program_of(getattr(main.__spec__, "name", "")) or f"python {sys.argv[0]}"
+    ours = (sys.argv[0], "unlearn_jax")  # libraries define dozens for debugging
+    own = [n for n in flags.FLAGS if flags.FLAGS.find_module_defining_flag(n).startswith(ours)]
+    lines = []
+    for name in sorted(own, key=lambda name: (name not in needs, name)):
+        flag = flags.FLAGS[name]
+        default = "" if flag.default is None else flag.default_as_str.strip("'") or '""'
+        lines.append((f"--{name}={default or '…'}", flag.help.replace("\n", " ")))
         if name == "config":
-            return re.sub(r"(\.py):.*$", r"\1", text if equals else value)
-    return ""
+            lines.append(("--config.KEY=VALUE", "Another value of any key that the config has."))
+    width = min(32, max(len(left) for left, _ in lines))
+    table = "\n".join(f"  {left:{width}}  {text}" for left, text in lines)
+    doc = (main.__doc__ or "").strip()
+    return f"{doc}\n\nFlags, with their defaults:\n{table}\n\nExample:\n  {program} {example}"
+
+
+def program_of(module: str) -> str:
+    """Return how a user calls a module that is a command, "" if it is none."""
+    module = module.removesuffix(".__main__")
+    return next((f"unlearn-jax {name}" for name, of in COMMANDS.items() if of[0] == module), "")
 
 
 def _fail(error: BaseException, show: bool, shared: bool = False) -> None:
     if show:
         traceback.print_exception(error)
-    message = str(error).strip("'\"").replace("\\n", "\n").replace("\\'", "'")
-    head, traced, trace = message.partition("Traceback (most recent call last):")
-    if traced and not show:  # of a config file: what was wrong is in its last line
-        message = f"{head.strip()}\n  {trace.strip().splitlines()[-1].strip()}"
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
     print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
     if shared:
         from unlearn_jax import distributed

@@ -19,7 +19,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from unlearn_jax import memory, sharding
+from unlearn_jax import sharding
 
 HEARTBEAT_S = 10  # of a peer; without a sign of it for so long the job ends
 ASK_EVERY = 4  # steps between two questions whether a process was told to stop
@@ -99,7 +99,7 @@ def exit_code(error: BaseException | None) -> int:
     """1, a mistake of the user; `PEER_LOST` if what lies behind the error broke in JAX."""
     status = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
     while error:  # some paths of JAX raise a ValueError with the status of a broken collective
-        if memory.exhausted(error):  # to try again would not help
+        if exhausted(error):  # to try again would not help
             return 1
         if isinstance(error, jax.errors.JaxRuntimeError) or re.match(status, str(error)):
             return PEER_LOST
@@ -163,3 +163,9 @@ def make_asker(mesh: Mesh) -> Callable[[int, bool], bool]:
         return before is not None and bool(before)
 
     return ask
+
+
+def exhausted(error: BaseException) -> bool:
+    """Tell whether XLA says with this error that a device has too little memory."""
+    # The status of what fails after it was dispatched is INTERNAL on the CPU.
+    return bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))

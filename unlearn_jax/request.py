@@ -23,6 +23,7 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.data import served, splits
 from unlearn_jax.data.splits import Split
 from unlearn_jax.models import Model, Params
+from unlearn_jax.registry import UserError, unknown
 
 
 class Request:
@@ -125,6 +126,88 @@ class Request:
             found.append(distributed.fetch(values))
         # The last batch is filled up with copies of the last row.
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
+
+    def batch(self, name: str, n: int = 8) -> dict[str, np.ndarray]:
+        """Return n images of a set as a model gets them, always the same ones.
+
+        Args:
+          name: "forget", "retain" (what remains, all of it) or "holdout" (its audit part).
+          n: at most so many.
+
+        Returns:
+          {"image" [n h w 3] float32 in [-1, 1], "mask" [n h w 1], "label", "index" [n], …}.
+
+        Raises:
+          UserError: no such set, or an empty one.
+        """
+        sets = {"forget": "forget", "retain": "remaining", "holdout": "audit"}
+        if name not in sets:
+            raise UserError(f"request.batch: {unknown(name, sets)}.")
+        rows = np.random.default_rng(0).permutation(getattr(self.split, sets[name]))[:n]
+        if not len(rows):
+            raise UserError(f"request.batch: the set {name!r} of this request is empty.")
+        size = -(-len(rows) // self.mesh.size) * self.mesh.size
+        task = self.cfg.task.to_dict()
+        batches = data.make_eval(
+            self.source, np.sort(rows), batch_size=size, task=task, seed=self.cfg.seed
+        )
+        return {key: values[: len(rows)] for key, values in next(iter(batches)).items()}
+
+    # ---- the commands, for Python: they are above this module, and imported when asked for
+
+    def train(
+        self, stage: str, workdir: Path | str, start: Any = None, reference: Any = None
+    ) -> Any:
+        """Train a stage into a workdir, resuming what is there; return its model.
+
+        Args:
+          stage: "original", "unlearned", "retrained", or another one of the config.
+          workdir: of this run.
+          start: a model, or its workdir, that the stage starts from: `init_from`.
+          reference: likewise `reference_from`.
+
+        Returns:
+          The `complete.Completer` of the finished run.
+        """
+        from unlearn_jax import complete, train
+
+        cfg = self.cfg.copy_and_resolve_references()
+        cfg.stage = stage
+        for key, given in (("init_from", start), ("reference_from", reference)):
+            if given is not None:
+                cfg[key] = str(getattr(given, "workdir", given))
+        train.run(cfg, Path(workdir))
+        return complete.load_model(workdir)
+
+    def audit(self, workdir: Path | str) -> dict[str, Any]:
+        """Audit the models in workdir/{original,unlearned,retrained}, see `audit.run.run`."""
+        from unlearn_jax.audit import run
+
+        return run.run(self.cfg, Path(workdir))
+
+    def evaluate(self, workdir: Path | str) -> dict[str, Any]:
+        """Measure these models on every set, see `evaluate.results.run`."""
+        from unlearn_jax.evaluate import results
+
+        return results.run(self.cfg, Path(workdir))
+
+    def report(self, workdir: Path | str) -> Path:
+        """Write workdir/report.html, of what was audited and evaluated there; return its path."""
+        from unlearn_jax.report import results_page
+
+        return results_page.write(Path(workdir))
+
+    def pipeline(self, workdir: Path | str) -> dict[str, Any]:
+        """Do all of it, from training to the report; return the results, see `pipeline.run`."""
+        from unlearn_jax import pipeline
+
+        return pipeline.run(self.cfg, Path(workdir))
+
+    def compare(self, workdir: Path | str) -> dict[str, Any]:
+        """Compare the config's methods over its seeds, see `compare.run`."""
+        from unlearn_jax import compare
+
+        return compare.run(self.cfg, Path(workdir))
 
     def entry(self) -> served.Entry:
         """Return this request as models and data remember it."""

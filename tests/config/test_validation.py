@@ -51,7 +51,7 @@ def test_all_problems_are_reported_at_once():
         "did you mean 'inpaint'?",
         "config.model.latnt_dim: unknown",
         "did you mean 'latent_dim'?",
-        "config.phases.decouple.objective: Unknown objective 'gradient_asent'",
+        "config.phases.decouple.objective: unknown 'gradient_asent'",
         "config.phases.retain: retain_weight and forget_weight are both 0",
         "config.phases.pretrain.optimizer.name: unknown 'adma'",
         "config.stages.unlearned.phases: unknown 'decuple'",

@@ -254,7 +254,7 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "train" / "dog" / "notes.gif").write_text("")
     with pytest.raises(ValueError, match=r"expected only images.*notes.gif"):
         sources.open_source(path=str(tmp_path), **options)
-    with pytest.raises(ValueError, match='"tfds", "records", "folder" or "arrays", got'):
+    with pytest.raises(ValueError, match="unknown 'hdf5', expected one of .*'tfds'\\]"):
         sources.open_source(**{**options, "kind": "hdf5"})
     with pytest.raises(ValueError, match="at least one split"):
         sources.open_source(**{**options, "splits": ()})

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unlearn_jax.models import Model
+
 VIT = {"dim": 32, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_depth": 1}
 TOKENIZER = {"ch": 16, "ch_mult": (1, 2), "res_blocks": 1, "z_dim": 8, "codebook": 32, "groups": 4}
 FIELDS = {
@@ -22,7 +24,7 @@ FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Toy:
+class Toy(Model):
     """h(x) = bias + scale * (visible part of x); loss per row: mean over pixels of (h - x)^2."""
 
     trainable: tuple[str, ...] = ("encoder/.*",)

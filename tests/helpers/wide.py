@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 
 from tests.helpers import tiny
 from unlearn_jax.config import phase
+from unlearn_jax.models import Model
 
 DELTA = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class Wide:
+class Wide(Model):
     """h(x) = bias + scale * (visible part of x), pixel by pixel."""
 
     trainable: tuple[str, ...] | list[str] = (".*",)

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from unlearn_jax import cli
 from unlearn_jax.certify import plan
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_string("original", None, "Where the original is, if not where it was.")
         cli.start(main_verify, needs=("workdir",), example=EXAMPLE)
     elif command == "plan":
-        config_flags.DEFINE_config_file("config", None, "Whose model's parameters are counted.")
+        cli.define_config("Whose model's parameters are counted.")
         flags.DEFINE_string("mechanism", None, "What adds the noise.")
         flags.DEFINE_float("epsilon", None, "Target, nats.")
         flags.DEFINE_float("delta", None, "Target.")
@@ -82,6 +81,8 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_integer("parameters", 0, "How many are noised.")
         example = "plan --mechanism=output_perturbation --epsilon=1 --delta=1e-5 --radius=0.1 "
         cli.start(main_plan, needs=("mechanism", *_PLAN), example=example + "--parameters=1000")
+    elif command in ("-h", "--help"):
+        print(f"{__doc__}\nThe flags of each: unlearn-jax certify plan --help")
     else:
         sys.exit(f"error: expected one of {COMMANDS}, got {command!r}. For example:\n  {EXAMPLE}")
 

@@ -10,14 +10,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from unlearn_jax import methods as objectives
+from unlearn_jax import models
 from unlearn_jax.config import FREE, certified, chosen_methods, default, method, phase
-from unlearn_jax.data import holdout, preprocess, sampling
+from unlearn_jax.data import holdout, preprocess, sampling, sources
 from unlearn_jax.data import select as requests
 from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.methods import combine
 from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.methods.goals import GOALS
-from unlearn_jax.models import MODELS, build
+from unlearn_jax.models import Model
+from unlearn_jax.registry import unknown
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")
@@ -75,6 +77,13 @@ def _same_type(value: Any, like: Any) -> bool:
 
 
 def _values(config: ConfigDict) -> list[str]:
+    """List every value that is not what its key allows, part by part."""
+    parts = (_ranges, _choices, _named, _stages, _methods, _phases)
+    problems = [problem for part in parts for problem in part(config)]
+    return problems or certified.problems(config)
+
+
+def _ranges(config: ConfigDict) -> list[str]:
     problems = []
 
     def expect(good: bool, path: str, expected: str, got: Any) -> None:
@@ -117,8 +126,12 @@ def _values(config: ConfigDict) -> list[str]:
     expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
+    return problems
+
+
+def _choices(config: ConfigDict) -> list[str]:
+    problems = []
     for path, names in {
-        "data.kind": ("tfds", "records", "folder", "arrays"),
         "data.resize": preprocess.RESIZE,
         "data.augment.name": preprocess.AUGMENT,
         "request.kind": ("classes", "random", "ids", "predicate"),
@@ -129,74 +142,93 @@ def _values(config: ConfigDict) -> list[str]:
         "task.name": TASKS,
         "task.train": ("", *TASKS),
         "stage": tuple(config.stages.keys()),
-        "model.name": tuple(MODELS),
     }.items():
         if _get(config, path) not in names:
-            problems.append(f"config.{path}: {_unknown(_get(config, path), names)}")
+            problems.append(f"config.{path}: {unknown(_get(config, path), names)}")
+    return problems
 
-    if config.model.name in MODELS:
-        fields = {f.name for f in dataclasses.fields(MODELS[config.model.name])}
-        unknown = sorted(set(config.model.keys()) - fields - {"name"})
-        problems += [f"config.model.{key}: {_unknown(key, fields)}" for key in unknown]
-        if not unknown:
-            try:
-                build(**config.model.to_dict())
-            except (TypeError, ValueError) as error:
-                problems.append(f"config.model: {error}")
 
+def _named(config: ConfigDict) -> list[str]:
+    """List problems of what may be one's own: the model with its fields, the kind of data."""
+    problems = []
+    for path, lookup in (("model.name", models.find), ("data.kind", sources.find)):
+        try:
+            lookup(_get(config, path))
+        except ValueError as error:
+            problems.append(f"config.{path}: {error}")
+    model = _model(config)
+    if not model or not dataclasses.is_dataclass(model):
+        return problems
+    fields = {field.name for field in dataclasses.fields(model)}
+    others = sorted(set(config.model.keys()) - fields - {"name"})
+    problems += [f"config.model.{key}: {unknown(key, fields)}" for key in others]
+    if not others:
+        try:
+            models.build(**config.model.to_dict())
+        except (TypeError, ValueError) as error:
+            problems.append(f"config.model: {error}")
+    return problems
+
+
+def _stages(config: ConfigDict) -> list[str]:
+    problems = []
     for name, stage in config.stages.items():
-        like = default().stages.original
-        wrong = _differences(stage, like, f"config.stages.{name}")
+        path = f"config.stages.{name}"
+        wrong = _differences(stage, default().stages.original, path)
         problems += wrong
         if wrong:
             continue
         if stage.rows not in ROWS:
-            problems.append(f"config.stages.{name}.rows: {_unknown(stage.rows, ROWS)}")
-        expect(bool(stage.phases), f"stages.{name}.phases", "at least one phase", stage.phases)
-        for used in stage.phases:
-            if used not in config.phases:
-                unknown = _unknown(used, config.phases.keys())
-                problems.append(f"config.stages.{name}.phases: {unknown}")
-                continue
-            spec = config.phases[used]
+            problems.append(f"{path}.rows: {unknown(stage.rows, ROWS)}")
+        problems += _phases_of(config, f"{path}.phases", stage.phases)
+        for used in (used for used in stage.phases if used in config.phases):
+            spec, where = config.phases[used], f"config.phases.{used}"
             slices, objective = spec.get("accumulate") or config.accumulate, spec.get("objective")
-            good = slices == 1 or objective not in objectives.BATCH_COUPLED
-            want = f"1, for rows of {objective!r} depend on their whole batch"
-            expect(good, f"phases.{used}.accumulate", want, slices)
+            if slices != 1 and objective in objectives.BATCH_COUPLED:
+                problems.append(
+                    f"{where}.accumulate: expected 1, for rows of {objective!r} depend on their "
+                    f"whole batch, got {slices!r}"
+                )
             if stage.scratch:
-                problems += _needs_original(f"config.phases.{used}", config.phases[used], name)
-            elif config.stages[name].rows == "retain":
-                problems += _needs_sets(f"config.phases.{used}", config.phases[used], config)
-    known = config.compare.methods.keys()
-    for name in chosen_methods(config):
-        if name not in known:
-            problems.append(f"config.compare.only: {_unknown(name, known)}")
-    for name, chosen in config.compare.methods.items():
-        wrong = _differences(chosen, method("", ()), f"config.compare.methods.{name}")
-        problems += wrong
-        if not wrong:
-            path = f"compare.methods.{name}.phases"
-            expect(bool(chosen.phases), path, "at least one phase", chosen.phases)
-        for used in () if wrong else chosen.phases:
-            if used not in config.phases:
-                unknown = _unknown(used, config.phases.keys())
-                problems.append(f"config.compare.methods.{name}.phases: {unknown}")
-    model = MODELS.get(config.model.name)
+                problems += _needs_original(where, spec, name)
+            elif stage.rows == "retain":
+                problems += _needs_sets(where, spec, config)
+    return problems
+
+
+def _phases_of(config: ConfigDict, path: str, phases: Sequence[str]) -> list[str]:
+    if not phases:
+        return [f"{path}: expected at least one phase, got {phases!r}"]
+    known = config.phases.keys()
+    return [f"{path}: {unknown(used, known)}" for used in phases if used not in known]
+
+
+def _methods(config: ConfigDict) -> list[str]:
+    known, chosen = config.compare.methods.keys(), chosen_methods(config)
+    problems = [f"config.compare.only: {unknown(n, known)}" for n in chosen if n not in known]
+    for name, spec in config.compare.methods.items():
+        path = f"config.compare.methods.{name}"
+        wrong = _differences(spec, method("", ()), path)
+        problems += wrong or _phases_of(config, f"{path}.phases", spec.phases)
+    return problems
+
+
+def _phases(config: ConfigDict) -> list[str]:
+    problems, model = [], _model(config)
     for name, spec in config.phases.items():
-        if model and spec.get("objective") == "tokenizer" and not hasattr(model, "tokenizer_loss"):
+        path = f"config.phases.{name}"
+        if model and spec.get("objective") == "tokenizer" and not model.tokenizer_loss:
+            problems.append(f"{path}.objective: {config.model.name!r} has no tokenizer")
+        if model and spec.get("objective_kw", {}).get("direction") and not model.error:
             problems.append(
-                f"config.phases.{name}.objective: {config.model.name!r} has no tokenizer"
-            )
-        if model and spec.get("objective_kw", {}).get("direction") and not hasattr(model, "error"):
-            problems.append(
-                f"config.phases.{name}.objective_kw.direction: the loss of {config.model.name!r} "
-                "is not that of what it decodes; set it to 0"
+                f"{path}.objective_kw.direction: the loss of {config.model.name!r} is not that of "
+                "what it decodes; set it to 0"
             )
         if spec.get("cache_tokens"):
-            problems += _cannot_cache(f"config.phases.{name}.cache_tokens", config, spec)
-        wrong = _differences(spec, phase(), f"config.phases.{name}", free=FREE)
-        problems += wrong or _phase_values(f"config.phases.{name}", spec)
-    return problems or certified.problems(config)
+            problems += _cannot_cache(f"{path}.cache_tokens", config, spec)
+        wrong = _differences(spec, phase(), path, free=FREE)
+        problems += wrong or _phase_values(path, spec)
+    return problems
 
 
 def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
@@ -232,9 +264,9 @@ def _needs_sets(path: str, spec: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def _cannot_cache(path: str, config: ConfigDict, spec: ConfigDict) -> list[str]:
-    model = config.model.name
+    model, found = config.model.name, _model(config)
     reasons = {
-        f"{model!r} computes from images, not codes of them": hasattr(MODELS.get(model), "tokens"),
+        f"{model!r} computes from images, not codes of them": bool(found and found.tokens),
         "the objective trains the tokenizer": spec.get("objective") != "tokenizer",
         "data.augment makes another view of an image in every epoch": not config.data.augment.name,
     }
@@ -248,11 +280,11 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
         problems += _options(f"{path}.objective_kw", spec.objective_kw, known)
     except ValueError as error:
         problems.append(f"{path}.objective: {error}")
-    if spec.combine not in combine.COMBINE:
-        problems.append(f"{path}.combine: {_unknown(spec.combine, combine.COMBINE)}")
-    else:
+    try:
         known = combine.options(spec.combine)
         problems += _options(f"{path}.combine_kw", spec.combine_kw, known)
+    except ValueError as error:
+        problems.append(f"{path}.combine: {error}")
     if spec.combine != "sum" and min(spec.retain_weight, spec.forget_weight) <= 0:
         problems.append(
             f"{path}.combine: {spec.combine!r} needs both gradients, so both weights above 0, got "
@@ -261,7 +293,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
     if not 0 <= spec.saliency <= 1:
         problems.append(f"{path}.saliency: expected between 0 and 1, got {spec.saliency}")
     if spec.goal not in ("", *GOALS):
-        problems.append(f"{path}.goal: {_unknown(spec.goal, GOALS)}")
+        problems.append(f"{path}.goal: {unknown(spec.goal, GOALS)}")
     if spec.objective == "calibrated" and not spec.goal:
         problems.append(f"{path}.goal: the objective 'calibrated' needs one of {GOALS}")
     if spec.objective_kw.get("direction", 0) and "views" not in spec.goal:
@@ -284,7 +316,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
     optimizer = spec.optimizer
     for key, names in (("name", optim.OPTIMIZERS), ("schedule", optim.SCHEDULES)):
         if optimizer[key] not in names:
-            problems.append(f"{path}.optimizer.{key}: {_unknown(optimizer[key], names)}")
+            problems.append(f"{path}.optimizer.{key}: {unknown(optimizer[key], names)}")
     if optimizer.learning_rate <= 0:
         problems.append(
             f"{path}.optimizer.learning_rate: expected above 0, got {optimizer.learning_rate}"
@@ -301,7 +333,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
         except re.error as error:
             problems.append(f"{path}.optimizer.no_decay: {regex!r} is no regex: {error}")
     if spec.stop.metric not in STOP_METRICS:
-        problems.append(f"{path}.stop.metric: {_unknown(spec.stop.metric, STOP_METRICS)}")
+        problems.append(f"{path}.stop.metric: {unknown(spec.stop.metric, STOP_METRICS)}")
     elif spec.stop.metric and (spec.stop.at_least <= 0 or spec.probe_every == 0):
         problems.append(
             f"{path}.stop: a stop rule needs at_least above 0 and probe_every of at least 1, "
@@ -312,7 +344,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
 
 def _options(path: str, found: ConfigDict, known: Mapping[str, Any]) -> list[str]:
     """List unknown options, and missing ones that have no default value."""
-    problems = [f"{path}.{k}: {_unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
+    problems = [f"{path}.{k}: {unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
     required = {key for key, value in known.items() if value is inspect.Parameter.empty}
     return problems + [f"{path}.{k}: missing" for k in sorted(required - set(found.keys()))]
 
@@ -323,7 +355,9 @@ def _get(config: ConfigDict, path: str) -> Any:
     return config
 
 
-def _unknown(value: Any, names: Any) -> str:
-    near = difflib.get_close_matches(str(value), [str(n) for n in names], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {value!r}, expected one of {sorted(map(str, names))}{hint}"
+def _model(config: ConfigDict) -> type[Model] | None:
+    """Find the class of the config's model; None if there is none of that name."""
+    try:
+        return models.find(config.model.name)
+    except ValueError:
+        return None

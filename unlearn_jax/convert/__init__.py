@@ -12,6 +12,7 @@ from flax import traverse_util
 from unlearn_jax.convert.family import Family
 from unlearn_jax.convert.reading import Tensors
 
+MANIFEST = "conversion.json"  # of a workdir that `import_` made
 FAMILIES = ("mae", "mage", "vqgan", "palette", "inception", "resnet50", "clip")
 
 
@@ -24,6 +25,12 @@ def find(name: str) -> Family:
     if name not in FAMILIES:
         raise ValueError(f"--family: expected one of {FAMILIES}, got {name!r}.")
     return importlib.import_module(f"unlearn_jax.convert.{name}").FAMILY
+
+
+def described(manifest: Mapping[str, Any]) -> Any:
+    """Return the model that the manifest of a conversion describes."""
+    shapes = {v["tensor"]: tuple(v["shape"]) for v in manifest["mapping"].values()}
+    return find(manifest["family"]).model(shapes, manifest["model"])
 
 
 def mapping(family: Family, model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -26,8 +26,6 @@ from unlearn_jax.convert import agreement as verify
 from unlearn_jax.convert import writing
 from unlearn_jax.convert.reading import open_tensors
 
-MANIFEST = "conversion.json"
-
 
 def import_(
     family: str, file: Path, workdir: Path, fields: Mapping[str, Any], served: str = ""
@@ -78,7 +76,7 @@ def import_(
         "versions": {"unlearn_jax": unlearn_jax.__version__, "jax": jax.__version__},
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / MANIFEST, manifest)
+    files.write_json(workdir / convert.MANIFEST, manifest)
     del source
     past = {"requests": [], "claim": "convert --served=none"}
     checkpoint.save_params(workdir, params, **({"served": past} if served == "none" else {}))
@@ -134,7 +132,7 @@ def _like(model: Any) -> Any:
 
 
 def _manifest(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / MANIFEST
+    path = workdir / convert.MANIFEST
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -142,18 +140,15 @@ def _model(family: str, workdir: Path) -> Any:
     """Build the model in a workdir, by its conversion.json, or its config.json after training."""
     manifest = _manifest(workdir)
     if manifest:
-        name, fields = manifest["family"], manifest["model"]
+        name = manifest["family"]
     elif (workdir / "config.json").exists():
         fields = json.loads((workdir / "config.json").read_text())["config"]["model"]
         name = fields.pop("name")
     else:
-        raise ValueError(f"--checkpoint: {workdir} has neither {MANIFEST} nor config.json.")
+        raise ValueError(f"--checkpoint: {workdir} has neither {convert.MANIFEST} nor config.json.")
     if name != family:
         raise ValueError(f"--family: {workdir} holds a model of {name!r}, got {family!r}.")
-    if not manifest:
-        return models.build(name, **fields)
-    shapes = {v["tensor"]: tuple(v["shape"]) for v in manifest["mapping"].values()}
-    return convert.find(name).model(shapes, fields)
+    return convert.described(manifest) if manifest else models.build(name, **fields)
 
 
 def _fields(texts: Sequence[str]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 from tqdm import tqdm
 
+from unlearn_jax import registry
 from unlearn_jax.data import preprocess
 from unlearn_jax.data.preprocess import Crops, View
 from unlearn_jax.data.readers import (
@@ -153,22 +154,8 @@ def open_source(
             f"data.augment: views are cut from original images, but data.cache=True keeps what "
             f"data.resize={resize!r} makes of them. Set data.cache=False."
         )
-    if kind == "tfds":
-        return _from_listing(list_tfds(name, data_dir, splits, keep=cache), view, cache)
-    if kind == "records":
-        return _from_listing(list_records(Path(path), splits), view, cache)
-    if kind == "folder":
-        folder = Path(path)
-        listing = list_folder(folder, splits)
-        if not cache:  # at least the headers: no long run should end at an unreadable file
-            ids = listing.ids
-            _for_all_rows(
-                listing, lambda row: preprocess.check_header(folder / ids[row], ids[row], view)
-            )
-        return replace(_from_listing(listing, view, cache), root=path)
-    if kind == "arrays":
-        return _open_npz(Path(path), view, splits)
-    raise ValueError(f'data.kind: expected "tfds", "records", "folder" or "arrays", got {kind!r}.')
+    where = Where(name, data_dir, path, tuple(splits), cache)
+    return find(kind)(where, view)
 
 
 def from_arrays(
@@ -369,3 +356,54 @@ def _as_uint8(images: Shaped[np.ndarray, "n h w 3"], name: str) -> UInt8[np.ndar
             f"{images[bad[0]].max()}."
         )
     return np.rint(images * 255).astype(np.uint8)
+
+
+class Where(NamedTuple):
+    """Where images are, as `config.data` says it; see `open_source`."""
+
+    name: str
+    data_dir: str
+    path: str
+    splits: tuple[str, ...]
+    cache: bool
+
+
+def _open_tfds(where: Where, view: View) -> Source:
+    listing = list_tfds(where.name, where.data_dir, where.splits, keep=where.cache)
+    return _from_listing(listing, view, where.cache)
+
+
+def _open_records(where: Where, view: View) -> Source:
+    return _from_listing(list_records(Path(where.path), where.splits), view, where.cache)
+
+
+def _open_folder(where: Where, view: View) -> Source:
+    folder = Path(where.path)
+    listing = list_folder(folder, where.splits)
+    if not where.cache:  # at least the headers: no long run should end at an unreadable file
+        ids = listing.ids
+        _for_all_rows(
+            listing, lambda row: preprocess.check_header(folder / ids[row], ids[row], view)
+        )
+    return replace(_from_listing(listing, view, where.cache), root=where.path)
+
+
+def _open_arrays(where: Where, view: View) -> Source:
+    return _open_npz(Path(where.path), view, where.splits)
+
+
+SOURCES: dict[str, Callable[[Where, View], Source]] = {
+    "tfds": _open_tfds,
+    "records": _open_records,
+    "folder": _open_folder,
+    "arrays": _open_arrays,
+}
+
+
+def find(kind: str) -> Callable[[Where, View], Source]:
+    """Return what opens a kind of data: one of `SOURCES`, or that of a "package.module:function".
+
+    One of your own gets a `Where` and a `preprocess.View`, and returns a `Source`, for example by
+    `from_arrays`.
+    """
+    return registry.find(SOURCES, kind, "data source")

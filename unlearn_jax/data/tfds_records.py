@@ -6,7 +6,7 @@ metadata and of its files' names, sizes and times; deleting it costs one more re
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,36 +53,12 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
         raise ValueError(f"{name}: expected features image and label, found {sorted(features)}.")
     ranges = split_ranges(splits, [sizes[split] for split in splits])
 
-    def open_records(split: str) -> Any:
-        try:
-            # Skipping the decoder makes ids and labels cheap, and PIL decodes for every kind.
-            decoders = {"image": tfds.decode.SkipDecoding()}
-            records = builder.as_data_source(split, decoders=decoders)
-            records[sizes[split] - 1]  # files are opened by the first read
-            return records
-        except Exception as error:
-            raise ValueError(
-                f"{name}: split {split!r} cannot be opened ({brief(error)}): truncated, missing, "
-                'or not prepared with file_format="array_record". Prepare it again.'
-            ) from error
-
-    def read_records(split: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        try:
-            return records[split].__getitems__(rows)
-        except Exception as error:
-            if len(rows) > 1:  # which one is it?
-                return [read_records(split, [row])[0] for row in rows]
-            raise ValueError(
-                f"{name}: split {split!r}, record {rows[0]} is damaged ({brief(error)}). "
-                "Prepare the dataset again."
-            ) from error
-
     names = tuple(features["label"].names)
     if names == numbers(len(names)):  # the label file is missing
         names = CLASS_NAMES.get(folder.parent.name, names)
     if folder.parent.name == "places365_small":  # tfds leaves out the first folder, a letter
         names = tuple(f"{name[0]}/{name}" for name in names)
-    records = {split: open_records(split) for split in splits}
+    read_records = _Records(name, builder, {split: sizes[split] for split in splits}).read
     n, encoded = sum(sizes[split] for split in splits), []
 
     def list_all() -> index.Index:
@@ -128,6 +104,40 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
         splits=ranges,
         encoded=read_images,
     )
+
+
+class _Records:
+    """Undecoded records of the splits of a data set, by split and number."""
+
+    def __init__(self, name: str, builder: Any, sizes: Mapping[str, int]):
+        """Open them; raise ValueError for a split that cannot be read."""
+        import tensorflow_datasets as tfds
+
+        self._name, self._of = name, {}
+        # Skipping the decoder makes ids and labels cheap, and PIL decodes for every kind.
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        for split, size in sizes.items():
+            try:
+                records = builder.as_data_source(split, decoders=decoders)
+                records[size - 1]  # files are opened by the first read
+            except Exception as error:
+                raise ValueError(
+                    f"{name}: split {split!r} cannot be opened ({brief(error)}): truncated, "
+                    'missing, or not prepared with file_format="array_record". Prepare it again.'
+                ) from error
+            self._of[split] = records
+
+    def read(self, split: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Return records; raise ValueError that names the first damaged one."""
+        try:
+            return self._of[split].__getitems__(rows)
+        except Exception as error:
+            if len(rows) > 1:  # which one is it?
+                return [self.read(split, [row])[0] for row in rows]
+            raise ValueError(
+                f"{self._name}: split {split!r}, record {rows[0]} is damaged ({brief(error)}). "
+                "Prepare the dataset again."
+            ) from error
 
 
 def _id(record: dict[str, Any], number: str, class_name: str) -> str:

@@ -9,12 +9,12 @@ signature by `config.validate`. A method of your own needs no entry here: name i
 "my_package.my_module:my_function".
 """
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from unlearn_jax import registry
 from unlearn_jax.methods import goals, saliency, tokens
 from unlearn_jax.methods.ascent import (
     gradient_ascent,
@@ -61,33 +61,15 @@ def preparations(objective: str) -> tuple[Preparation, ...]:
 
 
 def find(name: str) -> Callable[..., Terms]:
-    """The objective function of that name, or of that "package.module:function".
-
-    Raises:
-      ValueError: no such objective; the message lists what there is.
-    """
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
-    module, _, function = name.partition(":")
-    if function:
-        try:
-            return getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"Cannot import the objective {name!r}: {error}.") from error
-    raise ValueError(
-        f"Unknown objective {name!r}. Expected one of {sorted(OBJECTIVES)} or "
-        '"package.module:function" for your own.'
-    )
+    """Return the objective of that name, or of that "package.module:function"."""
+    return registry.find(OBJECTIVES, name, "objective")
 
 
 def options(name: str) -> dict[str, Any]:
-    """The options of an objective with their default values."""
-    parameters = inspect.signature(find(name)).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name != "forget_part"
-    }
+    """Return the options of an objective with their default values."""
+    found = registry.options(find(name))
+    found.pop("forget_part", None)
+    return found
 
 
 def build(

@@ -31,7 +31,7 @@ def tokenizer(
       ValueError: the model has none.
     """
     del target
-    if not hasattr(model, "tokenizer_loss"):
+    if not model.tokenizer_loss:
         raise ValueError(f"The objective 'tokenizer': {type(model).__name__} has no tokenizer.")
     loss = model.tokenizer_loss(params, batch, key)
     return Terms(retain=loss, forget=jnp.zeros_like(loss))

@@ -58,7 +58,7 @@ def calibrated(
         raise ValueError(f"calibrated: expected distance in {sorted(DISTANCES)}, got {distance!r}.")
     if "goal" not in batch:
         raise ValueError("calibrated: the batch has no goals; set the phase's goal.")
-    if direction and not hasattr(model, "error"):
+    if direction and not model.error:
         raise ValueError(f"calibrated: {type(model).__name__} has no error(); set direction=0.")
     if direction:  # one forward pass for loss and output, not two
         output = model.decode(params, model.encode(params, batch, key), batch, key)

@@ -12,7 +12,6 @@ The gradient goes to the phase's optimizer. What is said of directions holds for
 rescales each coordinate.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from unlearn_jax import registry
 from unlearn_jax.models import Params
 
 CONTROLS = ("violation", "norm")
@@ -118,15 +118,19 @@ COMBINE: dict[str, Callable[..., Params]] = {
 }
 
 
+def find(name: str) -> Callable[..., Params]:
+    """Return the combination of that name, or of that "package.module:function"."""
+    return registry.find(COMBINE, name, "combination")
+
+
 def options(name: str) -> dict[str, Any]:
-    """The options of a combination with their default values (`inspect.Parameter.empty`: none)."""
-    parameters = inspect.signature(COMBINE[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    """Return the options of a combination with their default values."""
+    return registry.options(find(name))
 
 
 def build(name: str, **combine_kw: Any) -> Callable[[Params, Params, Metrics], Params]:
     """The combination with its options bound: (retain_grad, forget_grad, metrics) -> gradient."""
-    return partial(COMBINE[name], **combine_kw) if combine_kw else COMBINE[name]
+    return partial(find(name), **combine_kw) if combine_kw else find(name)
 
 
 def _divide(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:

@@ -38,7 +38,7 @@ def noisy_label(
     (`noisy_loss`). Cost: one forward and one backward pass.
     """
     del target
-    if hasattr(model, "noisy_loss"):
+    if model.noisy_loss:
         loss = model.noisy_loss(params, batch, key)
     else:
         hole = batch["mask"] * batch["is_forget"][:, None, None, None]
@@ -73,7 +73,7 @@ def retain_label(
     batch = _with_codes(model, target, batch)
 
     def output(p):
-        if hasattr(model, "predict"):
+        if model.predict:
             return model.predict(p, batch, key)
         return model.decode(p, model.encode(p, batch, key), batch, key)
 
@@ -157,7 +157,7 @@ def l2_encoder(
     """
     _check_target("l2_encoder", target)
     batch = _with_codes(model, target, batch)
-    if hasattr(model, "encode_noise"):
+    if model.encode_noise:
         goal = model.encode_noise(target, batch, key, noise_type)
     else:
         noise = noise_image(batch, key, noise_type)
@@ -205,7 +205,7 @@ def _with_codes(model: Model, target: Params, batch: Batch) -> Batch:
 
     They are the original's: the tokenizer has no gradient here.
     """
-    return {**batch, "tokens": model.tokens(target, batch)} if hasattr(model, "tokens") else batch
+    return {**batch, "tokens": model.tokens(target, batch)} if model.tokens else batch
 
 
 def _with_other_images(
@@ -217,7 +217,7 @@ def _with_other_images(
 ) -> Batch:
     """The batch of `_with_codes` with these images in its forget rows, or with their codes."""
     forget = batch["is_forget"]
-    if not hasattr(model, "tokens"):
+    if not model.tokens:
         return with_image(batch, jnp.where(forget[:, None, None, None], image, batch["image"]))
     image, codes = forget_part(image) if forget_part else image, batch["tokens"]
     if len(image):

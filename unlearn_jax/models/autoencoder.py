@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import Down, Up, dtype_problem
 
 
@@ -49,7 +50,7 @@ class _Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(Model):
     """A deterministic autoencoder of masked images; its keys are unused.
 
     The encoder sees the image with the hole set to 0, and the mask as one more channel.

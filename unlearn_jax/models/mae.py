@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.models import vit
+from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import Masking, dtype_problem, spread
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -93,7 +94,7 @@ class _Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE:
+class MAE(Model):
     """A vision transformer over the visible patches, and a small one that paints the others.
 
     The defaults are the published ViT-B; see `PRESETS`.

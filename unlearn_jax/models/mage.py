@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models import mage_decoding
+from unlearn_jax.models.base import Model
 from unlearn_jax.models.compositing import composite, fill_hole, token_mask
 from unlearn_jax.models.layers import Masking, dtype_problem
 from unlearn_jax.models.mage_parts import Decoder, Encoder, unused
@@ -40,7 +41,7 @@ _POSITIVE += ("class_slots", "num_iter")
 
 
 @dataclasses.dataclass(frozen=True)
-class MAGE:
+class MAGE(Model):
     """A transformer that restores masked codes of images, and the tokenizer that gives the codes.
 
     Training masks tokens at random, half of them without showing the encoder that they are missing;

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from unlearn_jax.models import diffusion, unet
+from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import dtype_problem
 
 # What the release trains: the noise embedding too, which the decoder shares, so that what the
@@ -24,7 +25,7 @@ Maps = tuple[Float[Array, "b _ _ _"], ...] | list[Float[Array, "b _ _ _"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Palette:
+class Palette(Model):
     """A U-Net that predicts the noise in the hole, given what is visible around it.
 
     It sees two images: the condition (the image with noise in the hole, that stays the same) and y

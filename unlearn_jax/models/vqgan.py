@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from unlearn_jax.models.base import Model
 from unlearn_jax.models.compositing import fill_hole
 from unlearn_jax.models.layers import GroupNorm, dtype_problem
 
@@ -92,7 +93,7 @@ class _Decoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class VQGAN:
+class VQGAN(Model):
     """An autoencoder whose latents are rounded to the nearest vectors of a codebook.
 
     Images are in [-1, 1] at the interface of a model, and in [0, 1] inside, where the decoder's

@@ -13,8 +13,8 @@ import jax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, distributed, memory, sharding
-from unlearn_jax.models import Params
+from unlearn_jax import checkpoint, distributed, sharding
+from unlearn_jax.models import Params, memory
 from unlearn_jax.models.flops import Counted
 from unlearn_jax.models.params import overlay, select
 from unlearn_jax.request import Request

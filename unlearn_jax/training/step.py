@@ -132,7 +132,7 @@ def unlearn_grad(
 
 
 def _in_slices(params, target, batch, key, accumulate, rows, model, combine, **settings):
-    draws, zero = model.draw(batch, key) if hasattr(model, "draw") else {}, jnp.float32(0)
+    draws, zero = model.draw(batch, key) if model.draw else {}, jnp.float32(0)
 
     def counts(batch):
         return [(batch["valid"] & kind).sum() for kind in (~batch["is_forget"], batch["is_forget"])]
@@ -173,7 +173,7 @@ def _with_draws(model: Model, key: PRNGKeyArray, draws: dict[str, Any]) -> Model
 
     given = copy.copy(model)
     for name in _DRAWING if draws else ():
-        if hasattr(model, name):
+        if getattr(model, name):
             object.__setattr__(given, name, partial(call, getattr(model, name)))
     return given
 

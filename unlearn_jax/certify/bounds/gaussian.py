@@ -6,8 +6,8 @@ eps/mu) (Balle & Wang 2018, Theorem 8). Everything is float64 and evaluated in t
 plain difference is noise below 1e-16.
 
 **Guarantee** of what is here: statements on two probability laws, in both directions. Which laws
-are compared, and so what is certified, is said by the mechanisms (`decoupling`, `finetune`,
-`clipping`, `subspace`). Sampling in floating point is not covered (Mironov 2012).
+are compared, and so what is certified, is said by the mechanisms (`output_perturbation`,
+`noisy_finetune`, `model_clipping`). Sampling in floating point is not covered (Mironov 2012).
 """
 
 import math
@@ -122,67 +122,6 @@ def analytic_gaussian_sigma(sensitivity: Real, epsilon: Real, delta: Real) -> fl
     """
     positive(sensitivity=sensitivity)
     return sensitivity / gaussian_mu(epsilon, delta)
-
-
-def classical_gaussian_sigma(sensitivity: Real, epsilon: Real, delta: Real) -> float:
-    """Sensitivity sqrt(2 ln(1.25/delta)) / epsilon, for comparison with papers only. [C]
-
-    Dwork & Roth 2014, Theorem A.1; proven for epsilon < 1 (1 itself is accepted, where it holds
-    numerically). 30 % more noise than needed at (1, 1e-5).
-
-    Raises:
-      ValueError: epsilon above 1, or an argument out of range.
-    """
-    positive(sensitivity=sensitivity, epsilon=epsilon)
-    probability(delta=delta)
-    if epsilon > 1:
-        raise ValueError(
-            f"epsilon: expected at most 1, where the classical formula is proven, got {epsilon!r}. "
-            "Use analytic_gaussian_sigma."
-        )
-    return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / epsilon
-
-
-def rdp_epsilon_basic(rho: Real, delta: Real) -> float:
-    """The epsilon of a rho-zCDP bound by Mironov 2017, Proposition 3; for comparison only. [C]
-
-    The smallest alpha rho + log(1/delta) / (alpha - 1): rho + 2 sqrt(rho log(1/delta)).
-    A mu-GDP mechanism has rho = mu^2 / 2; `gaussian_epsilon` is then exact and smaller.
-
-    Args:
-      rho: the Renyi divergence of every order alpha is at most alpha rho; above 0.
-      delta: within (0, 1).
-    """
-    positive(rho=rho)
-    probability(delta=delta)
-    return rho + 2 * math.sqrt(-rho * math.log(delta))
-
-
-def rdp_epsilon_improved(rho: Real, delta: Real) -> float:
-    """The epsilon of a rho-zCDP bound by Canonne, Kamath & Steinke 2020, Proposition 12. [C]
-
-    The smallest alpha rho + log(1 - 1/alpha) - log(delta alpha) / (alpha - 1) over real alpha > 1,
-    0 where that is negative. For comparison only.
-
-    Args:
-      rho: see `rdp_epsilon_basic`.
-      delta: within (0, 1).
-    """
-    positive(rho=rho)
-    probability(delta=delta)
-
-    def epsilon(log_order):  # of alpha - 1
-        below = math.exp(log_order)
-        alpha = 1 + below
-        return alpha * rho + math.log(below / alpha) - (math.log(delta) + math.log1p(below)) / below
-
-    centre = 0.5 * math.log(-math.log(delta) / rho)  # the best order of the basic conversion
-    starts = centre + np.linspace(-12, 6, 73)
-    best = float(starts[int(np.argmin([epsilon(u) for u in starts]))])
-    found = optimize.minimize_scalar(
-        epsilon, bounds=(best - 0.5, best + 0.5), method="bounded", options={"xatol": 1e-10}
-    )
-    return max(0.0, float(found.fun))
 
 
 def _mills(t: Values) -> Values:

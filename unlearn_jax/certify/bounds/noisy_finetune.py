@@ -19,68 +19,10 @@ shifted interpolation (after Bok, Su & Altschuler 2024), proved in docs/certific
 """
 
 import math
-from collections.abc import Sequence
 from numbers import Real
 
-from unlearn_jax.certify.bounds.arguments import count, nonnegative, positive, probability
+from unlearn_jax.certify.bounds.arguments import count, nonnegative, positive
 from unlearn_jax.certify.bounds.gaussian import gaussian_mu
-
-
-def iteration_mu(
-    init_distance: Real,
-    contraction: Sequence[Real],
-    shift: Sequence[Real],
-    noise_std: Sequence[Real],
-    identical_maps: bool = True,
-) -> float:
-    """The mu of the last noisy iterate if maps bring two states to rho_t |x - y| + s_t. [P]
-
-    D_T / sqrt(V_T) with D_{t+1} = rho_t D_t + s_t from init_distance, V_{t+1} = rho_t^2 V_t +
-    sigma_t^2 from 0, where the shifts that attain it are feasible; if both runs use the same maps,
-    the smallest over the horizons t <= T that are, since later steps are post-processing.
-
-    Args:
-      init_distance: d0 of the starts, at least 0.
-      contraction: rho_t > 0.
-      shift: s_t >= 0.
-      noise_std: sigma_t >= 0 on the parameters.
-      identical_maps: False if the maps depend on more than the state (momentum, other blocks).
-
-    Raises:
-      ValueError: schedules of unequal length, an argument out of range, no feasible horizon.
-    """
-    nonnegative(init_distance=init_distance)
-    steps = len(contraction)
-    if not steps or len(shift) != steps or len(noise_std) != steps:
-        raise ValueError(
-            "iteration_mu: expected contraction, shift and noise_std of one length of at least 1, "
-            f"got {steps}, {len(shift)} and {len(noise_std)}."
-        )
-    for rho, s, sigma in zip(contraction, shift, noise_std, strict=True):
-        positive(contraction=rho)
-        nonnegative(shift=s, noise_std=sigma)
-    # No shift is due before its noise iff D_t P_t / V_t, where P_t = rho_0 … rho_{t-1}, is nowhere
-    # smaller than at the horizon.
-    distance, variance, log_product = float(init_distance), 0.0, 0.0
-    smallest, found = math.inf, math.inf
-    for t in range(steps):
-        distance = contraction[t] * distance + shift[t]
-        variance = contraction[t] ** 2 * variance + noise_std[t] ** 2
-        log_product += math.log(contraction[t])
-        if variance == 0:
-            continue
-        if distance == 0:
-            return 0.0
-        ratio = math.log(distance) + log_product - math.log(variance)
-        feasible, smallest = ratio <= smallest + 1e-9, min(ratio, smallest)
-        if feasible and (identical_maps or t == steps - 1):
-            found = min(found, distance / math.sqrt(variance))
-    if found == math.inf:
-        raise ValueError(
-            "noise_std: no feasible horizon: without noise nothing is hidden, and noise that comes "
-            f"before the shifts it should hide cannot be used; got {list(noise_std)[:8]}."
-        )
-    return found
 
 
 def noisy_finetune_mu(
@@ -167,66 +109,6 @@ def noisy_finetune_optimal_steps(
     rho, shift = _chain(2 * init_radius, 1, step_size, clip_norm, weight_decay)
     best = _continuous_best(2 * init_radius, rho, shift)
     return -1 if best == math.inf else max(1, math.ceil(best * (1 - 1e-12) - 1e-12))
-
-
-def noisy_finetune_sigma_published(
-    init_radius: Real, steps: Real, step_size: Real, clip_norm: Real, epsilon: Real, delta: Real
-) -> float:
-    """Noise per step by the constant of Koloskova et al. 2025, no weight decay; to compare. [R][P]
-
-    sigma^2 = 9 log(1/delta) (C0 + C1 gamma T)^2 / (eps^2 T), as third parties quote it; valid for
-    epsilon <= log(1/delta) / 4, which was derived again. 1.36 times `noisy_finetune_sigma` at
-    (1, 1e-5).
-
-    Args:
-      init_radius: C0.
-      steps: T.
-      step_size: gamma.
-      clip_norm: C1.
-      epsilon: nats.
-      delta: within (0, 1).
-
-    Raises:
-      ValueError: epsilon above log(1/delta) / 4, or an argument is out of range.
-    """
-    positive(init_radius=init_radius, epsilon=epsilon)
-    probability(delta=delta)
-    _chain(2 * init_radius, steps, step_size, clip_norm, 0.0)
-    tail = -math.log(delta)
-    if epsilon > tail / 4:
-        raise ValueError(
-            f"epsilon: expected at most log(1/delta)/4 = {tail / 4:.4g}, where the published "
-            f"constant is valid, got {epsilon!r}. Use noisy_finetune_sigma."
-        )
-    distance = init_radius + clip_norm * step_size * steps
-    return 3 * math.sqrt(tail / steps) * distance / epsilon
-
-
-def noisy_finetune_sigma_zcdp(
-    init_radius: Real,
-    steps: Real,
-    step_size: Real,
-    clip_norm: Real,
-    weight_decay: Real = 0.0,
-    *,
-    rho: Real,
-) -> float:
-    """Noise per step for rho-zCDP at exactly T steps, to compare with Renyi accountants. [P]
-
-    mu^2 / 2 = rho: privacy amplification by iteration (Feldman et al. 2018) in closed form.
-
-    Args:
-      init_radius: C0; the starts are 2 C0 apart.
-      steps: T.
-      step_size: gamma.
-      clip_norm: C1.
-      weight_decay: lambda.
-      rho: the Renyi divergence of every order alpha is at most alpha rho. Not an epsilon: see
-        `rdp_epsilon_basic`.
-    """
-    positive(init_radius=init_radius, rho=rho)
-    mu = noisy_finetune_mu(2 * init_radius, steps, step_size, clip_norm, 1.0, weight_decay, True)
-    return mu / math.sqrt(2 * rho)
 
 
 def _chain(

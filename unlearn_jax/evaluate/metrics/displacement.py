@@ -4,8 +4,8 @@ With e the root mean squared error on the hole and d the RMS distance to the ori
 there, of one example: |e - e_0| <= d <= e + e_0, by the triangle inequality, whatever the model;
 and the same for the root mean squares over a set. So a rise of the error from e_0 to lambda + e_0
 implies the displacement of at least lambda that decoupling asks for (Varshney & Torra, arXiv
-2502.04260). How many steps of ascent suffice for that (`certify.planning`) takes constants that
-nobody knows of a deep network; it is not said here.
+2502.04260). How many steps of ascent suffice for that takes constants that nobody knows of a deep
+network; it is not said here.
 """
 
 from collections.abc import Mapping

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from unlearn_jax.distributed import exhausted
+
 _SIZE = r"([\d.]+)\s?([KMGT]?)i?(?:B|bytes)?\b"
 _ASKED = (
     rf"\({_SIZE}\) exceeds available HBM",
@@ -23,12 +25,6 @@ _KEYS = (
     "the same update in slices. config.model.remat=True computes features twice to keep fewer; "
     "config.mesh.fsdp splits parameters over devices."
 )
-
-
-def exhausted(error: BaseException) -> bool:
-    """Tell whether XLA says with this error that a device has too little memory."""
-    # The status of what fails after it was dispatched is INTERNAL on the CPU.
-    return bool(re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)))
 
 
 def asked(message: str, patterns: tuple[str, ...] = _ASKED) -> float | None:

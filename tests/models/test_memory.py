@@ -8,8 +8,9 @@ import pytest
 
 from tests.helpers import binaries, tiny
 from tests.helpers.toy import Toy, make_batch
-from unlearn_jax import distributed, memory, sharding, train
+from unlearn_jax import distributed, sharding, train
 from unlearn_jax import methods as objectives
+from unlearn_jax.models import memory
 from unlearn_jax.training import phases
 from unlearn_jax.training.step import UnlearnState, jit_step
 

@@ -1,0 +1,325 @@
+"""Complete images of yours: each model fills the same holes, side by side.
+
+    unlearn-jax complete --model=runs/cats/original --model=runs/cats/unlearned \\
+        --images=photos --masks=holes --out=runs/completed
+
+A model is the workdir of `train` or `convert`; with --model=NAME=DIR it gets a name of your own. A
+mask has its image's name and size; white is generated. Without --masks the hole is that of the
+first model's task. Writes OUT/MODEL/IMAGE.png in the photo's own size, in which only the hole has
+changed, and OUT/sheet.png: input, truth, and what each model makes of it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Float32, Shaped, UInt8
+from PIL import Image, ImageDraw, ImageOps
+from tqdm import tqdm
+
+from unlearn_jax import checkpoint, cli, convert, models, sharding
+from unlearn_jax.data import preprocess, transforms
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SHEET_ROWS, THUMBNAIL = 50, 160  # images at most, pixels of the longer side
+
+
+class Completer:
+    """A trained model that completes images of any size.
+
+    Attributes:
+      model: the architecture.
+      params: its parameters.
+      image_size: pixels that it works with.
+      task: whose hole is generated where no mask is given; None: a mask must be given.
+    """
+
+    def __init__(
+        self,
+        model: models.Model,
+        params: models.Params,
+        image_size: int,
+        task: Mapping[str, Any] | None,
+    ):
+        """Keep what is given; nothing is compiled before the first image."""
+        self.model, self.params, self.image_size, self.task = model, params, image_size, task
+        self._generate = jax.jit(model.generate)
+
+    def complete(self, image: Any, mask: Any = None, seed: int = 0) -> Any:
+        """Return the image with its hole generated, and every other pixel as it was.
+
+        The image is squeezed to the square that the model works with, and what was generated is
+        stretched back. The same seed gives two models the same random numbers.
+
+        Args:
+          image: uint8 [h w 3] or [b h w 3], or a PIL image, which is then what is returned.
+          mask: [h w] or [b h w], or a PIL image: True, or white, is to be generated. None: the hole
+            of the task that the model was trained for.
+          seed: of what the model draws, and of random holes.
+
+        Raises:
+          ValueError: the image or the mask is not like that.
+        """
+        if isinstance(image, Image.Image):
+            return Image.fromarray(self.complete(np.asarray(image.convert("RGB")), mask, seed))
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise ValueError(
+                "complete: expected a PIL image or uint8 [h w 3] or [b h w 3], got "
+                f"{image.dtype} {list(image.shape)}. Colours of 0 to 255 in the last axis."
+            )
+        batch = image if image.ndim == 4 else image[None]
+        holes = self.holes(batch.shape[:3], seed) if mask is None else _as_holes(mask, batch.shape)
+        small = [_squeeze(*pair, self.image_size) for pair in zip(batch, holes, strict=True)]
+        n = len(batch)
+        inputs = {
+            "image": transforms.to_float(np.stack([pixels for pixels, _ in small])),
+            "mask": np.stack([hole for _, hole in small]).astype(np.float32)[..., None],
+            "label": np.zeros(n, np.int32),
+            "index": np.arange(n, dtype=np.int32),
+            "is_forget": np.zeros(n, bool),
+            "valid": np.ones(n, bool),
+        }
+        output = self._generate(self.params, inputs, jax.random.key(seed))
+        made = transforms.to_uint8(np.asarray(output, np.float32))
+        pasted = batch.copy()
+        for out, pixels, hole in zip(pasted, made, holes, strict=True):
+            out[hole] = _stretch(pixels, hole.shape)[hole]
+        return pasted if image.ndim == 4 else pasted[0]
+
+    def holes(self, shape: Sequence[int], seed: int = 0) -> Bool[np.ndarray, "b h w"]:
+        """Return the holes of the model's task in images [b h w].
+
+        Raises:
+          ValueError: the model does not say what its task is.
+        """
+        if self.task is None:
+            raise ValueError(
+                "complete: a converted model does not say which part it completes: expected masks, "
+                "got none. Give a mask for every image (--masks=DIR)."
+            )
+        keys = np.stack([np.full(shape[0], seed), np.arange(shape[0])], axis=1).astype(np.uint64)
+        holes = transforms.make_mask(self.task, self.image_size, keys)[..., 0] > 0.5
+        size = (shape[2], shape[1])
+        return np.stack([np.asarray(Image.fromarray(hole).resize(size)) for hole in holes])
+
+
+def load_model(workdir: Path | str) -> Completer:
+    """Load a model from the workdir of `train` or `convert`; it needs no config.
+
+    Raises:
+      ValueError: there is no model, it has not finished, or it is damaged.
+    """
+    model, size, task = _described(Path(workdir))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])  # whatever the number of images
+    like = sharding.abstract(shapes, sharding.params_sharding(shapes, mesh))
+    return Completer(model, checkpoint.load_params(workdir, like)[0], size, task)
+
+
+def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | None]:
+    """Return the architecture, the size of images and the task that a workdir tells about."""
+    if (workdir / "config.json").exists():
+        config = json.loads((workdir / "config.json").read_text("utf-8"))["config"]
+        return models.build(**config["model"]), config["data"]["image_size"], config["task"]
+    if (workdir / convert.MANIFEST).exists():
+        said = json.loads((workdir / convert.MANIFEST).read_text("utf-8"))
+        model = convert.described(said)
+        return model, model.image_size, None
+    raise ValueError(
+        f"--model: expected the workdir of train or convert, {workdir} has no config.json. A "
+        f"request has several, such as {workdir / 'unlearned'}."
+    )
+
+
+def _as_holes(mask: Any, shape: Sequence[int]) -> Bool[np.ndarray, "b h w"]:
+    """Return masks as booleans [b h w], one for each image of this shape."""
+    if isinstance(mask, Image.Image):
+        mask = mask.convert("L")
+    mask = np.asarray(mask)
+    if mask.ndim > 2 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    if mask.shape not in (tuple(shape[1:3]), tuple(shape[:3])):
+        raise ValueError(
+            f"complete: expected a mask {list(shape[1:3])} or {list(shape[:3])}, as its image, got "
+            f"{list(mask.shape)}. One number for each pixel: 0 stays, the largest is generated."
+        )
+    if mask.dtype != bool:
+        mask = mask > (127 if mask.max() > 1 else 0)  # 0 and 255, or 0 and 1
+    holes = np.broadcast_to(mask, shape[:3])
+    if not holes.any((1, 2)).all():
+        raise ValueError(
+            "complete: expected a hole in every image, got a mask without one. Make white what is "
+            "to be generated."
+        )
+    return holes
+
+
+def _squeeze(
+    image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"], size: int
+) -> tuple[UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"]]:
+    """Return image and hole at the model's size; nothing of the hole is left in what is visible."""
+    if hole.shape == (size, size):
+        return image, hole
+    small = _resize(hole.astype(np.float32), size, Image.Resampling.BOX) > 0
+    # A mean of visible pixels only: plain resizing would mix what is hidden into its edge.
+    seen = (~hole).astype(np.float32)
+    weight = _resize(seen, size, Image.Resampling.BILINEAR)
+    channels = [_resize(seen * image[..., c], size, Image.Resampling.BILINEAR) for c in range(3)]
+    pixels = np.stack(channels, axis=-1) / np.maximum(weight, 1e-6)[..., None]
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), small
+
+
+def _resize(
+    values: Float32[np.ndarray, "h w"], size: int, how: Image.Resampling
+) -> Float32[np.ndarray, "s s"]:
+    return np.asarray(Image.fromarray(values).resize((size, size), how))
+
+
+def _stretch(
+    pixels: UInt8[np.ndarray, "s s 3"], shape: Sequence[int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    height, width = shape
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+class Photo(NamedTuple):
+    """An image of the user's: its name, its pixels, and its hole, if there is a mask."""
+
+    name: str
+    pixels: UInt8[np.ndarray, "h w 3"]
+    mask: Shaped[np.ndarray, "h w"] | None
+
+
+def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Path, seed: int = 0):
+    """Complete all images of a folder with all models.
+
+    Args:
+      workdirs: of the models, by the name of what each writes.
+      images: folder of photos, sub-folders included.
+      masks: folder of masks with the same names; None: the hole of the first model's task.
+      out: gets NAME/IMAGE.png and sheet.png.
+      seed: see `Completer.complete`.
+
+    Raises:
+      ValueError: no images, no mask for one, or no model.
+    """
+    files = _files(images, "--images")
+    holes = {file: _mask_of(file, images, masks) if masks else None for file in files}
+    rows: dict[str, list[np.ndarray]] = {}
+    first = None
+    total = len(files) * len(workdirs)
+    with tqdm(total=total, unit="img", dynamic_ncols=True, disable=None) as bar:
+        for name, workdir in workdirs.items():
+            bar.set_description(name)
+            loaded = load_model(workdir)
+            first = first or loaded
+            for number, photo in enumerate(_photos(holes, images)):
+                shape = (1, *photo.pixels.shape[:2])
+                hole = photo.mask if masks else first.holes(shape, seed + number)[0]
+                made = loaded.complete(photo.pixels, hole, seed + number)
+                path = out / name / f"{photo.name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(made).save(path)
+                if number < SHEET_ROWS:
+                    grey = np.where(_as_holes(hole, (*shape, 3))[0][..., None], 128, photo.pixels)
+                    row = rows.setdefault(photo.name, [grey.astype(np.uint8), photo.pixels])
+                    row.append(made)
+                bar.update()
+    _sheet(["input", "truth", *workdirs], rows).save(out / "sheet.png")
+
+
+def _files(folder: Path, flag: str) -> list[Path]:
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise ValueError(f"{flag}: expected a folder of {', '.join(SUFFIXES)}, found none in "
+                         f"{folder}.")  # fmt: skip
+    return files
+
+
+def _mask_of(file: Path, images: Path, masks: Path) -> Path:
+    name = file.relative_to(images)
+    found = [path for of in SUFFIXES if (path := masks / name.with_suffix(of)).exists()]
+    if not found:
+        wanted = masks / name.with_suffix(".png")
+        raise ValueError(
+            f"--masks: expected a mask for every image, {name} has none. Add {wanted}."
+        )
+    return found[0]
+
+
+def _photos(holes: Mapping[Path, Path | None], images: Path) -> Iterator[Photo]:
+    for file, of in holes.items():
+        pixels, name = np.asarray(_read(file)), file.relative_to(images)
+        mask = np.asarray(_read(of).convert("L")) if of else None
+        if of and mask.shape != pixels.shape[:2]:
+            sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (pixels, mask)]
+            raise ValueError(f"--masks: expected {of} as large as its image, {sizes[0]} pixels, "
+                             f"got {sizes[1]}. Draw it again at that size.")  # fmt: skip
+        yield Photo(name.with_suffix("").as_posix(), pixels, mask)
+
+
+def _read(file: Path) -> Image.Image:
+    """Return an image as its owner sees it: turned as the camera says."""
+    return ImageOps.exif_transpose(preprocess.decode(file.read_bytes(), str(file)))
+
+
+def _sheet(columns: Sequence[str], rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
+    """Return a picture of all rows below the names of the columns."""
+    cell, line = THUMBNAIL + 8, 20
+    sheet = Image.new("RGB", (cell * len(columns), line + (cell + line) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, title in enumerate(columns):
+        draw.text((x * cell + 4, 4), title, "black")
+    for y, (name, pictures) in enumerate(rows.items()):
+        top = line + y * (cell + line)
+        draw.text((4, top + cell), name, "black")
+        for x, pixels in enumerate(pictures):
+            picture = ImageOps.contain(Image.fromarray(pixels), (THUMBNAIL, THUMBNAIL))
+            sheet.paste(picture, (x * cell + 4, top + 4))
+    return sheet
+
+
+def named(texts: Sequence[str]) -> dict[str, Path]:
+    """Return the workdirs of --model=DIR and --model=NAME=DIR by name.
+
+    Raises:
+      ValueError: two have the same name.
+    """
+    pairs = [text.rpartition("=")[::2] for text in texts]
+    pairs = [(name or Path(folder).absolute().name, Path(folder)) for name, folder in pairs]
+    names = [name for name, _ in pairs]
+    if len({*names}) < len(names):
+        raise ValueError(
+            f"--model: expected models of different names, got {names}. Name them: "
+            f"--model=NAME={pairs[-1][1]}."
+        )
+    return dict(pairs)
+
+
+def main(model: list[str], images: str, out: str) -> None:
+    """The binary."""
+    masks = flags.FLAGS.masks
+    run(named(model), Path(images), Path(masks) if masks else None, Path(out), flags.FLAGS.seed)
+    print(f"Completed images: {out}. Side by side: {Path(out) / 'sheet.png'}.")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("model", None, "Workdir of a model, or NAME=DIR; can be repeated.")
+    flags.DEFINE_string("images", None, "Folder of the images.")
+    flags.DEFINE_string("masks", "", "Folder of masks of the same names; white is generated.")
+    flags.DEFINE_string("out", None, "Folder of the completed images.")
+    flags.DEFINE_integer("seed", 0, "Of what models draw, and of random holes.")
+    cli.start(
+        main,
+        needs=("model", "images", "out"),
+        example="--model=runs/quickstart/original --model=runs/quickstart/unlearned "
+        "--images=photos --out=runs/completed",
+    )

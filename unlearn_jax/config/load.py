@@ -1,0 +1,83 @@
+"""Configs by name, path or module: "quickstart", "mine/request.py:noisy", "package.module"."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def folder() -> Path:
+    """Return where the configs are that come with the package: in a checkout, beside it."""
+    installed = PACKAGE / "configs"
+    return installed if installed.is_dir() else PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    """Return the names of the configs that come with the package."""
+    return sorted(path.stem for path in folder().glob("[!_]*.py"))
+
+
+def load(text: str) -> ConfigDict:
+    """Return what get_config() of a name, a path or a module returns.
+
+    Args:
+      text: "quickstart", a config that comes with the package; "DIR/FILE.py"; or
+        "package.module". What follows a colon is get_config's argument.
+
+    Raises:
+      ValueError: there is no such config, or it raises an error; the message says where.
+    """
+    where, colon, argument = text.partition(":")
+    file = _file(where)
+    try:
+        module = _execute(file) if file else importlib.import_module(where)
+        return module.get_config(*([argument] if colon else []))
+    except Exception as error:
+        from unlearn_jax.data.names import line_in  # brings jax
+
+        at = f"{file}{line_in(error, str(file))}" if file else where
+        raise ValueError(f"--config: {at}: {type(error).__name__}: {error}") from error
+
+
+def _file(where: str) -> Path | None:
+    """Return the file of a name or a path, None of a module."""
+    if where.endswith(".py") or "/" in where or "\\" in where:
+        if Path(where).is_file():
+            return Path(where)
+        ours = Path(where).stem if Path(where).stem in names() else "NAME"
+        raise ValueError(
+            f"--config: expected a file with get_config(), there is no {where} in {Path.cwd()}. "
+            f"A config of the package goes by its name: --config={ours}."
+        )
+    if where in names():
+        return folder() / f"{where}.py"
+    if "." in where:
+        return None
+    near = difflib.get_close_matches(where, names(), n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"--config: expected the path of a .py file, a module, or one of {names()}, got "
+        f"{where!r}.{guess}"
+    )
+
+
+def _execute(file: Path) -> types.ModuleType:
+    """Execute a file as a module of a package of its folder, so that relative imports work."""
+    path = str(file.absolute().parent)
+    package = f"_configs_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    if package not in sys.modules:
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = [path]
+    name = f"{package}.{file.stem.replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

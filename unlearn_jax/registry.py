@@ -1,0 +1,95 @@
+"""What a config names: entries of a table, or something of one's own as "package.module:name".
+
+Objectives, combinations, models, data sources and audits are found alike. In Python the function
+or class itself may stand where a config has its name, see `name_of`.
+"""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake that a user can mend: its message is all that a command prints.
+
+    It says what was expected, what came, where, and what to do. Any other exception is a bug, and
+    keeps its traceback.
+    """
+
+
+def find(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """Return an entry of a table, or what "package.module:name" names.
+
+    Args:
+      table: of what comes with the package, by name.
+      name: of the entry.
+      what: it is, in words, for messages: "objective".
+
+    Raises:
+      UserError: there is none; the message has the nearest name.
+    """
+    if name in table:
+        return table[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise UserError(
+            f'{unknown(name, table)}, or "package.module:name" for a {what} of your own'
+        )
+    try:
+        return getattr(_module(module), attribute)
+    except Exception as error:  # whatever its author's code raises
+        raise UserError(
+            f"cannot import the {what} {name!r}: {type(error).__name__}: {error}. Its module must "
+            "be installed, or in the folder that the command runs in"
+        ) from error
+
+
+def name_of(thing: Any) -> str:
+    """Return the name that a config has of a function or class: "package.module:name".
+
+    Raises:
+      UserError: it has no name that another process could import it by.
+    """
+    name = getattr(thing, "__qualname__", "<an object>")
+    module = getattr(thing, "__module__", "")
+    if "<" in name or "." in name:
+        raise UserError(
+            f"expected a function or class at the top level of a module, got {name} of "
+            f"{module or type(thing).__name__}: a run that resumes could not find it again. Move "
+            "it there."
+        )
+    return f"{_running() if module == '__main__' else module}:{name}"
+
+
+def options(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return a function's keyword-only arguments with their defaults (`Parameter.empty`: none)."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def unknown(value: Any, names: Iterable[Any]) -> str:
+    """Say which names were expected instead of a value, and which is nearest."""
+    names = sorted(map(str, names))
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {value!r}, expected one of {names}{hint}"
+
+
+def _module(name: str) -> Any:
+    """Import a module; the script that is running is not run a second time."""
+    if name == _running():
+        return sys.modules["__main__"]
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # as `python -m` has it, console scripts do not
+    return importlib.import_module(name)
+
+
+def _running() -> str:
+    """Return the name by which others would import the script that is running."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    return spec.name if spec else Path(getattr(main, "__file__", None) or "__main__").stem

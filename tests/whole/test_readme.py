@@ -1,5 +1,6 @@
 """Every command of the README is executed, with phases of a few steps."""
 
+import ast
 import importlib
 import json
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unlearn_jax
 from tests.helpers import binaries
 from unlearn_jax import convert, models
 
@@ -104,6 +106,29 @@ def test_the_certified_request_was_verified_and_attacked(runs):
     assert 3 < found["lower"]["epsilon"] < 9 and found["lower"]["n"] == [4000, 4000]
     page = (runs / "certified" / "report.html").read_text()
     assert f"ε ≥ {found['lower']['epsilon']:.3g}<" in page
+
+
+@pytest.mark.long
+def test_its_python_runs(tmp_path, monkeypatch):
+    """With phases of a few steps, and a photo of 40 x 56 pixels."""
+    load = unlearn_jax.load_config
+
+    def few_steps(name, changes):
+        phases = {f"phases.{k}.steps": min(p.steps, 4) for k, p in load(name).phases.items()}
+        flags = [flag.removeprefix("--config.").split("=") for flag in SHORT]
+        return load(name, {k: ast.literal_eval(v) for k, v in flags} | phases | changes)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unlearn_jax, "load_config", few_steps, raising=False)
+    image = np.zeros((40, 56, 3), np.uint8)
+    mask = np.zeros((40, 56), bool)
+    mask[10:20, 10:20] = True
+    names = {"image": image, "mask": mask}
+    for block in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S):
+        exec(block, names)
+    assert (tmp_path / "runs/cats/report.html").exists()
+    assert names["picture"].shape == image.shape and (names["picture"][~mask] == 0).all()
+    assert names["picture"][mask].any()
 
 
 def test_convert_commands_in_their_order(tmp_path):

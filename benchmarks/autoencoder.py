@@ -36,7 +36,10 @@ Step = Callable[[], float]  # queues one update; float of the result waits for i
 
 
 def make_batch(size: int, pixels: int = 32, forget: int = 0) -> dict[str, np.ndarray]:
-    """Random images [b h w 3] in [-1, 1], half of each side masked; the last `forget` rows so."""
+    """Make random images [b h w 3] in [-1, 1].
+
+    Half of each side is masked; the last `forget` rows are to be forgotten.
+    """
     shape, quarter = (size, pixels, pixels), pixels // 4
     image = np.random.default_rng(0).uniform(-1, 1, (*shape, 3)).astype(np.float32)
     mask = np.zeros((*shape, 1), np.float32)
@@ -48,7 +51,7 @@ def make_batch(size: int, pixels: int = 32, forget: int = 0) -> dict[str, np.nda
 def jax_step(
     model: Model, params: dict, batch: dict[str, np.ndarray], objective: str = "reconstruction"
 ) -> Step:
-    """A call that queues one Adam update, by the package's own step, and returns its loss."""
+    """Make a call that queues one Adam update, by the package's own step, and returns its loss."""
     update, state, target, batch = jax_program(model, params, batch, objective)
     update = update.lower(state, target, batch).compile()
 
@@ -63,7 +66,7 @@ def jax_step(
 def jax_program(
     model: Model, params: dict, batch: dict[str, np.ndarray], objective: str = "reconstruction"
 ) -> tuple[Callable, UnlearnState, dict, dict]:
-    """(the jitted update, its state, the original, the batch), the arguments on their devices.
+    """Make (the jitted update, its state, the original, the batch), the arguments on their devices.
 
     The key of update k is fold_in(key(0), k). "reconstruction" trains all parameters; any other
     objective what the model unlearns, on both kinds of rows, from `params` as the original.
@@ -92,7 +95,7 @@ def jax_program(
 
 
 def torch_step(params: dict, batch: dict[str, np.ndarray], channels_last: bool) -> Step:
-    """`jax_step` in PyTorch, from the same parameters."""
+    """Make the call of `jax_step` in PyTorch, from the same parameters."""
     import torch
     from torch import nn
 
@@ -131,7 +134,7 @@ def torch_step(params: dict, batch: dict[str, np.ndarray], channels_last: bool) 
 
 
 def images_per_s(step: Step, batch_size: int, seconds: float) -> float:
-    """Throughput over one round of about `seconds`."""
+    """Measure throughput over one round of about `seconds`."""
     start, steps = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         loss = step()
@@ -144,14 +147,14 @@ def images_per_s(step: Step, batch_size: int, seconds: float) -> float:
 
 @cache
 def default_threads() -> int:
-    """PyTorch's number of threads when this is first called."""
+    """Return PyTorch's number of threads when this is first called."""
     import torch
 
     return torch.get_num_threads()
 
 
 def torch_rounds(make_step: Callable[[bool], Step], size: int) -> Callable[[float], float]:
-    """A function seconds -> images per s, with the fastest settings of PyTorch.
+    """Make a function seconds -> images per s, with the fastest settings of PyTorch.
 
     Args:
       make_step: of whether to use channels_last.
@@ -176,7 +179,7 @@ def torch_rounds(make_step: Callable[[bool], Step], size: int) -> Callable[[floa
 def compare(
     name: str, ours: Step, theirs: Callable[[float], float] | None, size: int, seconds: float
 ) -> str:
-    """A line of JSON: the medians of rounds in turns, of about so many `seconds` in all."""
+    """Compare in turns, about so many `seconds` in all; return a line of JSON with the medians."""
     speeds = [], []
     images_per_s(ours, size, _ROUND_S)  # warm up
     rounds = max(1, round(seconds / _ROUND_S / (2 if theirs else 1)))
@@ -197,7 +200,7 @@ def compare(
 
 
 def main(argv: list[str]) -> None:
-    """Compares the losses of three updates, then the speeds."""
+    """Compare the losses of three updates, then the speeds."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)

@@ -95,7 +95,7 @@ def against_cifair(source: Any, hashes: copies.Hashes, file: str) -> dict[str, A
 
 
 def main(data_dir: str) -> None:
-    """The binary."""
+    """Run the command."""
     source = open_source(kind="tfds", name="cifar10", data_dir=data_dir, image_size=32)
     cache = Path(f"copies-{os.getpid()}.npz")
     try:

@@ -43,7 +43,7 @@ Run = Callable[[], int]  # loads everything once; returns the number of images
 
 
 def make_files(folder: Path, count: int) -> None:
-    """Nothing; writes smooth random JPEG images of 256x256 pixels, quality 90, in two classes."""
+    """Write smooth random JPEG images of 256x256 pixels, quality 90, in two classes."""
     for i in range(count):
         rng = np.random.default_rng(i)
         coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
@@ -55,7 +55,7 @@ def make_files(folder: Path, count: int) -> None:
 
 
 def ours(records: Path, train: bool, threads: int) -> Run:
-    """This package's loader over prepared records."""
+    """Make this package's loader over prepared records."""
     source = sources.open_source(
         kind="records", path=str(records), image_size=SIZE.value, splits=("train",), cache=False,
         resize="crop", crops=preprocess.Crops(),
@@ -88,7 +88,7 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        """One image as float32 [3 h w] in [0, 1], as ToTensor makes it, and a label."""
+        """Read one image as float32 [3 h w] in [0, 1], as ToTensor makes it, and a label."""
         import torch
 
         with open(self.paths[i], "rb") as file:
@@ -110,7 +110,7 @@ class Files:
         return pixels.to(torch.float32).div(255), 0
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """RandomResizedCrop's box."""
+        """Draw RandomResizedCrop's box."""
         for _ in range(10):
             area = width * height * self.rng.uniform(0.2, 1)
             ratio = math.exp(self.rng.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -122,7 +122,7 @@ class Files:
 
 
 def theirs(files: Path, train: bool, workers: int) -> Run:
-    """A DataLoader over the files, with worker processes or none."""
+    """Make a DataLoader over the files, with worker processes or none."""
     import torch
 
     torch.set_num_threads(1)
@@ -136,7 +136,7 @@ def theirs(files: Path, train: bool, workers: int) -> Run:
 
 
 def measure(contenders: dict[str, Run], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of images per CPU second and per second, over rounds in which all take turns."""
+    """Measure images per CPU second and per second: medians over rounds in which all take turns."""
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for run in contenders.values():  # the first use of anything is slower
         run()
@@ -156,7 +156,7 @@ def measure(contenders: dict[str, Run], rounds: int) -> dict[str, dict[str, floa
 
 
 def _cpu_seconds() -> float:
-    """Of this process and the processes it has started."""
+    """Measure the CPU time of this process and of those it has started."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     total = used.ru_utime + used.ru_stime
     for child in multiprocessing.active_children():
@@ -166,7 +166,7 @@ def _cpu_seconds() -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Prepares records of the files, measures, prints."""
+    """Prepare records of the files, measure, print."""
     if len(argv) > 1:
         raise app.UsageError(f"Expected only flags, got {argv[1:]}.")
     logging.set_verbosity(logging.WARNING)

@@ -37,7 +37,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of each.", lower_bound=1)
 
 
 def random_extractor() -> towers.Extractor:
-    """FID's tower with random weights that keep the size of activations through the layers."""
+    """Make FID's tower with random weights that keep the size of activations through the layers."""
     tower = Inception()
     params = jax.jit(tower.init)(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * 2**0.5 if leaf.ndim == 4 else leaf, params)
@@ -46,7 +46,7 @@ def random_extractor() -> towers.Extractor:
 
 
 def write_images(folder: Path, n: int, side: int, kind: str = "jpg") -> list[Path]:
-    """Paths of n files with images of random tiles."""
+    """Write n files with images of random tiles; return their paths."""
     paths = []
     for i in range(n):
         rng = np.random.default_rng(i)
@@ -58,14 +58,14 @@ def write_images(folder: Path, n: int, side: int, kind: str = "jpg") -> list[Pat
 
 
 def item(position: int, path: Path) -> features.Item:
-    """The image in a file."""
+    """Read the image in a file."""
     return {"position": position, "generated": np.asarray(Image.open(path).convert("RGB"))}
 
 
 def our_moments(
     paths: list[Path], extractor: towers.Extractor, mesh: Any, batch_size: int
 ) -> fid.Moments:
-    """The moments of the images in these files."""
+    """Compute the moments of the images in these files."""
     items = [partial(item, i, path) for i, path in enumerate(paths)]
     found = fid.empty(2048)
     streams = {"it/generated": extractor}
@@ -77,7 +77,7 @@ def our_moments(
 def torch_fidelity_statistics(
     extractor: towers.Extractor, folder: Path, batch_size: int
 ) -> Callable[[Path], dict[str, np.ndarray]] | None:
-    """A function from a folder of images to {"mu", "sigma"}; None without torch-fidelity."""
+    """Make a function from a folder of images to {"mu", "sigma"}; None without torch-fidelity."""
     try:
         from torch_fidelity import metric_fid, utils
     except (ImportError, RuntimeError):  # not there, or without a torchvision that fits torch
@@ -99,14 +99,14 @@ def torch_fidelity_statistics(
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long one call takes."""
+    """Time one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def with_threads(threads: int, run: Callable[[], Any]) -> None:
-    """Runs with this number of PyTorch's threads."""
+    """Run with this number of PyTorch's threads."""
     import torch
 
     torch.set_num_threads(threads)
@@ -114,7 +114,7 @@ def with_threads(threads: int, run: Callable[[], Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Compares moments of images that need no resizing, then the speeds."""
+    """Compare moments of images that need no resizing, then the speeds."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)

@@ -26,7 +26,7 @@ _BATCH = 500
 
 
 def cifar10(data_dir: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """({"pool" [n 128], "logits" [n 10]}, labels [n]) of the test images."""
+    """Load the test images of CIFAR-10: ({"pool" [n 128], "logits" [n 10]}, labels [n])."""
     source = sources.open_source(
         kind="tfds", name="cifar10", data_dir=data_dir, image_size=32, splits=("test",)
     )
@@ -44,12 +44,12 @@ def cifar10(data_dir: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def moments(rows: np.ndarray) -> fid.Moments:
-    """The moments of all rows."""
+    """Compute the moments of all rows."""
     return fid.update(fid.empty(rows.shape[1]), rows, np.ones(len(rows), bool))
 
 
 def score(logits: np.ndarray) -> float:
-    """The mean score of 10 consecutive splits."""
+    """Compute the mean score of 10 consecutive splits."""
     sums = inception_score.empty(logits.shape[1])
     split = inception_score.assignment(len(logits))
     sums = inception_score.update(sums, logits, split, np.ones(len(logits), bool))
@@ -57,7 +57,7 @@ def score(logits: np.ndarray) -> float:
 
 
 def of_images(found: dict[str, np.ndarray], labels: np.ndarray, n: int, seed: int) -> dict:
-    """The metrics of one pair of disjoint samples of n images."""
+    """Compute the metrics of one pair of disjoint samples of n images."""
     rows = np.random.default_rng(seed).permutation(len(labels))[: 2 * n]
     a, b = rows[:n], rows[n:]
     pool = found["pool"]
@@ -71,7 +71,7 @@ def of_images(found: dict[str, np.ndarray], labels: np.ndarray, n: int, seed: in
 
 
 def of_gaussians(n: int, seed: int, d: int = 2048) -> float:
-    """The Fréchet distance of two samples of n."""
+    """Compute the Fréchet distance of two samples of n."""
     scale = np.sqrt(1 / np.arange(1, d + 1))
     scale /= np.sqrt(np.square(scale).sum())
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def of_gaussians(n: int, seed: int, d: int = 2048) -> float:
 
 
 def main(data_dir: str) -> None:
-    """Prints the lines."""
+    """Print the lines."""
     found, labels = cifar10(data_dir)
     for n in SIZES:
         trials = [of_images(found, labels, n, seed) for seed in range(10)]

@@ -25,7 +25,7 @@ MOST_WAITING = 0.05  # of a step
 
 
 def measure(config, steps: int, workdir: Path) -> dict[str, float]:
-    """Seconds per step, by part; the first interval is not counted."""
+    """Measure seconds per step, by part; the first interval is not counted."""
     config.stage = "original"
     stage = config.stages.original
     stage.phases = stage.phases[:1]
@@ -39,7 +39,7 @@ def measure(config, steps: int, workdir: Path) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints and judges."""
+    """Measure, print and judge."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)

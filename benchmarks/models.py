@@ -44,7 +44,7 @@ class Torch(NamedTuple):
 
 
 def mae(model: models.MAE, state: Mapping) -> Torch:
-    """The model of transformers."""
+    """Build the MAE of transformers."""
     import torch
     import transformers
 
@@ -77,7 +77,7 @@ def mae(model: models.MAE, state: Mapping) -> Torch:
 
 
 def noise_image(image, draws: Mapping):
-    """Normal noise with the mean and standard deviation of the batch, in [-1, 1]."""
+    """Draw normal noise with the mean and standard deviation of the batch, in [-1, 1]."""
     import torch
 
     if "noise_image" in draws:
@@ -86,7 +86,7 @@ def noise_image(image, draws: Mapping):
 
 
 def mage(model: models.MAGE, state: Mapping) -> Torch:
-    """Of the parts of the tests, in the order of the release."""
+    """Build MAGE of the parts of the tests, in the order of the release."""
     import torch
     from torch.nn import functional as F
 
@@ -110,7 +110,7 @@ def mage(model: models.MAGE, state: Mapping) -> Torch:
             return ((words**2).sum(1) - 2 * z @ words.T).argmin(1).reshape(len(image), n)
 
     def masks(draws):
-        """(places [b k 1] of the class slot and of what is not dropped, masked [b n])."""
+        """Draw (places [b k 1] of the class slot and of what is not dropped, masked [b n])."""
         order, dropped = draws["mask_noise"].argsort(1), (n + 1) // 2
         places = F.pad(order[:, dropped:].sort(1).values + 1, (1, 0))
         rank, rate = order.argsort(1), draws["mask_rate"]
@@ -145,7 +145,7 @@ def mage(model: models.MAGE, state: Mapping) -> Torch:
 
 
 def palette(model: models.Palette, state: Mapping) -> Torch:
-    """The U-Net of the tests."""
+    """Build the U-Net of the tests."""
     import torch
     from torch.nn import functional as F
 
@@ -175,12 +175,12 @@ def palette(model: models.Palette, state: Mapping) -> Torch:
 
 
 def torch_step(name: str, model: models.Model, params: dict, batch: Mapping, channels_last: bool):
-    """`autoencoder.jax_step` in PyTorch; the random numbers of a step can be given as arrays."""
+    """Make `autoencoder.jax_step` in PyTorch; a step's random numbers can be given as arrays."""
     return torch_updates(torch_model(name, model, params, channels_last), model, batch)
 
 
 def torch_updates(made: Torch, model: models.Model, batch: Mapping, wrap: Callable = lambda f: f):
-    """One Adam update of a model in its own memory layout.
+    """Make one Adam update of a model in its own memory layout.
 
     Args:
       made: the model.
@@ -207,7 +207,7 @@ def torch_updates(made: Torch, model: models.Model, batch: Mapping, wrap: Callab
 
 
 def torch_model(name: str, model: models.Model, params: dict, channels_last: bool) -> Torch:
-    """The model of that name with these parameters."""
+    """Build the PyTorch model of that name with these parameters."""
     import torch
 
     state = convert.to_torch(convert.find(name), model, params)
@@ -218,14 +218,14 @@ def torch_model(name: str, model: models.Model, params: dict, channels_last: boo
 
 
 def to_torch(x: Any, channels_last: bool):
-    """An array as a tensor; images [b h w c] become [b c h w]."""
+    """Convert an array to a tensor; images [b h w c] become [b c h w]."""
     import torch
 
     return as_images(torch.as_tensor(np.array(x)), channels_last)
 
 
 def as_images(x: Any, channels_last: bool):
-    """A tensor [b h w c] as [b c h w]; any other as it is."""
+    """Turn a tensor [b h w c] into [b c h w]; return any other as it is."""
     import torch
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -233,7 +233,7 @@ def as_images(x: Any, channels_last: bool):
 
 
 def torch_draws(model: models.Model, batch: Mapping, channels_last: bool) -> Callable:
-    """A function that draws a step's random numbers, or takes those that are given as arrays."""
+    """Make a function that draws a step's random numbers, or takes those given as arrays."""
     import torch
 
     shapes = {k: v.shape for k, v in jax.eval_shape(model.draw, batch, jax.random.key(0)).items()}
@@ -257,13 +257,13 @@ def torch_draws(model: models.Model, batch: Mapping, channels_last: bool) -> Cal
 
 
 def has_torch(name: str) -> bool:
-    """Whether everything is installed that the model in PyTorch needs."""
+    """Tell whether everything is installed that the model in PyTorch needs."""
     needed = ("torch", "pytest") + (("transformers",) if name == "mae" else ())
     return all(map(importlib.util.find_spec, needed))
 
 
 def measure(name: str, size: int, seconds: float) -> str:
-    """The model's line of JSON; an AssertionError if the losses of the two sides differ."""
+    """Measure the model; return a line of JSON; raise AssertionError if the two losses differ."""
     config = importlib.import_module(f"configs.cifar10_{name}").get_config()
     masks = {"masking": "random"} if name == "mae" else {}
     model = models.build(**config.model.to_dict() | masks)
@@ -283,7 +283,7 @@ def measure(name: str, size: int, seconds: float) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measures one model after the other."""
+    """Measure one model after the other."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)

@@ -38,7 +38,7 @@ BASE = {"mae": {}, "mage": {}, "palette": {"image_size": 64}}
 
 
 def build(name: str, size: str) -> models.Model:
-    """The model of a size."""
+    """Build the model of a size."""
     if size == "base":
         return models.build(name, **BASE[name])
     config = importlib.import_module(f"configs.cifar10_{name}").get_config()
@@ -49,7 +49,7 @@ def build(name: str, size: str) -> models.Model:
 def torch_step(
     name: str, model: models.Model, params: dict, batch: Mapping, how: str, channels_last: bool
 ) -> Callable:
-    """One step in PyTorch: "published", "clever" or "clever_cached"; draws can be given."""
+    """Make one step in PyTorch: "published", "clever" or "clever_cached"; draws can be given."""
     made = training.torch_model(name, model, params, channels_last)
     return torch_updates(made, model, batch, how)
 
@@ -61,7 +61,7 @@ def torch_updates(
     how: str,
     wrap: Callable = lambda f: f,
 ) -> Callable:
-    """The same of a model that is there; `wrap` is applied to the forward pass."""
+    """Make updates of an existing PyTorch model; `wrap` is applied to the forward pass."""
     import torch
 
     net, _, inputs, encode, channels_last = made
@@ -115,7 +115,7 @@ def torch_updates(
 
 
 def measure(name: str, model: models.Model, size: int, seconds: float) -> dict[str, float]:
-    """Images per second by side; an AssertionError if the losses of the sides differ."""
+    """Measure images per second by side; raise AssertionError if the losses of the sides differ."""
     params = jax.jit(model.init)(jax.random.key(0))
     batch = autoencoder.make_batch(size, model.image_size, forget=size // 2)
     sides = {"ours": autoencoder.jax_step(model, params, batch, "l2_encoder")}
@@ -150,7 +150,7 @@ def measure(name: str, model: models.Model, size: int, seconds: float) -> dict[s
 
 
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Markdown of the images per second by model and side, and of what ours are times PyTorch's."""
+    """Write Markdown of images per second by model and side, and of ours over PyTorch's."""
     head = ["model", "ours", "published", "clever", "times published", "times clever"]
     rows = [head, ["---"] * len(head)]
     for name, speeds in found.items():
@@ -166,7 +166,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measures one model after the other."""
+    """Measure one model after the other."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments {argv[1:]}; options start with --.")
     logging.set_verbosity(logging.WARNING)

@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 def points() -> list[Point]:
-    """All programs; what is the same for two models once."""
+    """List all programs; what is the same for two models comes once."""
     found: dict[tuple[str, str], Point] = {}
     for model in MODELS:
         for program in makers(model, local=True):
@@ -40,7 +40,7 @@ def points() -> list[Point]:
 
 
 def makers(model: str, local: bool = False) -> Mapping[str, Callable[[], Any]]:
-    """What makes each program of a model, for its topology, or for this machine's devices."""
+    """Make each program of a model, lazily, for its topology, or for this machine's devices."""
     from launch import aot_formula, inventory, programs
 
     config, topology = MODELS[model]
@@ -49,12 +49,12 @@ def makers(model: str, local: bool = False) -> Mapping[str, Callable[[], Any]]:
 
 
 def done(path: Path = LINES) -> dict[Point, dict[str, Any]]:
-    """The last line of each program that was tried."""
+    """Read the last line of each program that was tried."""
     lines = path.read_text().splitlines() if path.exists() else []
     return {Point(**found["point"]): found for found in map(json.loads, lines)}
 
 
 def missing(every: list[Point], path: Path = LINES) -> list[Point]:
-    """Those that were not compiled, or failed, or do not fit."""
+    """List the programs that were not compiled, or failed, or do not fit."""
     found = done(path)
     return [p for p in every if not found.get(p, {}).get("fits")]

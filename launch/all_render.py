@@ -10,7 +10,10 @@ Lines = Mapping[Point, Mapping[str, Any]]
 
 
 def tables(lines: Lines, every: Sequence[Point]) -> dict[str, str]:
-    """Markdown by name: "all" has a row for each model, "small" and "full" one for each program."""
+    """Write Markdown tables by name.
+
+    "all" has a row for each model, "small" and "full" one for each program.
+    """
     small = [model for model in MODELS if model.endswith("-small")]
     full = [model for model in MODELS if model not in small]
     return {
@@ -45,7 +48,7 @@ def _summary(lines: Lines, every: Sequence[Point]) -> str:
 
 
 def _programs(lines: Lines, every: Sequence[Point], models: Sequence[str]) -> str:
-    """Cells are peak memory in GiB and seconds of CPU."""
+    """Make the table of programs; cells are peak memory in GiB and seconds of CPU."""
     names = dict.fromkeys(p.program for p in every if p.model in models)
     rows = [["program", *models], ["---"] + ["---:"] * len(models)]
     for name in names:

@@ -1,4 +1,4 @@
-"""What a config needs on accelerators that are not there: compiled ahead of time, by shape only.
+"""Tell what a config needs on accelerators that are not there: compile ahead, by shape only.
 
     python -m launch.aot --config=configs/imagenet_mage.py --topology=v5e:16x16 --batch=2048
     python -m launch.aot --config=configs/imagenet_mae.py --topology=v5p:2x2x4 --mesh=4:4 --json
@@ -47,7 +47,7 @@ flags.DEFINE_bool("in_this_process", False, "As the command itself does in a chi
 
 
 def main(cfg: ConfigDict) -> None:
-    """The binary."""
+    """Run the command."""
     args = flags.FLAGS
     if args.topology is None:
         raise ValueError(f"Expected --topology=CHIP:SHAPE. For example:\n  {EXAMPLE}")
@@ -70,7 +70,7 @@ def main(cfg: ConfigDict) -> None:
 
 
 def in_child(argv: list[str], topology: Topology) -> dict[str, Any]:
-    """The report of `lines_of_child`, in one."""
+    """Make the report of `lines_of_child`, in one."""
     report: dict[str, Any] = {"programs": {}}
     for found in lines_of_child(argv, topology):
         if "doing" in found:
@@ -81,7 +81,7 @@ def in_child(argv: list[str], topology: Topology) -> dict[str, Any]:
 
 
 def compile_all(cfg: ConfigDict, topology: Topology) -> None:
-    """Prints the parts of the report, a line of JSON each, as they are done."""
+    """Print the parts of the report, a line of JSON each, as they are done."""
     from launch import programs
     from launch.report import QUICK, largest_batch, measure
     from unlearn_jax.config.validation import validate

@@ -28,7 +28,7 @@ TOGETHER = 8  # programs in a process, which takes seconds to start; the last on
 
 
 def define_flags() -> None:
-    """Those of `launch.aot` with --all."""
+    """Define the flags of `launch.aot` with --all."""
     flags.DEFINE_bool("all", False, "Every distinct program of a request, for all models.")
     flags.DEFINE_bool("missing", False, "List the programs that are not done, and compile none.")
     flags.DEFINE_float("minutes", 0, "Begin no program after that time; 0: all.")
@@ -39,7 +39,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """The binary."""
+    """Run the command."""
     args = flags.FLAGS
     if unknown := set(args.models) - set(MODELS):
         raise ValueError(f"Expected --models among {', '.join(MODELS)}; got {sorted(unknown)}.")
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def compile_all(todo: list[Point], path: Path, seconds: float, jobs: int) -> None:
-    """Appends a line for each program, a few of a model in each process."""
+    """Append a line for each program, a few of a model in each process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds if seconds else float("inf")
     by_model: dict[str, list[str]] = {}
@@ -119,7 +119,7 @@ def _append(path: Path, model: str, program: str, found: Mapping[str, Any]) -> N
 
 
 def compile_here(model: str, names: list[str], minutes: float) -> None:
-    """Emits the facts of each program of a model, in this process."""
+    """Emit the facts of each program of a model, in this process."""
     from launch.report import QUICK, measure
 
     end = time.monotonic() + 60 * minutes if minutes else float("inf")

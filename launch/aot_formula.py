@@ -1,4 +1,4 @@
-"""What needs no compiler: parameters, state per chip, arithmetic per image, gradient bytes."""
+"""Facts that need no compiler: parameters, state per chip, arithmetic per image, gradient bytes."""
 
 import importlib
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ WAYS = (1, 16, 256)  # over how many chips the parameters are sharded
 
 
 def load(path: str) -> ConfigDict:
-    """The config in a file of the repository."""
+    """Load the config in a file of the repository."""
     return importlib.import_module(".".join(Path(path).with_suffix("").parts)).get_config()
 
 
 def facts(cfg: ConfigDict) -> dict[str, Any]:
-    """{"parameters", "trained", "state_bytes": by ways of sharding, "flops", "model_flops"}.
+    """Compute {"parameters", "trained", "state_bytes": by sharding, "flops", "model_flops"}.
 
     The state is the parameters that are trained, the optimizer's, and all of the frozen original's;
     FLOPs are of a step and one image.
@@ -46,14 +46,14 @@ def facts(cfg: ConfigDict) -> dict[str, Any]:
 
 
 def _mesh(ways: int) -> Mesh:
-    """One device many times: it is only asked for shapes."""
+    """Make a mesh of one device many times: it is only asked for shapes."""
     devices = np.empty((1, ways), object)
     devices[...] = jax.devices()[0]
     return Mesh(devices, programs.AXES)
 
 
 def table(found: Mapping[str, dict[str, Any]]) -> str:
-    """Markdown of `facts` by title."""
+    """Write Markdown of `facts` by title."""
     head = ["model", "parameters (M)", "trained (M)", "TFLOP per image", "without recomputation"]
     head += [f"state GiB, {ways} way{'s' * (ways > 1)}" for ways in WAYS]
     head += [f"images/s per {name}, at most" for name in TPUS]

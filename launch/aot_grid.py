@@ -29,7 +29,7 @@ class Point(NamedTuple):
     search: bool = False
 
     def command(self) -> list[str]:
-        """The call."""
+        """Return the command line of the point."""
         config, rows, eval_rows = MODELS[self.model]
         chips = Topology(self.topology).chips
         return [
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 def grid() -> list[Point]:
-    """All points, what matters most first."""
+    """List all points, what matters most first."""
     small = {name: f"{name}:{shapes[16]}" for name, shapes in SHAPES.items()}
     points = [Point(model, small["v5e"]) for model in MODELS]
     points += [Point("mage", f"v5e:{FLAT[chips]}") for chips in (256, 4)]
@@ -63,7 +63,7 @@ def grid() -> list[Point]:
 
 
 def done() -> dict[Point, dict[str, Any]]:
-    """The report, or {"error": …}, of each point that was tried."""
+    """Read the report, or {"error": …}, of each point that was tried."""
     if not LINES.exists():
         return {}
     lines = (json.loads(line) for line in LINES.read_text().splitlines())

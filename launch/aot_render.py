@@ -15,7 +15,7 @@ Lines = Mapping[Point, Line]
 
 
 def write(lines: Lines, **more: str) -> None:
-    """Puts the tables between their marks in the document, and writes the plot beside it.
+    """Put the tables between their marks in the document, and write the plot beside it.
 
     Args:
       lines: of the grid.
@@ -37,7 +37,7 @@ def write(lines: Lines, **more: str) -> None:
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Markdown by name: "steps", "evaluation", "batches", "effort", "provenance"."""
+    """Write Markdown by name: "steps", "evaluation", "batches", "effort", "provenance"."""
     quick = {p: line for p, line in lines.items() if p.quick and not line.get("error")}
     return {
         "steps": _steps(quick),
@@ -150,7 +150,7 @@ def _provenance(lines: Lines) -> str:
 
 
 def plot(lines: Lines, path: Path) -> None:
-    """Peak memory and sent bytes of a step against chips, of each model and chip."""
+    """Plot peak memory and sent bytes of a step against chips, of each model and chip."""
     import matplotlib
 
     matplotlib.use("Agg")

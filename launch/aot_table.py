@@ -23,7 +23,7 @@ flags.DEFINE_bool("render", False, "Write the tables and the plot instead.")
 
 
 def compile_missing(minutes: float) -> None:
-    """Appends lines, in the order of the grid."""
+    """Compile what is missing; append lines, in the order of the grid."""
     before = done()
     missing = [point for point in grid() if point not in before]
     LINES.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def compile_missing(minutes: float) -> None:
 
 
 def main() -> None:
-    """The binary."""
+    """Run the command."""
     if flags.FLAGS.render:
         from launch import all_programs, all_render, aot_formula, aot_render
 

@@ -19,7 +19,7 @@ _running: set[subprocess.Popen] = set()
 
 
 def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, Any]]:
-    """The dicts that `launch.aot` emits in a process of its own; "doing" says what it begins.
+    """Yield the dicts that `launch.aot` emits in its own process; "doing" says what it begins.
 
     Raises:
       ValueError: that process failed, with what it said.
@@ -60,7 +60,7 @@ def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, An
 
 
 def kill_all() -> None:
-    """Ends the processes of `lines_of_child`, in whichever threads they are waited for."""
+    """End the processes of `lines_of_child`, in whichever threads they are waited for."""
     for child in list(_running):
         child.kill()
 
@@ -75,12 +75,12 @@ def _failure(code: int, said: str, doing: str) -> str:
 
 
 def emit(**values: Any) -> None:
-    """Prints them for the process that waits."""
+    """Print facts for the process that waits."""
     print(json.dumps(values), flush=True)
 
 
 def versions() -> dict[str, str | None]:
-    """Those of what compiles, None of what is not installed."""
+    """Return the versions of what compiles, None of what is not installed."""
 
     def version(package):
         try:
@@ -92,7 +92,7 @@ def versions() -> dict[str, str | None]:
 
 
 def check_libtpu() -> None:
-    """Raises ValueError, with the command that installs it, if libtpu is not there."""
+    """Raise ValueError, with the command that installs it, if libtpu is not there."""
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "Compiling for TPUs needs libtpu, which is not installed. It is in an extra: "
@@ -101,5 +101,5 @@ def check_libtpu() -> None:
 
 
 def now() -> str:
-    """The time, to the second, UTC."""
+    """Return the time, to the second, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -54,7 +54,7 @@ GPUS = {
 
 
 def by_kind(device_kind: str) -> Chip | None:
-    """The chip that jax calls that, or None for a CPU or an unknown one."""
+    """Find the chip by jax's name for it; None for a CPU or an unknown one."""
     return next((c for c in (*TPUS.values(), *GPUS.values()) if c.kind == device_kind), None)
 
 
@@ -76,7 +76,7 @@ class Topology(NamedTuple):
         return self.slices * math.prod(int(n) for n in shape.split("x"))
 
     def options(self) -> dict:
-        """What libtpu must be told besides the name."""
+        """List what libtpu must be told besides the name."""
         found = {"num_slices": self.slices} if self.slices > 1 else {}
         if self.name.startswith("v4:"):
             found["chip_config_name"] = "megacore"  # else each of the chip's two cores is a device
@@ -86,7 +86,7 @@ class Topology(NamedTuple):
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """The topology of that name.
+    """Parse the topology of that name.
 
     It is compared with the known ones because libtpu ends the process at some others.
 
@@ -114,7 +114,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def parse_mesh(text: str, chips: int, slices: int = 1) -> dict[str, int]:
-    """{"data": …, "fsdp": …} of "DATA:FSDP", where one may be -1, "what is left".
+    """Parse "DATA:FSDP" to {"data": …, "fsdp": …}; one may be -1, "what is left".
 
     Raises:
       ValueError: not two numbers; they do not multiply to the chips; data cannot be split over the

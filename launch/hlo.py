@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
     rest: str  # attributes; of a constant or parameter, its value or number
 
     def attribute(self, name: str) -> str | None:
-        """The computation that it names by `name=%…`."""
+        """Find the computation that an instruction names by `name=%…`."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
         return found and found.group(1)
 
@@ -75,12 +75,12 @@ class Moved(NamedTuple):
 
 
 def moved(text: str) -> Moved:
-    """What a program moves, from `compiled.as_text()`."""
+    """Count what a program moves, from `compiled.as_text()`."""
     return _Reader(text).read()
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """(the computations: name -> instruction by name, in order; the name of the entry)."""
+    """Parse (the computations: name -> instruction by name, in order; the name of the entry)."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -132,7 +132,7 @@ def _bits(dtype: str) -> int:
 
 
 def group_size(rest: str, devices: int) -> int:
-    """Devices that take part in one group of a collective, from its attributes.
+    """Count the devices in one group of a collective, from its attributes.
 
     `replica_groups` is written as lists of numbers, as an iota `[groups,size]<=[…]` or as axes of
     a mesh.
@@ -185,7 +185,7 @@ class _Reader:
 
     # ---- loops -----------------------------------------------------------------------------------
     def _trips(self, loop: Instruction, computation: dict[str, Instruction]) -> int:
-        """Rounds: as XLA says, or from the condition "counter < constant"."""
+        """Count the rounds of a loop: as XLA says, or from the condition "counter < constant"."""
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(known.group(1))
         condition = self.computations[loop.attribute("condition")]
@@ -233,7 +233,7 @@ class _Reader:
         return _hbm(results) + sum(map(_hbm, operands))
 
     def _fusion(self, found: Instruction, operands: list[tuple[Array, ...]]) -> float:
-        """A fusion reads its operands, or slices of them, and writes its results, or parts."""
+        """Count a fusion: it reads its operands, or slices of them, and writes results or parts."""
         inner = self.computations[found.attribute("calls")]
         aliased = re.search(r"output_to_operand_aliasing=\{(.*?\})\}", found.rest)
         pairs = re.findall(r"\{([\d,]*)\}: \((\d+)", aliased.group(1)) if aliased else []
@@ -298,7 +298,7 @@ class _Reader:
     def _inside(
         self, found: Instruction, computation: dict[str, Instruction]
     ) -> Iterator[tuple[Instruction, dict[str, Instruction], str]]:
-        """The instruction, or those of the fusion or asynchronous call that it is."""
+        """List the instruction, or those of the fusion or asynchronous call that it is."""
         called = found.attribute("calls")
         if not called or called not in self.computations:
             yield found, computation, ""

@@ -53,7 +53,7 @@ CERTIFIED = {  # of the audits of mechanisms, each with the arguments that it ha
 
 
 def with_methods(cfg: ConfigDict) -> ConfigDict:
-    """The config with a phase for every method, combination and noise that its model supports.
+    """Add a phase for every method, combination and noise that the config's model supports.
 
     Where it has one of that kind itself, none is added.
     """
@@ -88,7 +88,7 @@ def with_methods(cfg: ConfigDict) -> ConfigDict:
 
 
 def distinct_phases(cfg: ConfigDict) -> list[str]:
-    """The names of phases whose steps differ in more than numbers, the first of each kind."""
+    """Name the phases whose steps differ in more than numbers, the first of each kind."""
     found: dict[Any, str] = {}
     for stage in cfg.stages.values():
         for name in stage.phases:
@@ -114,7 +114,7 @@ def _kind(cfg: ConfigDict, phase: ConfigDict) -> tuple:
 
 
 def programs_of(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
-    """What makes every distinct program of a request, by name, the config's own phases first.
+    """List what makes every distinct program of a request, by name, the config's phases first.
 
     Args:
       cfg: a valid config.
@@ -129,7 +129,7 @@ def programs_of(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
 
 
 def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
-    """Fresh parameters and states, goals, tokens, saliency, noise, and the probe."""
+    """List fresh parameters and states, goals, tokens, saliency, noise, and the probe."""
     model, rows, key = models.build(**cfg.model.to_dict()), cfg.batch_size, jax.random.key(0)
     whole, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, rows)
     params = layout_like(cfg, cfg.stages.unlearned, model, mesh)
@@ -178,7 +178,7 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
 
 
 def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Program:
-    """Of goals.py: the losses that goals of a kind are fitted to."""
+    """List the losses that goals of a kind are fitted to (goals.py)."""
     model = models.build(**cfg.model.to_dict())
     params = layout_like(cfg, cfg.stages.unlearned, model, mesh)
     batch = batch_like(cfg, mesh, cfg.batch_size)
@@ -188,7 +188,7 @@ def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Pro
 
 
 def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
-    """Completed images, errors on them, relearning, and attacks of mechanisms."""
+    """List completed images, errors on them, relearning, and attacks of mechanisms."""
     model, rows, key = models.build(**cfg.model.to_dict()), cfg.batch_size, jax.random.key(0)
     params, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, rows)
 
@@ -231,7 +231,7 @@ def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
 
 
 def tower_of(metric: str) -> tuple[Any, Any]:
-    """The tower that a metric of the protocol is made with, of the published size; its recipe."""
+    """Build the tower, of the published size, of a metric of the protocol; and its recipe."""
     if metric == "cifar10_classifier":
         extractor = towers.small()
         return extractor.tower, extractor.recipe
@@ -242,7 +242,7 @@ def tower_of(metric: str) -> tuple[Any, Any]:
 
 
 def _towers(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
-    """Features of completed images, and their moments where there is no float64."""
+    """List features of completed images, and their moments where there is no float64."""
     rows = programs.evaluation_rows(cfg, mesh)
 
     def forward(metric):

@@ -1,4 +1,4 @@
-"""What a whole request takes, in chip-hours and at a price, before anything is rented.
+"""Tell what a whole request takes, in chip-hours and at a price, before anything is rented.
 
     python -m launch.plan --config=configs/imagenet_mage.py --topology=v5e:4x4 --price=1.2
     python -m launch.plan --config=configs/cifar10_compare.py --topology=v5e:2x2
@@ -29,7 +29,7 @@ MFU = (
 
 
 def main(cfg: ConfigDict) -> None:
-    """The binary."""
+    """Run the command."""
     from launch import plan_parts  # brings jax
     from unlearn_jax.config.validation import validate
 
@@ -58,7 +58,7 @@ def price(
     start_minutes: float,
     per_chip_hour: float,
 ) -> dict[str, Any]:
-    """{"parts": each with its "chip_hours", "start", "chip_hours", "hours", "price"}.
+    """Price a request: {"parts": each with "chip_hours", "start", "chip_hours", "hours", "price"}.
 
     A part takes the longer of its arithmetic at the assumed share of the chips' peak, and of its
     arguments read once per call at the full bandwidth of their memory.
@@ -89,7 +89,7 @@ def price(
 
 
 def known_bound(name: str, topology: chips.Topology, program: str, rows: float) -> float | None:
-    """The largest MFU that a compiled program allows, with at least so many rows per chip; or None.
+    """Find the largest MFU that a compiled program allows, with so many rows per chip; or None.
 
     Of full compilations if there are any.
     """
@@ -106,7 +106,7 @@ def known_bound(name: str, topology: chips.Topology, program: str, rows: float) 
 
 
 def table(report: dict[str, Any]) -> str:
-    """A report for people."""
+    """Write a report for people."""
     head = ["section", "part", "calls", "images", "TFLOP", "MFU", "by", "chip-hours"]
     priced = report["per_chip_hour"] > 0
     rows = [head + ["price"] * priced]

@@ -1,4 +1,4 @@
-"""What a request calls and how often: from the config and the sizes of its data set."""
+"""Programs that a request calls, and how often: from the config and its data set's sizes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 
 def parse_rows(given: Sequence[str]) -> dict[str, int]:
-    """{"train": …} of "train=…".
+    """Parse "train=…" to {"train": …}.
 
     Raises:
       ValueError: not such a list.
@@ -73,7 +73,7 @@ def parse_rows(given: Sequence[str]) -> dict[str, int]:
 
 
 def count_rows(cfg: ConfigDict, given: dict[str, int]) -> Rows:
-    """The images of a request, as far as its config and the data set's published size tell.
+    """Count a request's images, as far as its config and the data set's published size tell.
 
     Raises:
       ValueError: they do not, with what --rows has to give.
@@ -122,7 +122,7 @@ def count_rows(cfg: ConfigDict, given: dict[str, int]) -> Rows:
 
 
 def request(cfg: ConfigDict, chips: int, rows: Rows, without: Sequence[str] = ()) -> list[Part]:
-    """All parts of a request, of `compare` if the config has methods, else of `pipeline`.
+    """List all parts of a request: of `compare` if the config has methods, else of `pipeline`.
 
     Args:
       cfg: a valid config.
@@ -152,7 +152,7 @@ class _Request:
         self.without, self.sections = without, set[str]()
 
     def cost(self, name: str) -> tuple[int, float, float]:
-        """(images, FLOPs, bytes of arguments on each chip) of a call of a program."""
+        """Compute (images, FLOPs, bytes of arguments on each chip) of a call of a program."""
         if name in self.known:
             return self.known[name]
         kind, _, what = name.partition(": ")
@@ -167,7 +167,7 @@ class _Request:
         return self.known[name]
 
     def part(self, section: str, name: str, program: str, calls: float) -> Iterator[Part]:
-        """So many calls of a program, unless the section is left out."""
+        """Yield so many calls of a program, unless the section is left out."""
         self.sections.add(section)
         if calls and section not in self.without:
             training = program.startswith(("step", "saliency", "audit: relearning"))
@@ -177,13 +177,13 @@ class _Request:
             yield Part(section, name, kind, nearest, calls, *self.cost(program))
 
     def over(self, section: str, name: str, program: str, images: float) -> Iterator[Part]:
-        """As many calls of a program as show it that many images."""
+        """Yield as many calls of a program as show it that many images."""
         self.sections.add(section)
         if images and section not in self.without:
             yield from self.part(section, name, program, images / self.cost(program)[0])
 
     def parts(self) -> Iterator[Part]:
-        """All of them."""
+        """Yield all parts."""
         cfg, methods = self.cfg, config.chosen_methods(self.cfg)
         seeds = len(cfg.compare.seeds) if methods else 1
         shadows = 0 if methods else cfg.audit.shadows
@@ -203,7 +203,7 @@ class _Request:
         yield from self.audits((2 + len(methods)) * seeds, seeds)
 
     def stage(self, section: str, names: Sequence[str], times: int) -> Iterator[Part]:
-        """Its phases, what is made before them, and what is measured on the way."""
+        """Yield a stage's phases, what is made before them, and what is measured on the way."""
         rows, fit = self.rows, min(goals.FIT_ROWS, self.rows.holdout)
         for name in names:
             phase = self.cfg.phases[name]
@@ -226,7 +226,7 @@ class _Request:
             yield from self.part(section, f"{name}, probe", f"probe{scratch}", times * probes)
 
     def audits(self, models: int, viewed: int) -> Iterator[Part]:
-        """Errors of every model, those of views of some, a backdoor, and relearning."""
+        """Yield errors of every model, those of views of some, a backdoor, and relearning."""
         cfg, rows, relearn = self.cfg, self.rows, self.cfg.audit.relearn
         if not rows.holdout:
             return
@@ -245,14 +245,14 @@ class _Request:
         yield from self.over("audits", "errors on the way", "audit: errors", seen)
 
     def evaluation(self, models: int) -> Iterator[Part]:
-        """Every model completes the images of every set."""
+        """Yield the completion of the images of every set by every model."""
         rows = self.rows
         retain = min(self.cfg.evaluation.retain_rows, rows.train - rows.forget)
         images = models * (rows.forget + retain + rows.holdout)
         yield from self.over("evaluation", "completed images", "completion", images)
 
     def protocol(self, models: int) -> Iterator[Part]:
-        """The published evaluation: completed images, and what the towers make of them."""
+        """Yield the published evaluation: completed images, and what the towers make of them."""
         settings, images = self.cfg.protocol, self.rows.evaluated
         completed = models * len(protocol.tasks(settings)) * images
         name = "completion for the protocol"

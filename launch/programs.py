@@ -38,21 +38,21 @@ class Program(NamedTuple):
     batch: int
 
     def argument_bytes(self) -> int:
-        """What the arguments take on each device."""
+        """Count the bytes that the arguments take on each device."""
         arrays = [x for x in jax.tree.leaves(self.args) if isinstance(x, jax.ShapeDtypeStruct)]
         return bytes_per_device(arrays)
 
     def lower(self) -> Any:
-        """The program for the devices of its arguments' shardings."""
+        """Lower the program for the devices of its arguments' shardings."""
         return self.fn.lower(*self.args)
 
     def flops(self) -> flops.Flops:
-        """Of one call, over all devices: what is left when equal parts are computed once."""
+        """Count FLOPs of one call, over all devices, with equal parts computed once."""
         return flops.executed(self.fn.trace(*self.args).jaxpr)
 
 
 def make_mesh(topology: Topology, text: str, default: Mapping[str, int]) -> Mesh:
-    """The mesh over a topology's devices, as `sharding.make_mesh` has it over those that are there.
+    """Make the mesh over a topology's devices, as `sharding.make_mesh` does over those at hand.
 
     Args:
       topology: of `chips.parse_topology`; what libtpu can compile for is on no machine needed.
@@ -79,7 +79,7 @@ def make_mesh(topology: Topology, text: str, default: Mapping[str, int]) -> Mesh
 
 
 def phase_of(cfg: ConfigDict, name: str = "") -> tuple[str, bool]:
-    """(the phase, whether it starts from scratch): that name, or what unlearns.
+    """Find (the phase, whether it starts from scratch): the one of that name, or what unlearns.
 
     That is the last phase of the stage "unlearned" with both weights, else with a forget weight,
     else the last.
@@ -105,7 +105,7 @@ def _stages(cfg: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None = None) -> Any:
-    """A batch of `data.make_train` for the phase, or of `data.make_eval`."""
+    """Describe a batch of `data.make_train` for the phase, or of `data.make_eval`."""
     size = cfg.data.image_size
     columns = {"image": ((size, size, 3), np.float32), "mask": ((size, size, 1), np.float32)}
     columns |= {name: ((), np.int32) for name in ("label", "index")}
@@ -123,28 +123,28 @@ def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None 
 
 
 def rows_like(mesh: Mesh, rows: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """An array of so many rows of a shape, split over all devices."""
+    """Describe an array of so many rows of a shape, split over all devices."""
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.batch_sharding(mesh))
 
 
 def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """ShapeDtypeStructs of the leaves of a tree, whole on every device."""
+    """Describe the leaves of a tree as ShapeDtypeStructs, whole on every device."""
     return sharding.abstract(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
 
 
 def anywhere(tree: Any) -> Any:
-    """ShapeDtypeStructs of the leaves of a tree: keys and the like, which are on no mesh."""
+    """Describe leaves that are on no mesh, such as keys, as ShapeDtypeStructs."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def params_like(cfg: ConfigDict, model: Model, mesh: Mesh) -> Params:
-    """The model's parameters, as every binary has them."""
+    """Describe the model's parameters, as every binary has them."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sharding.abstract(shapes, sharding.params_sharding(shapes, mesh, **cfg.sharding))
 
 
 def layout_like(cfg: ConfigDict, stage: ConfigDict, model: Model, mesh: Mesh) -> Params:
-    """The model's parameters as a stage computes with them."""
+    """Describe the model's parameters as a stage computes with them."""
     trainable = (".*",) if stage.scratch else model.trainable
     whole = params_like(cfg, model, mesh)
     pack, _ = phases.make_layout(cfg, stage, whole, trainable, mesh)
@@ -153,7 +153,7 @@ def layout_like(cfg: ConfigDict, stage: ConfigDict, model: Model, mesh: Mesh) ->
 
 
 def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool = True) -> Program:
-    """The training step of a phase: what `train.py` compiles for it.
+    """Build the training step of a phase: what `train.py` compiles for it.
 
     Args:
       cfg: a valid config.
@@ -206,12 +206,12 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
 
 
 def accumulated(cfg: ConfigDict, phase: str) -> int:
-    """In how many slices the step of a phase computes its batch."""
+    """Count the slices in which the step of a phase computes its batch."""
     return cfg.phases[phase].accumulate or cfg.accumulate
 
 
 def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
-    """The mean loss of held-out rows, as the probes and the audits have it of a batch."""
+    """Build the mean loss of held-out rows, as the probes and the audits have it of a batch."""
     model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
 
@@ -224,7 +224,7 @@ def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
 
 
 def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
-    """Completed images of a batch, as `evaluate` makes them."""
+    """Build the completion of a batch of images, as `evaluate` does it."""
     other = {"dtype": cfg.protocol.dtype} if cfg.protocol.dtype else {}
     model, rows = models.build(**cfg.model.to_dict() | other), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
@@ -234,7 +234,7 @@ def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
 
 
 def evaluation_rows(cfg: ConfigDict, mesh: Mesh) -> int:
-    """The protocol's batch size, or the next larger one that the devices can divide."""
+    """Return the protocol's batch size, or the next larger one that the devices can divide."""
     return -(-cfg.protocol.batch_size // mesh.size) * mesh.size
 
 
@@ -244,17 +244,17 @@ def _evaluated(cfg: ConfigDict, model: Model, mesh: Mesh, rows: int) -> tuple[An
 
 
 def shardings_of(tree: Any) -> Any:
-    """A tree of the leaves' shardings."""
+    """List the leaves' shardings, as a tree."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def parameters(tree: Any) -> int:
-    """How many numbers a tree of parameters has."""
+    """Count the numbers in a tree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What the leaves of a tree take on each device."""
+    """Count the bytes that the leaves of a tree take on each device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
         * _itemsize(leaf)

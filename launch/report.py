@@ -1,4 +1,4 @@
-"""What a compiled program needs and how fast it can be at best, and the largest batch that fits."""
+"""Facts of a compiled program: memory, the best speed, and the largest batch that fits."""
 
 import math
 import time
@@ -30,7 +30,7 @@ def measure(
     model_flops: float = 0.0,
     options: Mapping[str, Any] | None = None,
 ) -> Report:
-    """The facts of one program on that many chips; not fitting in their memory is one of them.
+    """Measure one program on that many chips; that it does not fit in memory is a fact, too.
 
     Args:
       program: of programs.py.
@@ -76,7 +76,9 @@ def measure(
 
 
 def roofline(facts: Mapping[str, float], chips: int, chip: Chip) -> Report:
-    """{"compute_s", "memory_s", "link_s", "slice_s", "bound_s", "bound_by", "mfu_bound"} of a call.
+    """Bound the time of a call by what the chip can do.
+
+    Return {"compute_s", "memory_s", "link_s", "slice_s", "bound_s", "bound_by", "mfu_bound"}.
 
     A call takes at least as long as its arithmetic at the chip's bfloat16 peak, as its bytes at the
     full bandwidth of the memory, as what it sends over all links at once, and as what it sends to
@@ -110,7 +112,7 @@ def largest_batch(
     seconds: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> Report:
-    """The largest batch per chip that was compiled and fits, in few compilations.
+    """Find the largest batch per chip that compiles and fits, in few compilations.
 
     Memory is close to affine in the batch. Two known batches predict the largest one. It and
     another are compiled, both at once; what that says improves the prediction, until a batch that
@@ -171,13 +173,13 @@ def _predict(known: Mapping[int, tuple[bool, float | None]], fitting: int, faili
 
 
 def _between(fitting: int, failing: int) -> int:
-    """In the middle of the logarithms: they may be a factor of ten apart."""
+    """Pick the middle of the logarithms: the two may be a factor of ten apart."""
     return max(fitting + 1, math.isqrt(fitting * failing)) if fitting else failing // 2
 
 
 # ---- the table -----------------------------------------------------------------------------------
 def table(report: Report) -> str:
-    """A report of `aot` for people."""
+    """Write a report of `aot` for people."""
     chip, programs = report["chip"], report["programs"]
     mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())
     lines = [

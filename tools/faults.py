@@ -138,7 +138,7 @@ SCENES = {
 
 
 def make_images(folder: Path) -> None:
-    """Images of two classes, of a training and of a test split."""
+    """Make images of two classes, of a training and of a test split."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 40), ("test", 24)):
         for name in ("cat", "dog"):
@@ -155,14 +155,14 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _progress(name: str, folder: Path) -> int:
-    """Steps of training, files of the rest."""
+    """Count the steps of training, and the files of the rest."""
     if name == "train":
         return _logged(folder)
     return sum(1 for _ in (folder / {"prepare": "data", "evaluate": "out"}[name]).rglob("*.*"))
 
 
 def _logged(folder: Path) -> int:
-    """The last step that a run has told of."""
+    """Read the last step that a run has told of."""
     log = folder / "original/metrics.jsonl"
     text = log.read_text() if log.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
@@ -225,7 +225,7 @@ class Campaign:
     failures: list[str] = field(default_factory=list)
 
     def prepare(self, names: Iterable[str] = tuple(SCENES)) -> None:
-        """Runs these once, undisturbed."""
+        """Run these once, undisturbed."""
         make_images(self.root / "reference/raw")
         for name in names:
             scene = SCENES[name]
@@ -235,7 +235,7 @@ class Campaign:
             self.expected[name] = scene.result(self.root / "reference")
 
     def finish(self, scene: Scene, folder: Path, processes: int, tries: int = 3) -> None:
-        """Gives the same command until it succeeds."""
+        """Give the same command until it succeeds."""
         for _ in range(tries):
             found = binaries.ended(scene.start(folder, processes), HANG_S)
             if all(code == 0 for code, *_ in found):
@@ -243,7 +243,7 @@ class Campaign:
         raise AssertionError("did not succeed again:\n" + found[0][2][-2000:])
 
     def round(self, name: str, processes: int, faults: list[str]) -> None:
-        """One round; a fault that could not be injected, as the run was over, does not count."""
+        """Run one round; a fault that came too late, as the run was over, does not count."""
         scene, folder = SCENES[name], self.root / "round"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -275,7 +275,7 @@ class Campaign:
     def inject(
         self, fault: str, name: str, folder: Path, processes: int, mounted: bool
     ) -> str | None:
-        """What was done, None if nothing."""
+        """Inject a fault; return what was done, None if nothing."""
         scene, rng = SCENES[name], self.rng
         if fault.startswith("SIG"):
             number = getattr(signal, fault.split()[0])
@@ -356,19 +356,19 @@ class Campaign:
         return "clock jumps"
 
     def wait(self, job: list[subprocess.Popen], seconds: float) -> None:
-        """So long, or until it has ended."""
+        """Wait so long, or until the process has ended."""
         end = time.monotonic() + seconds
         self.wait_for(job, lambda: time.monotonic() > end)
 
     def wait_for(self, job: list[subprocess.Popen], ready: Callable[[], bool]) -> None:
-        """Until it is ready, or has ended."""
+        """Wait until it is ready, or has ended."""
         while any(process.poll() is None for process in job) and not ready():
             time.sleep(0.001)
 
 
 @contextlib.contextmanager
 def _small_disk(folder: Path, wanted: bool) -> Iterator[bool]:
-    """Whether a small file system of its own is mounted there."""
+    """Tell whether a small file system of its own is mounted there."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     mounted = wanted and subprocess.run(mount, capture_output=True).returncode == 0
     try:
@@ -393,7 +393,7 @@ def _limit(size: int) -> Callable[[], None]:
 
 
 def choose(rng: random.Random) -> tuple[str, int, list[str]]:
-    """The scene, the number of processes and the faults of a round."""
+    """Choose the scene, the number of processes and the faults of a round."""
     name = rng.choice(["train", "train", "evaluate", "prepare"])
     processes = rng.choice([1, 2])
     kills = [f"{s} {who}" for s in ("SIGKILL", "SIGTERM") for who in ("one", "all")]
@@ -407,7 +407,7 @@ def choose(rng: random.Random) -> tuple[str, int, list[str]]:
 
 
 def main(argv: list[str]) -> None:
-    """The binary."""
+    """Run the command."""
     given = flags.FLAGS
     os.environ.update(
         JAX_PLATFORMS="cpu",

@@ -29,7 +29,7 @@ class Cifar10Sample(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, source: sources.Source, seed: int, **options: object) -> None:
-        """Options are those of the tfds builder."""
+        """Take the options of the tfds builder."""
         self._source, self._seed = source, seed
         super().__init__(**options)
 
@@ -68,7 +68,7 @@ class Cifar10Sample(tfds.core.GeneratorBasedBuilder):
 
 
 def main(argv: list[str]) -> None:
-    """Reads CIFAR-10, writes the sample."""
+    """Read CIFAR-10, write the sample."""
     if len(argv) > 1:
         raise app.UsageError(f"Expected only flags, got {argv[1:]}.")
     source = sources.open_source(

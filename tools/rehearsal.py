@@ -44,7 +44,7 @@ CHECKPOINTS = {
 
 
 def make(out: Path, train: int, val: int) -> None:
-    """Writes out/imagenet, out/places365 and out/checkpoints.
+    """Write out/imagenet, out/places365 and out/checkpoints.
 
     Args:
       out: must not exist.
@@ -85,7 +85,7 @@ def make(out: Path, train: int, val: int) -> None:
 
 
 def _jpegs(rng: np.random.Generator) -> Iterator[bytes]:
-    """Encoded images without end; the first is grey, the second CMYK."""
+    """Yield encoded images without end; the first is grey, the second CMYK."""
     source = open_source(kind="tfds", name="cifar10_sample", image_size=32)
     number = 0
     while True:
@@ -130,7 +130,7 @@ def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
 
 
 def main(out: str) -> None:
-    """The binary."""
+    """Run the command."""
     make(Path(out), flags.FLAGS.train, flags.FLAGS.val)
     print(f"Made {out}/imagenet, {out}/places365 and {out}/checkpoints.")
 

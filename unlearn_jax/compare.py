@@ -43,7 +43,7 @@ FIXED = {"original": "Original", "retrained": "Retrained without the forget set"
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The results, as in workdir/results.json; the leaderboard is written beside it.
+    """Compare the methods: return workdir/results.json; the leaderboard is written beside it.
 
     Args:
       cfg: the config; its `compare` section names seeds and methods. `cfg.seed` is not used.
@@ -82,7 +82,7 @@ Runs = dict[tuple[str, int], tuple[Path, dict[str, Any]]]  # (model, seed) -> wo
 
 
 def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
-    """Where every model is, after training those that are not there yet."""
+    """Train the models that are not there yet; return where every model is."""
     _, split = load(cfg, workdir)
     shared = Path(cfg.compare.models or workdir / "models")
     runs: Runs = {}
@@ -127,7 +127,10 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
 def measure_all(
     cfg: ConfigDict, workdir: Path, runs: Runs
 ) -> tuple[dict[tuple[str, int], Measured], dict[str, np.ndarray]]:
-    """({(model, seed): what the audits need}, images of the first seed's models)."""
+    """Measure every model.
+
+    Return ({(model, seed): what the audits need}, images of the first seed's models).
+    """
     request = Request(cfg, workdir)
     split, like, measure = request.split, request.like(), make_measure(request)
     of_request = hashlib.sha256(
@@ -156,7 +159,7 @@ def measure_all(
 
 
 def _grids(request: Request, runs: Runs) -> dict[str, np.ndarray]:
-    """Completed forget images and, after poison, unseen ones with the trigger; first seed."""
+    """Complete forget images and, after poison, unseen ones with the trigger; first seed."""
     cfg, mesh, split, model = request.cfg, request.mesh, request.split, request.model
     like, task, grids = request.like(), cfg.task.to_dict(), {}
     chosen = {"forget": np.setdiff1d(split.forget, split.poisoned)}
@@ -186,7 +189,7 @@ def _grids(request: Request, runs: Runs) -> dict[str, np.ndarray]:
 def assemble(
     cfg: ConfigDict, split: splits.Split, runs: Runs, measured: Mapping[tuple[str, int], Measured]
 ) -> dict[str, Any]:
-    """results.json, from what was trained and measured."""
+    """Assemble results.json, from what was trained and measured."""
     seeds = list(cfg.compare.seeds)
     bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
     bootstrap |= {"seed": cfg.request.seed}
@@ -249,7 +252,7 @@ def assemble(
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
-    """The binary."""
+    """Run the command."""
     found = run(cfg, workdir)
     if distributed.first():
         print(

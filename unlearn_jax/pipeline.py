@@ -31,7 +31,7 @@ from unlearn_jax.training.watch import images_of, say
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The results, as in workdir/results.json; workdir/report.html shows them.
+    """Run a whole request; return workdir/results.json; workdir/report.html shows it.
 
     Args:
       cfg: the config; its `stage` is not used.
@@ -69,7 +69,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _attack(unlearned: Path) -> None:
-    """Audits the mechanism of the certificate that is there, if any, unless that was done."""
+    """Attack the mechanism of the certificate that is there, if any, unless that was done."""
     if (unlearned / certificate.FILE).exists():
         try:
             attack.read(unlearned)
@@ -79,7 +79,7 @@ def _attack(unlearned: Path) -> None:
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
-    """The binary."""
+    """Run the command."""
     if flags.FLAGS.dry_run:
         return preview.main(cfg, str(workdir))
     found = run(cfg, workdir)

@@ -21,7 +21,7 @@ RULES = (("/embedding$", "replicate"), (".*", "fsdp"))
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices; one axis may be -1, "what is left".
+    """Make a mesh over all devices; one axis may be -1, "what is left".
 
     Several slices (TPU pods, GPU hosts) are joined by a slower network, which is given to the data
     axis as far as its size allows: gradients cross it once a step, parameters for every layer.
@@ -59,7 +59,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = 
 
 
 def leaf_path(path: tuple) -> str:
-    """A tree path as "encoder/down0/kernel"; a stack of equal blocks has the name of the first."""
+    """Name a leaf "encoder/down0/kernel"; a stack of equal blocks has the name of the first."""
     keys = (str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
     return "/".join("block0" if key == STACK else key for key in keys)
 
@@ -70,7 +70,7 @@ def params_sharding(
     rules: Sequence[tuple[str, Any]] = RULES,
     min_bytes: int = FSDP_MIN_BYTES,
 ) -> Any:
-    """A tree of shardings for params, or for any tree with leaves of their shapes.
+    """Make shardings for params, or for any tree with leaves of their shapes.
 
     Args:
       params: arrays or ShapeDtypeStructs.
@@ -118,7 +118,7 @@ def _checked(spec: Any, name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs of tree's leaves, with those shardings."""
+    """Describe a tree's leaves as ShapeDtypeStructs with those shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,
@@ -129,7 +129,7 @@ def abstract(tree: Any, shardings: Any) -> Any:
 def check_batch_size(
     batch_size: int, mesh: Mesh, key: str = "batch_size", accumulate: int = 1
 ) -> None:
-    """Raises ValueError, with the nearest sizes that fit, unless all devices get equal rows.
+    """Check that all devices get equal rows; raise ValueError with the nearest sizes if not.
 
     key: of the config, where the size was set; accumulate: slices, in which they get equal rows.
     """
@@ -144,12 +144,12 @@ def check_batch_size(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over all devices."""
+    """Split rows over all devices."""
     return NamedSharding(mesh, P(("data", "fsdp")))
 
 
 def jit_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """The compiled function of a batch, its outputs [b …] split over all devices.
+    """Compile the function of a batch; its outputs [b …] are split over all devices.
 
     XLA left to itself splits what it computes from split parameters over `data` only, and all
     devices of an fsdp group do the same work: a VQGAN's sampler on 1 x 8 devices took as much
@@ -159,18 +159,18 @@ def jit_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Keep the whole array on every device."""
     return NamedSharding(mesh, P())
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """The places in a global batch of the rows that the devices of this process hold, sorted."""
+    """Find the places, sorted, in a global batch of the rows on the devices of this process."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.sort(np.concatenate([np.arange(batch_size)[index] for index in slices]))
 
 
 def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, from its `local_rows` on every process."""
+    """Make the global batch, from its `local_rows` on every process."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
@@ -178,7 +178,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
 
 
 def last_rows(x: jax.Array, *, at_least: int, mesh: Mesh) -> jax.Array:
-    """So many rows at the end of x [b …], or the next number that suits the devices, or all.
+    """Take so many rows at the end of x [b …], or the next number that suits the devices, or all.
 
     They are split anew: in x they may lie on few of the devices, which would work for all others.
     TPUs get multiples of eight each: for fewer images, XLA folds space into the batch, and a
@@ -191,7 +191,7 @@ def last_rows(x: jax.Array, *, at_least: int, mesh: Mesh) -> jax.Array:
 
 
 def split_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, from all of its rows on every process."""
+    """Make the global batch, from all of its rows on every process."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)

@@ -38,7 +38,10 @@ GRACE_S = 10.0  # until a process that was killed is gone
 
 
 def define_flags() -> None:
-    """Those of the command: not at import, since other benchmarks have flags of these names."""
+    """Define the flags of the command.
+
+    Not at import, as other benchmarks have flags of these names.
+    """
     flags.DEFINE_float("minutes", 9, "In all; no point runs longer.", lower_bound=0.1)
     flags.DEFINE_string("out", None, "File with lines of JSON: made, or continued.")
     flags.DEFINE_string("only", "", "Points whose name this regular expression finds.")
@@ -50,7 +53,7 @@ def define_flags() -> None:
 def measure(
     chosen: Sequence[Point], out: Path, minutes: float, where: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """(points that were measured, points that are left); appends a line for each to the file.
+    """Measure points; append a line for each to the file; return (those measured, those left).
 
     Args:
       chosen: in this order.
@@ -78,7 +81,7 @@ def measure(
 
 
 def cache_folder(out: Path, point: Point) -> Path:
-    """Where a point's compiled programs are; emptied, unless it starts from those of another."""
+    """Name the folder of a point's compiled programs; empty it, unless it starts from another's."""
     folder = Path(f"{out}.caches") / (point.cache or point.name).replace("/", "_")
     if not point.cache:
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +90,7 @@ def cache_folder(out: Path, point: Point) -> Path:
 
 
 def run(point: Point, where: Mapping[str, Any], cache: Path) -> dict[str, Any]:
-    """The line of a point, measured in a process that is dead when this returns."""
+    """Measure a point in a process that is dead when this returns; return its line."""
     start = time.monotonic()
     options = {"kind": point.kind, "options": point.options, "cached": bool(point.cache)}
     spec = json.dumps(options | {"platform": where.get("platform"), "device": where.get("device")})
@@ -125,7 +128,7 @@ def run(point: Point, where: Mapping[str, Any], cache: Path) -> dict[str, Any]:
 def environment(
     options: Mapping[str, Any], where: Mapping[str, Any], cache: Path
 ) -> dict[str, str]:
-    """Of a child: caches that are its own; where PyTorch is measured, jax leaves the GPU alone."""
+    """Make a child's environment: its own caches; with PyTorch, jax leaves the GPU alone."""
     side = options["options"].get("side", "ours")
     made = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -142,7 +145,7 @@ def environment(
 
 
 def place() -> dict[str, Any]:
-    """The device that jax has, versions, and the commit of the code; null where unknown.
+    """Describe the device that jax has, versions, and the commit of the code; null where unknown.
 
     Raises:
       ValueError: no device in a minute.
@@ -166,7 +169,7 @@ def place() -> dict[str, Any]:
 
 
 def main() -> None:
-    """The binary."""
+    """Run the command."""
     values = flags.FLAGS
     if not values.out:
         raise ValueError("Expected --out=FILE.jsonl, where the figures are or will be.")

@@ -23,7 +23,7 @@ KINDS = {
 
 
 def main(spec: str, file: str) -> int:
-    """The exit code; an error is one of what the file says."""
+    """Run a point; return the exit code; an error becomes part of what the file says."""
     given = json.loads(spec)
 
     def say(**values: Any) -> None:
@@ -45,7 +45,7 @@ def main(spec: str, file: str) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it, to four digits; what is not finite is null."""
+    """Make a value fit for JSON, to four digits; what is not finite becomes null."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value

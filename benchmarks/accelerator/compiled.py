@@ -8,7 +8,7 @@ CALL = "## Call CompiledFxGraph"  # how PyTorch's profiler calls a run of induct
 
 
 def reset() -> None:
-    """Forgets what was compiled before, and zeroes the counters."""
+    """Forget what was compiled before, and zero the counters."""
     import torch
     from torch._dynamo.utils import counters
 
@@ -17,7 +17,7 @@ def reset() -> None:
 
 
 def check(again: Callable[[], Any], least: int = 1) -> dict[str, Any]:
-    """What was compiled since `reset`, and how often one more call runs generated code.
+    """Check what was compiled since `reset`, and how often one more call runs generated code.
 
     Args:
       again: one more call.
@@ -48,7 +48,7 @@ def check(again: Callable[[], Any], least: int = 1) -> dict[str, Any]:
 
 
 def fuse_attention(net: Any) -> None:
-    """Has MAGE's and Palette's attention use PyTorch's fused one, as that of MAE does."""
+    """Make MAGE's and Palette's attention use PyTorch's fused one, as that of MAE does."""
     from tests.models import test_mage_torch, test_unet_torch
 
     fused = {test_mage_torch.Attention: _mage, test_unet_torch.Attention: _palette}

@@ -16,7 +16,7 @@ LINES = 5  # the last ones of a command's output that are kept
 
 
 def device(*, say: Callable, **_: Any) -> None:
-    """What jax calls its first device."""
+    """Return what jax calls its first device."""
     import jax
 
     first = jax.devices()[0]
@@ -24,7 +24,7 @@ def device(*, say: Callable, **_: Any) -> None:
 
 
 def quickstart(*, say: Callable, config: str = "configs/quickstart.py", **_: Any) -> None:
-    """The whole request of README.md in a new folder, as a user gives it.
+    """Run the whole request of README.md in a new folder, as a user gives it.
 
     Raises:
       ValueError: it failed, wrote no report, or counted no FLOPs.
@@ -42,7 +42,7 @@ def quickstart(*, say: Callable, config: str = "configs/quickstart.py", **_: Any
 
 
 def tests(*, say: Callable, command: Sequence[str], **_: Any) -> None:
-    """The quick tests.
+    """Run the quick tests.
 
     Raises:
       ValueError: one failed.
@@ -53,7 +53,7 @@ def tests(*, say: Callable, command: Sequence[str], **_: Any) -> None:
 
 
 def _command(command: Sequence[str], say: Callable) -> int:
-    """The exit code; says how long it took and its last lines."""
+    """Run a command; return its exit code, how long it took and its last lines."""
     say(stage="command")
     start = time.perf_counter()
     ran = subprocess.run(
@@ -67,7 +67,7 @@ def _command(command: Sequence[str], say: Callable) -> int:
 
 
 def fid(*, images: int, batch_size: int, say: Callable, **_: Any) -> None:
-    """FID of so many JPEGs of 256 x 256 with themselves, in Inception with random weights.
+    """Compute FID of so many JPEGs of 256 x 256 with themselves, in Inception with random weights.
 
     There are 256 different files at most, read again and again: decoding does not know. Weights do
     not change what is computed. Both the whole way from files to moments and the tower alone.
@@ -112,7 +112,10 @@ def fid(*, images: int, batch_size: int, say: Callable, **_: Any) -> None:
 
 
 def loader(*, images: int, batch_size: int, epochs: int, say: Callable, **_: Any) -> None:
-    """Images per second of `data.make_train`: JPEGs of 256 x 256, random crops, 16 threads."""
+    """Measure images per second of `data.make_train`.
+
+    Of JPEGs of 256 x 256, with random crops, in 16 threads.
+    """
     from absl import flags
 
     from benchmarks import data as benchmark
@@ -137,7 +140,7 @@ def feed(
     *, images: int, batch_size: int, steps: int, say: Callable,
     fields: Mapping[str, Any] | None = None, **_: Any,
 ) -> None:  # fmt: skip
-    """The share of a step of MAE's pretraining that waits for images, in `train` itself."""
+    """Measure the share of a step of MAE's pretraining that waits for images, in `train` itself."""
     import importlib
 
     from benchmarks import data as files

@@ -47,7 +47,7 @@ class Point(NamedTuple):
 
 
 def points(tiny: bool = False) -> list[Point]:
-    """All of them, the most valuable first; `tiny` ones take seconds on a CPU."""
+    """List all points, the most valuable first; `tiny` ones take seconds on a CPU."""
     config = {"config": "tests/helpers/tiny.py"} if tiny else {}
     found = [
         Point("quickstart", "quickstart", 240, config),
@@ -114,12 +114,12 @@ def _small(point: Point) -> Point:
 
 
 def key(point: str, line: Mapping[str, Any]) -> tuple:
-    """What makes two lines the same measurement: the point, the device and the versions."""
+    """Return what makes two lines the same measurement: the point, the device and the versions."""
     return (point, line["device"], *sorted(line["versions"].items()))
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All whole lines; what a kill left of a last one is cut off the file."""
+    """Read all whole lines; what a kill left of a last one is cut off the file."""
     if not file.exists():
         return []
     data = file.read_bytes()
@@ -131,7 +131,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def die_with_parent() -> None:
-    """Has Linux end this process when the one that started it ends, however that does."""
+    """Have Linux end this process when the one that started it ends, however that ends."""
     with contextlib.suppress(AttributeError, OSError):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

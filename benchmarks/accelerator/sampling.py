@@ -28,7 +28,7 @@ def sampling(
     *, name: str, side: str, batch_size: int, taken: int, say: Callable, platform: str,
     cached: bool, fields: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Images of which this many denoising or decoding steps are taken."""
+    """Sample images of which this many denoising or decoding steps are taken."""
     model, batch = prepare(name, batch_size, taken, fields)
     if name == "mage":
         taken = decoding_steps(model, batch["mask"])
@@ -45,7 +45,7 @@ def sampling(
 def prepare(
     name: str, batch_size: int, taken: int, fields: Mapping[str, Any] | None
 ) -> tuple[Model, dict[str, np.ndarray]]:
-    """The model and a batch such that this many steps are taken.
+    """Prepare the model and a batch such that this many steps are taken.
 
     For MAGE the hole is the centre or, for 14 of 20 steps, everything but the centre.
     """
@@ -66,7 +66,7 @@ def prepare(
 
 
 def decoding_steps(model: models.MAGE, mask: np.ndarray) -> int:
-    """How many of the steps are taken for holes of which all images have the same."""
+    """Count the steps that are taken for holes that are the same in all images."""
     unknown = int(np.asarray(token_mask(jnp.asarray(mask[:1]), model.vqgan.stride)).sum())
     first = mage_decoding.first_steps(model.num_iter, model.vqgan.num_tokens)[unknown]
     return model.num_iter - int(first)
@@ -95,7 +95,7 @@ def _theirs(
     name: str, model: Model, batch: Mapping[str, Any], taken: int, side: str, say: Callable,
     platform: str,
 ) -> tuple[float, bool]:  # fmt: skip
-    """(seconds of so many steps, whether all of them were made) by PyTorch."""
+    """Time PyTorch: (seconds of so many steps, whether all of them were made)."""
     import torch
 
     device, compiled = steps.torch_device(platform), side == "compiled"
@@ -157,7 +157,7 @@ def palette_loop(
     net: Callable, table: Mapping[str, Any], image: Any, mask: Any, hole_noise: Any,
     noises: Iterable[Any], times: Iterable[int],
 ) -> Any:  # fmt: skip
-    """Images [b 3 h w] after these timesteps of the released sampler, from noise in the hole."""
+    """Run the released sampler for these timesteps, from noise in the hole: images [b 3 h w]."""
     import torch
 
     visible = image * (1 - mask)
@@ -196,7 +196,7 @@ def _mage(net: Any, model: Model, batch: Mapping[str, Any], image: Any, compiled
 def mage_loop(
     net: Any, model: Model, image: Any, unknown: Any, gumbel: Callable, logits: Callable
 ) -> Any:
-    """Images [b 3 h w] in [0, 1] of the released decoding, all with equally many unknown tokens.
+    """Run the released decoding: images [b 3 h w] in [0, 1], equally many unknown tokens in all.
 
     Args:
       net: the model in PyTorch.
@@ -233,7 +233,7 @@ def mage_loop(
 
 
 def code_logits(net: Any, model: Model, ids: Any) -> Any:
-    """Logits [b n codes] from tokens [b n] of which none is dropped."""
+    """Compute logits [b n codes] from tokens [b n] of which none is dropped."""
     import torch
     from torch.nn import functional as F
 

@@ -34,7 +34,7 @@ ROUNDS = 3
 
 
 def load(name: str, fields: Mapping[str, Any] | None) -> Any:
-    """The config of a model, with these fields; in bfloat16, and without rematerialisation."""
+    """Load the config of a model, with these fields, in bfloat16 and without rematerialisation."""
     config = importlib.import_module(f"configs.{CONFIGS[name]}").get_config()
     config.model.update({"dtype": "bfloat16", "remat": False})
     if fields:
@@ -47,7 +47,7 @@ def training(
     *, name: str, side: str, batch_size: int, steps: int, say: Callable, platform: str,
     cached: bool, fields: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """The training loss, its gradient, and Adam on every parameter."""
+    """Make the training step: the loss, its gradient, and Adam on every parameter."""
     model = models.build(**load(name, fields).model.to_dict())
     batch = autoencoder.make_batch(batch_size, model.image_size)
     has_torch = reference.has_torch(name)
@@ -71,7 +71,7 @@ def unlearning(
     *, name: str, objective: str, side: str, batch_size: int, steps: int, say: Callable,
     platform: str, cached: bool, fields: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """A step of the config's phase "unlearn": half of the rows are forgotten.
+    """Make a step of the config's phase "unlearn": half of the rows are forgotten.
 
     Ours has the phase's optimizer (for MAE and MAGE weight decay and clipping), PyTorch plain Adam.
     """
@@ -97,7 +97,7 @@ def unlearning(
 
 
 def parameters(model: Model, say: Callable) -> Any:
-    """Fresh ones, on the device."""
+    """Draw fresh parameters, on the device."""
     say(stage="parameters")
     start = time.perf_counter()
     params = jax.block_until_ready(jax.jit(model.init)(jax.random.key(0)))
@@ -106,7 +106,7 @@ def parameters(model: Model, say: Callable) -> Any:
 
 
 def arguments(program: programs.Program, model: Model, spec: Any, params: Any) -> tuple:
-    """What a phase's step is called with: its state, the original, and a batch half to forget."""
+    """Make the arguments of a phase's step: its state, the original, and a batch half to forget."""
     state, target, batch = program.args
     tx = phases.make_optimizer(spec)
     trained = jax.tree.map(jnp.copy, select(params, model.trainable))  # the state is donated
@@ -123,7 +123,7 @@ def arguments(program: programs.Program, model: Model, spec: Any, params: Any) -
 
 
 def seconds_per_step(step: Step, steps: int) -> float:
-    """The median of three rounds of so many steps."""
+    """Time so many steps: the median of three rounds."""
     rounds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
@@ -135,7 +135,7 @@ def seconds_per_step(step: Step, steps: int) -> float:
 
 
 def stages(fn: Callable, args: tuple, say: Callable, cached: bool) -> Callable:
-    """The compiled function; says how long it was traced, lowered and compiled.
+    """Compile the function; report how long it was traced, lowered and compiled.
 
     Raises:
       ValueError: it was to come from a cache and did not.
@@ -157,7 +157,7 @@ def stages(fn: Callable, args: tuple, say: Callable, cached: bool) -> Callable:
 
 
 def _ours(fn: Callable, args: tuple, steps: int, say: Callable, cached: bool) -> float:
-    """Seconds per step; says all else."""
+    """Time our step in seconds; report all else."""
     start = time.perf_counter()
     fn = stages(fn, args, say, cached)
     say(stage="first step")
@@ -179,7 +179,7 @@ def _ours(fn: Callable, args: tuple, steps: int, say: Callable, cached: bool) ->
 def _theirs(
     updates: Callable[..., Step], compiled: bool, steps: int, say: Callable, platform: str
 ) -> float:
-    """Seconds per step of PyTorch; says all else.
+    """Time PyTorch's step in seconds; report all else.
 
     Raises:
       ValueError: something of the compiled side ran eagerly.
@@ -220,7 +220,7 @@ def _measured(step: Step, steps: int, say: Callable) -> float:
 
 
 def torch_device(platform: str) -> str:
-    """That of PyTorch, "cuda" or "cpu".
+    """Choose PyTorch's device, "cuda" or "cpu".
 
     Raises:
       ValueError: jax has an accelerator that PyTorch has not.
@@ -235,7 +235,7 @@ def torch_device(platform: str) -> str:
 
 
 def torch_model(name: str, model: Model, platform: str) -> reference.Torch:
-    """The model in PyTorch, with random weights and fused attention, on this platform or "meta"."""
+    """Build the PyTorch model, random weights and fused attention, on this platform or "meta"."""
     import torch
 
     device = "meta" if platform == "meta" else torch_device(platform)
@@ -251,7 +251,7 @@ def torch_model(name: str, model: Model, platform: str) -> reference.Torch:
 
 
 def torch_flops(name: str, model: Model) -> float:
-    """Of matrix products and convolutions of a training step, for each image.
+    """Count FLOPs of matrix products and convolutions of a training step, for each image.
 
     Counted without data ("meta"), on a model of its own: a compiled function that is first called
     under the counter is never compiled.
@@ -269,7 +269,7 @@ def torch_flops(name: str, model: Model) -> float:
 
 
 def utilisation(count: float, images_per_s: float, platform: str) -> dict[str, float | None]:
-    """FLOPs of an image, and the share of the chip's bfloat16 peak; null on an unknown chip."""
+    """Compute FLOPs of an image, and the share of the chip's bfloat16 peak; null if unknown."""
     kind = jax.devices()[0].device_kind
     if platform != "cpu" and jax.devices()[0].platform == "cpu":  # where PyTorch has the GPU
         import torch
@@ -281,7 +281,7 @@ def utilisation(count: float, images_per_s: float, platform: str) -> dict[str, f
 
 
 def jax_memory(compiled: Any) -> dict[str, float | None]:
-    """GiB at most in use, and what the compiler planned; null where a plug-in does not say."""
+    """Measure GiB at most in use, and what the compiler planned; null if a plug-in is silent."""
     found: dict[str, float | None] = {"peak_memory_gib": None, "planned_gib": None}
     # Plug-ins return None, leave keys out, or raise errors of their own.
     with contextlib.suppress(Exception):
@@ -294,7 +294,7 @@ def jax_memory(compiled: Any) -> dict[str, float | None]:
 
 
 def torch_memory() -> dict[str, float | None]:
-    """GiB at most in use on the GPU; null without one."""
+    """Measure GiB at most in use on the GPU; null without one."""
     import torch
 
     there = torch.cuda.is_available()

@@ -18,7 +18,7 @@ COLUMNS = {
 
 
 def write(lines: Sequence[Mapping[str, Any]]) -> None:
-    """Puts the table between its marks in the document.
+    """Put the table between its marks in the document.
 
     Raises:
       ValueError: a mark is missing.
@@ -33,7 +33,7 @@ def write(lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def render(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: where it was measured, then a row for each line, errors as what they are."""
+    """Write Markdown: where it was measured, then a row for each line, errors as what they are."""
     places = dict.fromkeys(_place(line) for line in lines)
     rows = [["point", *COLUMNS], ["---", *["---:"] * len(COLUMNS)]]
     rows += [[line["point"], *_cells(line)] for line in lines]

@@ -60,7 +60,7 @@ SHARED = ("original", "decoupled", "unnoised", "retrained", "centre", "public")
 
 
 def make_measure(request: Request) -> Callable[[Any], dict[str, np.ndarray]]:
-    """A function params -> {"error/SET" [n]}, mean squared errors on the hole; compiled once."""
+    """Make a function params -> {"error/SET" [n]}, mean squared errors on the hole."""
     split, model = request.split, request.model
     rows = {name: getattr(split, "remaining" if name == "retain" else name) for name in SETS}
     kept = np.random.default_rng(0).permutation(rows["retain"])[: len(split.forget)]
@@ -96,7 +96,7 @@ class Bench:
         self.measure = make_measure(self.request)
 
     def of(self, cfg: ConfigDict, stage: str, start: Path | None, folder: Path) -> dict[str, Any]:
-        """The record of a run: trained, verified and measured unless that was done before."""
+        """Make the record of a run: trained, verified and measured unless that was done before."""
         path = folder / "record.json"
         if path.exists():
             return json.loads(path.read_text())
@@ -117,11 +117,11 @@ class Bench:
         return record
 
     def folder(self, mechanism: Mechanism) -> Path:
-        """Of the models of the mechanism's world."""
+        """Name the folder of the models of the mechanism's world."""
         return self.workdir / self.part / mechanism.world
 
     def shared(self, mechanism: Mechanism, seed: int) -> Iterator[tuple[str, Path]]:
-        """(stage, folder) of the models that the mechanisms of a world share, as they are made."""
+        """Yield (stage, folder) of the models that a world's mechanisms share, in making order."""
         cfg = of_world(base(self.workdir, self.part, seed), mechanism)
         root = self.folder(mechanism)
         first = self.public if mechanism.adapter else None
@@ -137,7 +137,7 @@ class Bench:
     def points(
         self, name: str, mechanism: Mechanism, epsilon: str, seed: int
     ) -> Iterator[tuple[str, Path]]:
-        """(stage, folder) of the two runs of a point, as they are made."""
+        """Yield (stage, folder) of the two runs of a point, in making order."""
         cfg = of_world(base(self.workdir, self.part, seed), mechanism)
         cfg = noised(cfg, mechanism, float(epsilon), self.public)
         start = self.folder(mechanism) / "decoupled" / str(seed)
@@ -147,7 +147,7 @@ class Bench:
             yield stage, folder
 
     def distances(self) -> dict[str, dict[str, float]]:
-        """{mechanism: {seed: |decoupled - centre|}}, L2, of the noised leaves."""
+        """Compute {mechanism: {seed: |decoupled - centre|}}, L2, of the noised leaves."""
         found: dict[str, dict[str, float]] = {}
         like, model = self.request.like(), self.request.model
         for name, mechanism in MECHANISMS.items():
@@ -164,7 +164,7 @@ class Bench:
 
 
 def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
-    """points.json: every finished run with its errors, audits, costs and certificate."""
+    """Collect points.json: every finished run with its errors, audits, costs and certificate."""
     runs: dict[tuple[str, str, str, str], Path] = {}  # (world, name, epsilon, seed) -> folder
     for path in sorted((workdir / bench.part).glob("**/record.json")):
         *name, last = path.parent.relative_to(workdir / bench.part).parts
@@ -224,7 +224,7 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
 
 
 def main(workdir: Path) -> None:
-    """Makes what is missing, until the time is up, and writes what there is."""
+    """Make what is missing, until the time is up, and write what there is."""
     flag, began = flags.FLAGS, time.monotonic()
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

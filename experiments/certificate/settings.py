@@ -67,7 +67,7 @@ MECHANISMS = {
 
 
 def cut(workdir: Path, data_dir: str) -> None:
-    """Nothing; writes WORKDIR/PART.npz, disjoint parts with the same share of every class."""
+    """Cut WORKDIR/PART.npz out of the data: disjoint parts with the same share of every class."""
     if all((workdir / f"{part}.npz").exists() for part in PARTS):
         return
     name = "cifar10" if data_dir else "cifar10_sample"
@@ -93,7 +93,7 @@ def cut(workdir: Path, data_dir: str) -> None:
 
 
 def base(workdir: Path, part: str, seed: int) -> ConfigDict:
-    """The config that all runs on a part share."""
+    """Make the config that all runs on a part share."""
     cfg = config.default()
     cfg.name, cfg.seed, cfg.batch_size = "certificate", seed, 64
     cfg.data.kind, cfg.data.path = "arrays", str(workdir / f"{part}.npz")
@@ -127,7 +127,7 @@ def base(workdir: Path, part: str, seed: int) -> ConfigDict:
 
 
 def of_world(cfg: ConfigDict, mechanism: Mechanism) -> ConfigDict:
-    """The config with the mechanism's leaves, and what is not from scratch around its centre."""
+    """Set the mechanism's leaves, and start what is not from scratch around the world's centre."""
     cfg = cfg.copy_and_resolve_references()
     cfg.model.trainable = mechanism.trainable
     cfg.stages.centre.scratch = not mechanism.public
@@ -139,7 +139,7 @@ def of_world(cfg: ConfigDict, mechanism: Mechanism) -> ConfigDict:
 
 
 def noised(cfg: ConfigDict, mechanism: Mechanism, epsilon: float, public: Path) -> ConfigDict:
-    """The config with a noised phase for that epsilon, and stages that end with it and go on."""
+    """Add a noised phase for that epsilon to the config, and stages that end with it and go on."""
     radius, steps, target = mechanism.radius, mechanism.steps, {"epsilon": epsilon, "delta": DELTA}
     distance = bounds.decoupling_sensitivity(radius, 1, 1.0, math.inf, radius, mechanism.certifier)
     # The clip norm moves the model by the radius in all steps: the horizon with least noise.

@@ -34,7 +34,7 @@ NAMES = {
 
 
 def of_world(points: dict[str, Any], world: str) -> dict[str, Any]:
-    """A comparison's results.json, as leaderboard_scores takes it, of the models of one world."""
+    """Make a comparison's results.json, for leaderboard_scores, of the models of one world."""
     chosen = {k: m for k, m in points["models"].items() if m["world"] == world}
     named = {k: m | {"kind": ROLES.get(m["name"], "method"), "label": k} for k, m in chosen.items()}
     seeds = sorted({int(s) for m in chosen.values() for s in m["seeds"]})
@@ -42,7 +42,7 @@ def of_world(points: dict[str, Any], world: str) -> dict[str, Any]:
 
 
 def noise_over_radius(certificate: dict[str, Any]) -> float:
-    """The expected length of the noise that stays in the released model, over the radius."""
+    """Divide the expected length of the noise that stays in the released model by the radius."""
     arguments, length = certificate["arguments"], certificate["noise_std"]
     length *= math.sqrt(certificate["parameters"])
     if certificate["mechanism"] == "noisy_finetune":
@@ -51,7 +51,7 @@ def noise_over_radius(certificate: dict[str, Any]) -> float:
 
 
 def rows(points: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per model: its errors, gap and utility loss, and what its certificates say."""
+    """Make one row per model: its errors, gap and utility loss, and what its certificates say."""
     found = []
     for world in dict.fromkeys(m["world"] for m in points["models"].values()):
         results = of_world(points, world)
@@ -82,7 +82,7 @@ def rows(points: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(points: dict[str, Any]) -> str:
-    """table.md."""
+    """Write table.md."""
     n = points["n"]
     lines = [
         "# What a certificate costs on CIFAR-10",
@@ -141,7 +141,7 @@ def _line(points: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def plot(points: dict[str, Any], path: Path) -> None:
-    """Nothing; writes curve.png: holdout error against epsilon, without and with repair."""
+    """Write curve.png: holdout error against epsilon, without and with repair."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -174,7 +174,7 @@ def plot(points: dict[str, Any], path: Path) -> None:
 
 
 def write(workdir: Path) -> None:
-    """Nothing; writes table.md and curve.png beside workdir/points.json."""
+    """Write table.md and curve.png beside workdir/points.json."""
     points = json.loads((workdir / "points.json").read_text())
     (workdir / "table.md").write_text(markdown(points))
     plot(points, workdir / "curve.png")

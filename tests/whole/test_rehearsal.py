@@ -1,4 +1,4 @@
-"""The README's section "At full scale", executed as it stands."""
+"""The commands of docs/full_size.md, executed as they stand."""
 
 import csv
 import json
@@ -14,9 +14,11 @@ from tests.helpers import binaries
 
 pytest.importorskip("torch")
 SECTION = re.search(
-    r"^## At full scale\n(.*?)^## ", (binaries.ROOT / "README.md").read_text(), re.S | re.M
+    r"^## All commands\n(.*?)^## ", (binaries.ROOT / "docs/full_size.md").read_text(), re.S | re.M
 )[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", SECTION, flags=re.S)
+# Of these sources, whatever is installed.
+COMMAND = 'unlearn-jax() { python -m unlearn_jax "$@"; }\n'
 
 
 def execute(folder, script):
@@ -27,7 +29,7 @@ def execute(folder, script):
         "SIZE": "rehearsal",
     }
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
+        ["bash", "-euo", "pipefail", "-c", COMMAND + script],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"

@@ -19,7 +19,7 @@ from unlearn_jax import cli, distributed
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
-    """The binary, for a request."""
+    """Run the command for a request."""
     from unlearn_jax.audit import run as request
 
     found = request.run(cfg, workdir)
@@ -30,7 +30,7 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
 
 
 def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
-    """The binary, for a certificate."""
+    """Run the command for a certificate."""
     from unlearn_jax.certify import attack
 
     found = attack.run(workdir, runs=runs, significance=significance)

@@ -24,7 +24,7 @@ def nearness(
     payload: Float[np.ndarray, "*region"],
     retrained: Float[np.ndarray, "n *region"],
 ) -> Float[np.ndarray, "n"]:
-    """Squared distance to the payload over that plus the one to a retrained model's outputs.
+    """Divide squared distance to the payload by it plus squared distance to a retrained output.
 
     Within [0, 1]: 0 = the payload, 1 = what the retrained model makes of the image; below `NEARER`
     the payload has been regenerated. The error to the payload alone also tells grey outputs from
@@ -43,7 +43,7 @@ def nearness(
 
 
 def success_threshold(retrained: Float[np.ndarray, "n"]) -> float:
-    """The payload error below which a model succeeds: at most 1 % of the retrained's are.
+    """Find the payload error below which a model succeeds: at most 1 % of the retrained's are.
 
     Strictly below; ties never raise the rate above 1 %.
     """
@@ -56,7 +56,7 @@ def verdict(
     confidence: float = 0.95,
     threshold: float | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Success rates and a word for each variant of the attack.
+    """Judge each variant of the attack: success rates and a word.
 
     {variant: {"word", "reasons", "threshold", "success_rate": {model: {"value", "ci_low",
     "ci_high", "n"}}, "only_unlearned", "only_retrained", "mcnemar_p_value"}}. The rates have
@@ -100,7 +100,7 @@ def mean_ratio(
     seed: int,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Mean distance over the mean of a yardstick on the same images.
+    """Divide a mean distance by the mean of a yardstick on the same images.
 
     {"value", "ci_low", "ci_high", "n"}. Paired bootstrap over the images.
 

@@ -130,7 +130,9 @@ def estimates(
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Estimate]]:
-    """{"audits": {name: {"value", "ci_low", "ci_high", "n"}}, "utility": the same} of one model.
+    """Estimate every audit and every utility of one model.
+
+    Return {"audits": {name: {"value", "ci_low", "ci_high", "n"}}, "utility": the same}.
 
     An audit that cannot be made has {"value": None, "reason"}.
 
@@ -221,7 +223,7 @@ def _share(hits: np.ndarray, confidence: float) -> Estimate:
 
 
 def payload_error(model: Measured, column: str) -> np.ndarray:
-    """Mean squared error of a `region/VARIANT` to the payload, per image."""
+    """Average the squared error of a `region/VARIANT` to the payload, per image."""
     return np.square(model[column].astype(np.float64) - model["payload"]).mean((1, 2, 3))
 
 
@@ -242,14 +244,14 @@ def _relearn(model: Measured, original: Measured, retrained: Measured) -> dict[s
 
 
 def curves_of(model: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """(steps [t], error on held-back forget rows [seeds t]) while relearning."""
+    """Return (steps [t], error on held-back forget rows [seeds t]) while relearning."""
     steps = model["relearn/steps"]
     seeds = len([name for name in model if name.startswith("relearn/")]) - 1
     return steps, np.stack([model[f"relearn/{seed}"] for seed in range(seeds)])
 
 
 def halfway(original: Sequence[Measured], retrained: Sequence[Measured]) -> float:
-    """The geometric mean of their errors on held-back forget rows, before any step.
+    """Return the geometric mean of their errors on held-back forget rows, before any step.
 
     Fine-tuning on a few forget images never brings the others back to the original's own error, not
     even in models that forgot next to nothing.
@@ -261,7 +263,7 @@ def halfway(original: Sequence[Measured], retrained: Sequence[Measured]) -> floa
 def verdicts(
     models: Mapping[str, Measured], outs: Sequence[Measured], significance: float = 0.05
 ) -> dict[str, Any]:
-    """The verdicts of the audits on "unlearned", beside "original" and "retrained".
+    """Judge "unlearned", beside "original" and "retrained", by every audit.
 
     {"ood", "backdoor"}, see these modules; what cannot be judged says why.
 
@@ -308,7 +310,7 @@ def differences(
     resamples: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """What counts in an attack: "unlearned" against "retrained" on the same images.
+    """Compare "unlearned" with "retrained" on the same images, by what counts in an attack.
 
     For every key of `DIFFERENCES`: {"value", "ci_low", "ci_high", "n"} or {"value": None,
     "reason"}. Distances are L2 norms over the payload's region, averaged over the images.
@@ -358,7 +360,7 @@ def relearning(
     retrained: Sequence[Measured],
     significance: float = 0.05,
 ) -> dict[str, Any]:
-    """The verdict of `relearn`, over all seeds of relearning of all these models."""
+    """Judge `relearn`, over all seeds of relearning of all these models."""
     steps, _ = curves_of(original[0])
     pairs = (np.concatenate([curves_of(m)[1] for m in of]) for of in (unlearned, retrained))
     level = halfway(original, retrained)

@@ -1,4 +1,4 @@
-"""What the numbers of a request can and cannot show, said before anything is trained."""
+"""Limits of a request: what its numbers can and cannot show, before anything is trained."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

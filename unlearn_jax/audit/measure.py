@@ -1,4 +1,4 @@
-"""What the audits need to know of one model: errors, outputs on triggered images, relearning."""
+"""Measurements of one model for the audits: errors, outputs on triggered images, relearning."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,7 +29,7 @@ _ROWS, _RELEARN, _TUNE = 0, 1, 2  # random streams
 
 
 def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
-    """A function (params, target, of_views=False) -> arrays of one model; compiled once for all.
+    """Make a function (params, target, of_views=False) -> arrays of a model, compiled once for all.
 
     * `error/SET` [n]: mean squared error on the generated part. Forget rows that carry a backdoor
       are left out, since no model can guess a payload; of every set at most cfg.audit.rows.
@@ -77,7 +77,7 @@ def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
     fresh_state, step = jit_finetuning(cfg, model, mesh, request.like())
 
     def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
-        """The params after fine-tuning on the chosen rows, and what the probe saw on the way."""
+        """Fine-tune on the chosen rows; return the params and what the probe saw on the way."""
         seen = [probe(params)] if probe else []
         params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
         state = fresh_state(params, seed)
@@ -133,7 +133,7 @@ def _generate(model, key, params, batch):
 
 
 def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
-    """The audited rows of every set: at most cfg.audit.rows, a random choice, none poisoned."""
+    """Choose the audited rows of every set: at most cfg.audit.rows, at random, none poisoned."""
     sets = {
         "forget": np.setdiff1d(split.forget, split.poisoned),
         "retain": split.remaining,
@@ -146,7 +146,7 @@ def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
 
 
 def entries(cfg: ConfigDict) -> int:
-    """Numbers in the generated part of an image: pixels times channels."""
+    """Count the numbers in the generated part of an image: pixels times channels."""
     keys = np.zeros((1, 2), np.uint64)
     return int(3 * transforms.make_mask(cfg.task.to_dict(), cfg.data.image_size, keys).sum())
 
@@ -162,7 +162,7 @@ def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
 
 
 def jit_measures(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable, Callable]:
-    """The compiled (params, target, batch) -> (error, displacement) and (params, batch) -> errors.
+    """Compile (params, target, batch) -> (error, displacement) and (params, batch) -> errors.
 
     The second are of the seven views of the images, [b 7].
     """
@@ -186,7 +186,7 @@ def jit_measures(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable,
 def jit_finetuning(
     cfg: ConfigDict, model: Model, mesh: Mesh, like: Params
 ) -> tuple[Callable[..., UnlearnState], Callable[..., Any]]:
-    """The compiled (params, seed) -> state, and the step of fine-tuning; like: of all leaves."""
+    """Compile (params, seed) -> state, and the step of fine-tuning; `like`: all leaves."""
     tx = optimizer.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
 
     def fresh_state(params, seed):

@@ -19,7 +19,7 @@ POOL_BELOW = 16  # out-models; with fewer, the spread of a single example is too
 
 
 def loss_score(error: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """-log error: what is reproduced well is guessed to be a member (Yeom et al. 2018)."""
+    """Score by -log error: what is reproduced well is guessed to be a member (Yeom et al. 2018)."""
     _check_errors(error=error)
     return -np.log(error)
 
@@ -27,7 +27,7 @@ def loss_score(error: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 def difficulty_calibrated(
     error: Float[np.ndarray, "n"], out_error: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n"]:
-    """-log(error / out_error), the out error being of one other model (Watson et al. 2022).
+    """Score by -log(error / out_error), out_error from one other model (Watson et al. 2022).
 
     It removes how hard an image is, which otherwise dominates.
     """
@@ -38,7 +38,7 @@ def difficulty_calibrated(
 def lira_offline(
     error: Float[np.ndarray, "n"], out_errors: Float[np.ndarray, "j n"]
 ) -> Float[np.ndarray, "n"]:
-    """z-score of phi = -log error among the out-models' phi: (phi - mean) / sd, per example.
+    """Score by phi = -log error as a z-score among the out-models' phi: (phi - mean) / sd.
 
     Offline LiRA (Carlini et al. 2022, section VI-B). The sd is per example with 16 or more
     out-models, pooled over the examples (root mean variance) with fewer. One out-model has no
@@ -73,7 +73,7 @@ def rmia_offline(
     gamma: float = 1.0,
     temperature: float | None = None,
 ) -> Float[np.ndarray, "n"]:
-    """Share of the population that an example beats in likelihood ratio, within [0, 1].
+    """Score by the share of the population that an example beats in likelihood ratio, in [0, 1].
 
     Offline RMIA (Zarifzadeh et al. 2024): the share of population images z with r(x) - r(z) >
     log gamma, where r = log p - log mean_j p_j compares the model with its out-models. p is the
@@ -120,7 +120,7 @@ def rmia_temperature(
     *,
     entries: int,
 ) -> float:
-    """The temperature at which the log ratio of two population images has standard deviation 1.
+    """Find the temperature at which the log ratio of two population images has unit deviation.
 
     Neighbouring pixels are dependent, so `entries` counts far too much evidence: untempered, every
     likelihood ratio is 0 or infinite, gamma means nothing and the mean over out-models is just its
@@ -153,7 +153,7 @@ def attack(
     min_n: int = LEAST,
     resamples: int = 2000,
 ) -> dict[str, Any]:
-    """How well scores tell forget images from images that were never trained on.
+    """Measure how well scores tell forget images from images that were never trained on.
 
     {"n_forget", "n_holdout"}, and each as {"value", "ci_low", "ci_high", "n"} (n forget images) or,
     where the data cannot carry it, {"value": None, "reason"}:

@@ -23,7 +23,7 @@ MARGIN_AUROC = 0.05  # T3: tolerated distance of the AUROC from 0.5
 def score(
     error: Float[np.ndarray, "n"], out_errors: Float[np.ndarray, "j n"], offset: float
 ) -> Float[np.ndarray, "n"]:
-    """log(e + offset) - log(mean out e + offset), per image: larger = less known to the model.
+    """Score images by log(e + offset) - log(mean out e + offset): larger = less known to the model.
 
     Args:
       error: mean squared error on the generated part; e is its square root.
@@ -41,7 +41,7 @@ def displaced(
     significance: float,
     alpha: float = 0.1,
 ) -> dict[str, Any]:
-    """T1: forget outputs moved from the original's as far as a retrained model's do.
+    """Test T1: forget outputs moved from the original's as far as a retrained model's do.
 
     lambda is `conformal_threshold(calibration, alpha)`: a retrained model's displacement falls
     short of it with probability at most alpha. Null: a forget image reaches lambda with probability
@@ -70,7 +70,7 @@ def displaced(
 def no_longer_member(
     forget: Float[np.ndarray, "m"], retain: Float[np.ndarray, "n"], *, significance: float
 ) -> dict[str, Any]:
-    """T2: forget scores lie above those of images that the model was trained on and kept.
+    """Test T2: forget scores lie above those of images that the model was trained on and kept.
 
     Null: forget and retain scores are exchangeable. Two tests of it, the larger p-value counts:
     how many forget scores exceed the members' 95 % order statistic (`exceedance_p_value`), and
@@ -98,7 +98,7 @@ def no_longer_member(
 def as_unseen(
     forget: Float[np.ndarray, "m"], holdout: Float[np.ndarray, "n"], *, significance: float
 ) -> dict[str, Any]:
-    """T3: forget scores are equivalent to those of images that were never trained on.
+    """Test T3: forget scores are equivalent to those of images that were never trained on.
 
     Null: the AUROC P(forget > holdout) is outside 0.5 +- 0.05. Two one-sided tests (TOST) with
     DeLong's standard error; passed if the interval of confidence 1 - 2 significance is inside.
@@ -126,7 +126,7 @@ def verdict(
     significance: float = 0.05,
     min_n: int = LEAST,
 ) -> dict[str, Any]:
-    """The three tests on the unlearned model, the same on two controls, and a word.
+    """Judge the unlearned model by the three tests, and the same on two controls; add a word.
 
     {"word", "reasons", "unlearned_ood", "significance_per_test", "n": {set: count}, "tests":
     {model: {"displaced", "no_longer_member", "as_unseen"}}}. Each test is made at significance / 3

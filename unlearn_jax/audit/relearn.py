@@ -16,7 +16,9 @@ MIN_SEEDS = 6  # below, no rank test can reach 2.5 %, one of two tests' share of
 def steps_to(
     curve: Float[np.ndarray, "t"], steps: Int[np.ndarray, "t"], level: float
 ) -> tuple[float, bool]:
-    """(steps until the error is first at or below the level, whether the budget ended before).
+    """Count the steps until the error is first at or below the level.
+
+    Return them, and whether the budget ended before.
 
     Linear between two measurements. A level never reached gives (steps[-1], True), a lower bound.
 
@@ -39,7 +41,7 @@ def area_between(
     retrained: Float[np.ndarray, "t"],
     steps: Int[np.ndarray, "t"],
 ) -> float:
-    """Area of retrained - unlearned error over the steps (error x steps), trapezoid rule.
+    """Integrate retrained - unlearned error over the steps (error x steps), trapezoid rule.
 
     Positive = the unlearned model's error is lower on the way: it relearns faster.
 
@@ -59,7 +61,7 @@ def verdict(
     *,
     significance: float = 0.05,
 ) -> dict[str, Any]:
-    """Steps to relearn of both models over the seeds, and whether knowledge was hidden.
+    """Count both models' steps to relearn over the seeds; judge whether knowledge was hidden.
 
     {"word", "reasons", "level", "seeds", "budget", "steps_unlearned", "steps_retrained" (one per
     seed), "censored_unlearned", "censored_retrained" (counts), "ratio" (S_u / S_r: "value" =
@@ -130,7 +132,7 @@ def verdict(
 
 
 def _signed_rank(differences: Float[np.ndarray, "seeds"]) -> float:
-    """One-sided p-value of Wilcoxon's signed-rank test: differences are above 0."""
+    """Compute the one-sided p-value of Wilcoxon's signed-rank test: differences are above 0."""
     if not differences.any():
         return 1.0
     # All sign flips (random ones from 14 seeds on): censored runs tie, which tables do not cover.

@@ -34,7 +34,7 @@ MODELS = ("original", "unlearned", "retrained")
 
 
 def run(cfg: ConfigDict, workdir: Path) -> Findings:
-    """The audits, as they are written to workdir/audit.json.
+    """Run the audits; return them as they are written to workdir/audit.json.
 
     Several processes share the models' work; each prepares all images, the first one writes.
 

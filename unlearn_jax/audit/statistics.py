@@ -13,12 +13,12 @@ Interval = tuple[float, float]
 
 
 def estimate(value: float, interval: Interval, n: int) -> dict[str, Any]:
-    """{"value", "ci_low", "ci_high", "n"}: how every audit states a number."""
+    """Make {"value", "ci_low", "ci_high", "n"}: how every audit states a number."""
     return {"value": float(value), "ci_low": interval[0], "ci_high": interval[1], "n": n}
 
 
 def clopper_pearson_lower(successes: int, trials: int, significance: float) -> float:
-    """The exact one-sided lower bound of a binomial rate, too high with P <= significance.
+    """Bound a binomial rate from below, exactly; the bound is too high with P <= significance.
 
     Clopper & Pearson 1934: the significance quantile of Beta(successes, trials - successes + 1).
 
@@ -33,12 +33,12 @@ def clopper_pearson_lower(successes: int, trials: int, significance: float) -> f
 
 
 def clopper_pearson_upper(successes: int, trials: int, significance: float) -> float:
-    """The exact one-sided upper bound of a binomial rate; see `clopper_pearson_lower`."""
+    """Bound a binomial rate from above, exactly; see `clopper_pearson_lower`."""
     return 1.0 - clopper_pearson_lower(trials - successes, trials, significance)
 
 
 def clopper_pearson_interval(successes: int, trials: int, confidence: float) -> Interval:
-    """(low, high), both bounds at half of 1 - confidence."""
+    """Return (low, high), both bounds at half of 1 - confidence."""
     _check_fraction("confidence", confidence)
     tail = (1 - confidence) / 2
     return (
@@ -48,7 +48,7 @@ def clopper_pearson_interval(successes: int, trials: int, confidence: float) -> 
 
 
 def mcnemar_exact_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided p-value that two models succeed equally often on the same examples.
+    """Compute the two-sided p-value that two models succeed equally often on the same examples.
 
     Exact McNemar test: of the examples on which exactly one model succeeds, each belongs to either
     model with probability 1/2 under the null. 1 if there is no such example.
@@ -67,7 +67,7 @@ def epsilon_lower_bound(
     significance: Real,
     delta: Real,
 ) -> float:
-    """A lower bound of epsilon from the hits of one fixed test, nats; 0 if there is no evidence.
+    """Bound epsilon from below by the hits of one fixed test, in nats; 0 without evidence.
 
     log((TPR_low - delta) / FPR_high), the Clopper-Pearson bounds of both rates at half of the
     significance each. The threshold must not have been chosen on these counts.
@@ -96,7 +96,7 @@ def epsilon_lower_bound(
 
 
 def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: Real, delta: Real) -> float:
-    """P(so many correct guesses or more) under (epsilon, delta), from one run with many canaries.
+    """Compute P(so many right guesses or more) under (epsilon, delta): one run, many canaries.
 
     Steinke, Nasr & Jagielski 2023, Theorem 5.2: P(W >= v) + 2 m delta max_i (P(W >= v - i) -
     P(W >= v)) / i, W ~ Binomial(r, e^eps / (1 + e^eps)); at most 1.
@@ -132,7 +132,7 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: Real, de
 
 
 def conformal_threshold(scores: Float[np.ndarray, "n"], alpha: float) -> float:
-    """A value that one more exchangeable score falls below with probability at most alpha.
+    """Find a value that one more exchangeable score falls below with probability at most alpha.
 
     The k-th smallest of the calibration scores, k = floor(alpha (n + 1)).
 
@@ -153,7 +153,7 @@ def conformal_threshold(scores: Float[np.ndarray, "n"], alpha: float) -> float:
 def conformal_p_values(
     test: Float[np.ndarray, "m"], calibration: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "m"]:
-    """(1 + number of calibration scores >= the test score) / (n + 1), per test score.
+    """Compute (1 + number of calibration scores >= the test score) / (n + 1), per test score.
 
     Small = larger than the calibration scores. P(p <= t) <= t for a score exchangeable with them.
     Adjust many of them with `scipy.stats.false_discovery_control`.
@@ -166,7 +166,9 @@ def conformal_p_values(
 def exceedance_p_value(
     calibration_size: int, order_statistic: int, test_size: int, exceedances: int
 ) -> float:
-    """P(at least so many test scores exceed the k-th smallest calibration score | exchangeable).
+    """Compute P(at least so many test scores exceed the k-th smallest calibration score).
+
+    Test and calibration scores are assumed to be exchangeable.
 
     Exact for continuous scores: the exceedances of the k-th smallest of n among m further scores
     are BetaBinomial(m, n - k + 1, k). (A binomial test would ignore that the threshold is an
@@ -188,7 +190,7 @@ def exceedance_p_value(
 
 
 def auroc(members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]) -> float:
-    """P(member score > non-member score), ties count half; 0.5 = no difference.
+    """Compute P(member score > non-member score), ties count half; 0.5 = no difference.
 
     The Mann-Whitney statistic itself, not the area under the ROC curve's convex hull, which is
     biased upwards and never below 0.5.
@@ -199,7 +201,7 @@ def auroc(members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]) -
 def delong(
     members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]
 ) -> tuple[float, float]:
-    """(AUROC, its standard error) by DeLong, DeLong & Clarke-Pearson (1988).
+    """Compute (AUROC, its standard error) by DeLong, DeLong & Clarke-Pearson (1988).
 
     Raises:
       ValueError: NaN, or fewer than two scores on a side.
@@ -217,7 +219,7 @@ def delong(
 def auroc_interval(
     members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"], confidence: float
 ) -> Interval:
-    """(low, high) of the AUROC: DeLong's normal interval, clipped to [0, 1].
+    """Compute (low, high) of the AUROC: DeLong's normal interval, clipped to [0, 1].
 
     If the scores separate completely DeLong's variance is 0; the interval is then the
     Clopper-Pearson interval of min(m, n) disjoint pairs that all agree.
@@ -236,7 +238,7 @@ def auroc_difference(
     second: tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]],
     confidence: float,
 ) -> dict[str, Any]:
-    """AUROC of the first scores - that of the second, of the same examples in the same order.
+    """Subtract the second scores' AUROC from the first's, of the same examples in the same order.
 
     {"value", "ci_low", "ci_high", "n" members}. The paired interval of DeLong, DeLong &
     Clarke-Pearson (1988): what both scores find hard cancels. Where the differences of the
@@ -267,7 +269,7 @@ def auroc_difference(
 def tpr_at_fpr(
     members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"], fpr: float
 ) -> float:
-    """Share of members strictly above the `fpr_threshold` of the non-members."""
+    """Compute the share of members strictly above the `fpr_threshold` of the non-members."""
     _check_scores(members=members)
     return float((members > fpr_threshold(nonmembers, fpr)).mean())
 
@@ -278,7 +280,7 @@ def tpr_at_fpr_interval(
     fpr: float,
     confidence: float,
 ) -> Interval:
-    """(low, high) of `tpr_at_fpr`, Clopper-Pearson.
+    """Compute (low, high) of `tpr_at_fpr`, Clopper-Pearson.
 
     The threshold is taken as given: the interval covers the choice of members, not that of the
     non-members which the threshold was read from.
@@ -288,7 +290,7 @@ def tpr_at_fpr_interval(
 
 
 def fpr_threshold(nonmembers: Float[np.ndarray, "n"], fpr: float) -> float:
-    """The smallest score such that the share of non-members strictly above it is <= fpr.
+    """Find the smallest score such that the share of non-members strictly above it is <= fpr.
 
     Ties never raise the false positive rate above fpr. With n * fpr < 1 it is the maximum.
     """
@@ -307,7 +309,7 @@ def bootstrap_interval(
     seed: int,
     paired: bool = False,
 ) -> Interval:
-    """(low, high) of a statistic of two samples, percentile bootstrap over the examples.
+    """Compute (low, high) of a statistic of two samples, percentile bootstrap over the examples.
 
     Args:
       statistic: called as statistic(first, second, axis=-1) on resamples [..., m] and [..., n].
@@ -335,7 +337,7 @@ def bootstrap_interval(
 def _placements(
     members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "n"]]:
-    """The share of non-members below each member, and of members above each non-member."""
+    """Compute the share of non-members below each member, and of members above each non-member."""
     _check_scores(members=members, nonmembers=nonmembers)
     ranks = stats.rankdata(np.concatenate([members, nonmembers]))  # ties share their mean rank
     below = (ranks[: len(members)] - stats.rankdata(members)) / len(nonmembers)
@@ -344,7 +346,7 @@ def _placements(
 
 
 def _floor(value: float) -> int:
-    """The integer part, forgiving float error such as 0.29 * 100 = 28.999999999999996."""
+    """Take the integer part, forgiving float error such as 0.29 * 100 = 28.999999999999996."""
     return math.floor(value + 1e-9)
 
 

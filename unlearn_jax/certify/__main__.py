@@ -25,7 +25,7 @@ _PLAN = ("epsilon", "delta", "radius", "certifier", "steps", "step_size", "clip_
 
 
 def main_verify(workdir: Path) -> None:
-    """The binary, to verify."""
+    """Run `verify`."""
     from unlearn_jax.certify import stage as run
     from unlearn_jax.certify import verify
     from unlearn_jax.data import splits
@@ -38,14 +38,14 @@ def main_verify(workdir: Path) -> None:
 
 
 def main_plan(mechanism: str, *values: object) -> None:
-    """The binary, to plan."""
+    """Run `plan`."""
     settings = dict(zip(_PLAN, values, strict=True))
     count = flags.FLAGS.parameters or _parameters()
     print(plan.text(plan.plan(mechanism, parameters=count, **settings), count))
 
 
 def _parameters() -> int:
-    """How many parameters of --config's model unlearning may change."""
+    """Count the parameters of --config's model that unlearning may change."""
     if flags.FLAGS.config is None:
         raise ValueError("plan: expected --parameters=N, or --config=FILE to count the model's.")
     import jax
@@ -59,7 +59,7 @@ def _parameters() -> int:
 
 
 def main(argv: list[str]) -> None:
-    """Takes the command off argv and starts it."""
+    """Take the command off argv and start it."""
     command = argv.pop(1) if len(argv) > 1 else ""
     if command == "verify":
         if len(argv) > 1 and not argv[1].startswith("-"):

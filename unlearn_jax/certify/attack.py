@@ -41,7 +41,7 @@ _BEFORE_ALL_STEPS = 2**31 - 1
 def make_release(
     mechanism: str, arguments: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Any], Any], dict[str, jax.Array]]:
-    """A function (start, secret) -> what one run of the mechanism releases; the centre is 0.
+    """Make a function (start, secret) -> what one run of the mechanism releases; the centre is 0.
 
     Args:
       mechanism: of a certificate.
@@ -80,7 +80,7 @@ def make_release(
 
 
 def jit_statistics(mechanism: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-    """The compiled (start, secrets [runs, 4]) -> the attacked parameter that each run releases."""
+    """Compile (start, secrets [runs, 4]) -> the attacked parameter that each run releases."""
     release = jax.jit(make_release(mechanism, arguments))
 
     @jax.jit
@@ -91,7 +91,7 @@ def jit_statistics(mechanism: str, arguments: Mapping[str, Any]) -> Callable[...
 
 
 def run(workdir: Path, *, runs: int = RUNS, significance: float = SIGNIFICANCE) -> dict[str, Any]:
-    """The audit of the certificate in workdir, as it is written to workdir/epsilon.json.
+    """Attack the certificate in workdir; return what is written to workdir/epsilon.json.
 
     {"certificate": sha256 of its file, "drawn": of `draw`, and what `judge` makes of it}.
 
@@ -112,7 +112,7 @@ def run(workdir: Path, *, runs: int = RUNS, significance: float = SIGNIFICANCE) 
 
 
 def read(workdir: Path) -> dict[str, Any]:
-    """What `run` wrote about the certificate that is there now, its conclusions drawn again.
+    """Read what `run` wrote about the certificate that is there now; draw its conclusions again.
 
     Raises:
       ValueError: no audit, one of another certificate, or conclusions that do not follow from what
@@ -135,7 +135,7 @@ def read(workdir: Path) -> dict[str, Any]:
 def draw(
     found: certificate.Certificate, *, runs: int, significance: float, seed: int = 0
 ) -> dict[str, Any]:
-    """{"two_worlds": counts of `epsilon.two_worlds`, "noise", "distance" of the self-test}.
+    """Draw {"two_worlds": counts of `epsilon.two_worlds`, "noise", "distance" of the self-test}.
 
     Nothing that follows from it: that is left to `judge`.
 
@@ -163,7 +163,9 @@ def draw(
 
 
 def judge(found: certificate.Certificate, drawn: Mapping[str, Any]) -> dict[str, Any]:
-    """{"self_test": {"passed", "reach"}, "bounds": of `epsilon.compare`, "repeated": what was}.
+    """Judge the draws: {"self_test": {"passed", "reach"}, "bounds", "repeated": what was}.
+
+    "bounds" is what `epsilon.compare` returns.
 
     Args:
       found: the certificate.
@@ -206,7 +208,7 @@ def _repeated(found: certificate.Certificate) -> str:
 
 
 def _reach(found: certificate.Certificate) -> float:
-    """How far from the centre one step may end, before its noise."""
+    """Return how far from the centre one step may end, before its noise."""
     a = found.arguments
     return a.get("model_clip_norm") or (
         a["init_radius"] + a.get("step_size", 0) * a.get("clip_norm", 0)
@@ -214,7 +216,7 @@ def _reach(found: certificate.Certificate) -> float:
 
 
 def _self_test(found: certificate.Certificate, significance: float) -> dict[str, Any]:
-    """Of one step (of noise that is added once: of that), with and without noise."""
+    """Test one step, or the release of a mechanism that adds noise once, with and without noise."""
     arguments = dict(found.arguments) | ({"steps": 1} if found.steps else {})
     if found.mechanism == "model_clipping":
         arguments |= {"init_noise_std": None}
@@ -235,19 +237,19 @@ def _self_test(found: certificate.Certificate, significance: float) -> dict[str,
 
 
 def _start(side: float) -> dict[str, jax.Array]:
-    """Far outside of any ball, on one axis."""
+    """Return a start far outside of any ball, on one axis."""
     start = {name: jnp.zeros(shape) for name, shape in _SHAPES.items()}
     return start | {"a": start["a"].at[0, 0].set(1e4 * side)}
 
 
 def _secrets(runs: int) -> jax.Array:
-    """Keys [runs, 4], from one secret of the operating system."""
+    """Return keys [runs, 4], from one secret of the operating system."""
     secret = noisy.secret_key(os.urandom(32))
     return jax.vmap(lambda run: noisy.at_step(secret, run))(jnp.arange(runs))
 
 
 def _agree(a: Any, b: Any) -> bool:
-    """Equal, but for the rounding of another version of scipy."""
+    """Tell whether records are equal, but for the rounding of another version of scipy."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_agree(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):

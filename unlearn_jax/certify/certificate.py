@@ -74,7 +74,9 @@ class Certificate:
 def account(
     mechanism: str, arguments: Mapping[str, Any], *, certifier: str, accountant: str, delta: float
 ) -> dict[str, Any]:
-    """{"epsilon", "mu", "noise_std", "sensitivity", "steps", "accountant"} of a noised phase.
+    """Account for a noised phase.
+
+    Return {"epsilon", "mu", "noise_std", "sensitivity", "steps", "accountant"}.
 
     Args:
       mechanism: "output_perturbation": init_radius, noise_std. "noisy_finetune": init_radius,
@@ -123,7 +125,7 @@ def account(
 
 
 def assumptions(certifier: str, accountant: str) -> tuple[str, ...]:
-    """What a certificate holds under, in words."""
+    """Say what a certificate holds under, in words."""
     more = []
     if certifier == "reference":
         more.append(
@@ -136,7 +138,7 @@ def assumptions(certifier: str, accountant: str) -> tuple[str, ...]:
 
 
 def cautions(certificate: Certificate, examples: int | None = None) -> list[str]:
-    """What a reader should be told beside the numbers; empty if nothing.
+    """Say what a reader should be told beside the numbers; nothing if there is nothing.
 
     Args:
       certificate: of a run.
@@ -157,7 +159,7 @@ def cautions(certificate: Certificate, examples: int | None = None) -> list[str]
 
 
 def summary(certificate: Certificate) -> str:
-    """The claim in one sentence."""
+    """State the claim in one sentence."""
     c = certificate
     return (
         f"({c.epsilon:.4g}, {c.delta:g})-unlearning, certifier {c.certifier!r}, by {c.mechanism} "
@@ -178,13 +180,13 @@ def issued_by(certificate: Certificate) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, this package and what it computes with."""
+    """Return the versions of Python, this package and what it computes with."""
     found = {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
     return found | {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def code_hash() -> str:
-    """The sha256 of the package's source files, names and contents, configs left out."""
+    """Hash the package's source files, names and contents, configs left out, by SHA-256."""
     root, digest = Path(unlearn_jax.__file__).parent, hashlib.sha256()
     for path in sorted({*root.rglob("*.py")} - {*(root / "configs").rglob("*.py")}):
         content = path.read_bytes()
@@ -193,12 +195,12 @@ def code_hash() -> str:
 
 
 def write(certificate: Certificate, path: Path) -> None:
-    """Nothing; writes the record with a sha256 of its content."""
+    """Write the record with a SHA-256 of its content."""
     files.write_sealed(path, dataclasses.asdict(certificate), FORMAT)
 
 
 def read(path: Path) -> Certificate:
-    """The certificate of a file that is, byte for byte, what `write` wrote.
+    """Read a certificate that is, byte for byte, what `write` wrote.
 
     Raises:
       ValueError: no certificate, or an altered one.

@@ -1,4 +1,4 @@
-"""What a report may say about a run's guarantee: the certified upper and the tested lower bound.
+"""Both bounds of a run's guarantee, for a report: the certified upper, the tested lower one.
 
 **Guarantee**: nothing is passed on unchecked. The upper bound comes from a certificate only, with
 what `certify verify` said of it; the lower bound comes from epsilon.json only, if that is of this
@@ -15,7 +15,7 @@ from unlearn_jax.data import splits
 
 
 def of_run(workdir: Path, original: Path) -> dict[str, Any] | None:
-    """Both bounds of the run in workdir; None if it has no certificate.
+    """Return both bounds of the run in workdir; None if it has no certificate.
 
     {"upper": {"verified", "reason" if not, "record": of the certificate, None if it cannot be read,
     "cautions"}, "lower": {"reason"} if there is none to show, else {"reason": "", "epsilon", "n",

@@ -1,4 +1,4 @@
-"""What is tested of a certificate: its noise, and an empirical lower bound beside its epsilon.
+"""Tests of a certificate: its noise, and an empirical lower bound beside its epsilon.
 
 Pure functions of what was drawn; `audit.mechanism` draws.
 
@@ -23,7 +23,7 @@ _KS_ENTRIES = 100_000  # more would reject what float32 rounds
 def noise_self_test(
     noise: Mapping[str, Float[np.ndarray, "steps _"]], noise_std: float, *, significance: float
 ) -> dict[str, Any]:
-    """Whether an implementation's noise is what it should be: N(0, sigma^2), all independent.
+    """Test whether an implementation's noise is what it should be: N(0, sigma^2), all independent.
 
     {"value": standard deviation over sigma, "ci_low", "ci_high", "n" entries, "p_values": {"scale",
     "mean", "shape", "steps", "leaves"}, "passed"}; Bonferroni over the five. n entries pin the
@@ -77,7 +77,7 @@ def noise_self_test(
 
 
 def passes(p_values: Mapping[str, float], significance: float) -> bool:
-    """Whether none of the tests rejects, Bonferroni over all."""
+    """Tell whether none of the tests rejects, Bonferroni over all."""
     return bool(min(p_values.values()) >= significance / len(p_values))
 
 
@@ -90,7 +90,7 @@ def mechanism_self_test(
     significance: float,
     steps: int = 6,
 ) -> dict[str, Any]:
-    """Whether one step of a mechanism is what its bound is about; tests code, not a model.
+    """Test whether one step of a mechanism is what its bound is about; this tests code, no model.
 
     {"noise": of `noise_self_test`, "distance": of the noiseless output from the reference,
     "reach", "passed"}. Give it a start far outside of the ball and a long gradient: then projection
@@ -184,7 +184,9 @@ def two_worlds(
 def lower_bounds(
     counts: Mapping[str, Sequence[int]], *, delta: float, significance: float
 ) -> dict[str, float]:
-    """{"epsilon": for any (epsilon, delta) certificate, "epsilon_gdp": for one by mu-GDP, "mu"}.
+    """Bound epsilon from below, for any (epsilon, delta) certificate and for one by mu-GDP.
+
+    Return {"epsilon": for any certificate, "epsilon_gdp": for one by mu-GDP, "mu"}.
 
     Both rates' Clopper-Pearson bounds at half the significance: epsilon as
     `statistics.epsilon_lower_bound` has it; mu = Phi^-1(TPR_low) - Phi^-1(FPR_high).
@@ -206,7 +208,9 @@ def lower_bounds(
 def compare(
     certificate: Mapping[str, Any], found: Mapping[str, Any], assumptions: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """{"lower", "upper", "n", "significance", "delta", "refuted", "assumptions", "text"}.
+    """Compare a lower bound with a certificate's upper bound.
+
+    Return {"lower", "upper", "n", "significance", "delta", "refuted", "assumptions", "text"}.
 
     The lower bound is `found["epsilon_gdp"]` of `two_worlds` if the certificate is by Gaussian DP,
     else `found["epsilon"]`; the upper one the certificate's epsilon.
@@ -244,7 +248,7 @@ def compare(
 def _hits(
     worlds: Sequence[np.ndarray], thresholds: np.ndarray, swapped: bool
 ) -> tuple[np.ndarray, int, np.ndarray, int]:
-    """(true positives, positives, false positives, negatives) of one of the two tests."""
+    """Count (true positives, positives, false positives, negatives) of one of the two tests."""
     above = [values[:, None] > thresholds for values in worlds]
     fires = [~x for x in above[::-1]] if swapped else above
     (tp, fp), (p, n) = [x.sum(0) for x in fires], [len(x) for x in fires]
@@ -267,7 +271,7 @@ def _flat(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _two_sided(z_values: Sequence[float]) -> float:
-    """Bonferroni over normal statistics; 1 if there is none."""
+    """Combine normal statistics to one p-value, by Bonferroni; 1 if there is none."""
     if not len(z_values):
         return 1.0
     return min(1.0, len(z_values) * 2 * float(stats.norm.sf(np.abs(z_values).max())))

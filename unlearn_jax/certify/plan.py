@@ -26,7 +26,9 @@ def plan(
     weight_decay: float = 0.0,
     accountant: str = "gdp",
 ) -> dict[str, Any]:
-    """{"mechanism", "noise_std", "steps", "noise_norm", "total_noise_norm", "sensitivity",
+    """Plan a noised phase: compute its noise and the settings that ask for it.
+
+    Return {"mechanism", "noise_std", "steps", "noise_norm", "total_noise_norm", "sensitivity",
     "noise": the phase's settings}.
 
     `noise_norm` is sigma sqrt(d), the expected length of one noise; `total_noise_norm` that of what
@@ -47,7 +49,7 @@ def plan(
 
     Raises:
       ValueError: an argument is out of range.
-    """  # noqa: D205
+    """
     if mechanism not in MECHANISMS:
         raise ValueError(f"mechanism: expected one of {MECHANISMS}, got {mechanism!r}.")
     distance = bounds.decoupling_sensitivity(radius, 1, 1.0, math.inf, radius, certifier)
@@ -90,7 +92,7 @@ def _best_steps(distance: float, chain: Mapping[str, float]) -> int:
 
 
 def text(found: Mapping[str, Any], parameters: int) -> str:
-    """The plan in a few lines."""
+    """Write the plan in a few lines."""
     radius = found["noise"].get("radius") or found["noise"]["model_clip"]
     settings = ", ".join(f"{key}={value:.6g}" for key, value in found["noise"].items())
     return "\n".join(

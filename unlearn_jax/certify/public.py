@@ -23,7 +23,7 @@ Rows = Int[np.ndarray, "_"]
 
 
 def check(folder: Path, split: Split) -> None:
-    """Nothing if the model trained in folder may be the centre of a certificate for this split.
+    """Check that the model trained in folder may be the centre of a certificate for this split.
 
     It and all that it was derived from (init_from, reference_from) are looked at. A folder without
     config.json and split.json, such as one made by `convert`, is from elsewhere and passes.
@@ -39,7 +39,7 @@ def check(folder: Path, split: Split) -> None:
 
 
 def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> None:
-    """See `check`; `of` is the model that `before` leads from, down to the one in folder."""
+    """Check as `check`; `of` is the model that `before` leads from, down to the one in folder."""
     if folder.resolve() in before:
         raise _unknown(of, f"{folder} was derived from itself")
     there = [name for name in ("config.json", "split.json") if (folder / name).exists()]
@@ -86,13 +86,13 @@ def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> No
 
 
 def _names(split: Split) -> set[str]:
-    """The data sets that a split has rows of."""
+    """Name the data sets that a split has rows of."""
     data = (split.manifest["dataset"], split.manifest.get("proxy"))
     return {part for of in data if of for part in of["name"].split("+")}
 
 
 def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
-    """Every row that the recorded run was trained on, or chose anything by.
+    """List every row that the recorded run was trained on, or chose anything by.
 
     Raises:
       ValueError: the split is not that of the run.

@@ -1,4 +1,4 @@
-"""What a certified stage needs while it trains: centre, secret, noised start, the certificate.
+"""Parts of a certified stage: centre, secret, noised start, the certificate.
 
 **Guarantee**: the certificate is made from the config that the run has claimed and the checkpoint
 that it has written, not from what was asked for. Neighbours, assumptions and gaps: `certificate`.
@@ -102,7 +102,7 @@ def constants(noise: Noised, phase: Phase, mesh: Mesh) -> tuple[dict[str, Any], 
 
 
 def centre(request: Request, init_key: PRNGKeyArray) -> Params:
-    """All leaves of the public model that the balls are centred at.
+    """Return all leaves of the public model that the balls are centred at.
 
     Raises:
       ValueError: it has seen rows of the forget set, or it cannot be told.
@@ -116,7 +116,9 @@ def centre(request: Request, init_key: PRNGKeyArray) -> Params:
 
 
 def noised_start(params: Params, noised: Noised, phase: ConfigDict) -> Params:
-    """The parameters that a noised phase begins with: projected, then noised if that is asked for.
+    """Prepare the parameters that a noised phase begins with.
+
+    They are projected, then noised if that is asked for.
 
     Raises:
       ValueError: in float32 the projected parameters are not within the radius.
@@ -145,7 +147,7 @@ def issue(
     original: Params,
     init_key: PRNGKeyArray,
 ) -> None:
-    """Nothing; writes workdir/certificate.json of a finished run and removes its secret.
+    """Write workdir/certificate.json of a finished run and remove its secret.
 
     All checkpoints but the last are removed too: to release an earlier iterate would cost epsilon.
     """
@@ -170,7 +172,7 @@ def make(
     original: Params,
     centre: Params,
 ) -> certificate.Certificate:
-    """The certificate of a finished run, from what it was configured to do and what it wrote.
+    """Make the certificate of a finished run, from its config and from what it wrote.
 
     Args:
       cfg: the config, which rules.problems has nothing to say about.
@@ -212,7 +214,7 @@ def make(
 
 
 def clipped_share(workdir: Path) -> float | None:
-    """The share of the noised steps whose gradient was clipped; None if none was to be.
+    """Compute the share of noised steps whose gradient was clipped; None if none was to be.
 
     It follows from the retain rows and the parameters before the noise, so it is no part of the
     certificate, which is published.
@@ -230,7 +232,7 @@ def clipped_share(workdir: Path) -> float | None:
 
 
 def clipping_text(share: float | None) -> list[str]:
-    """What to say about `clipped_share`, in one line or none."""
+    """Say in one line what to know about `clipped_share`, or in none."""
     if share is None:
         return []
     text = f"The gradient was clipped in {100 * share:.3g} % of the noised steps"
@@ -242,7 +244,7 @@ def clipping_text(share: float | None) -> list[str]:
 
 
 def params_hash(params: Params) -> str:
-    """The sha256 of all leaves: paths, dtypes, shapes and bits."""
+    """Hash all leaves by SHA-256: paths, dtypes, shapes and bits."""
     digest = hashlib.sha256()
     for path, leaf in sorted(_by_path(params), key=lambda item: item[0]):
         array = np.ascontiguousarray(distributed.fetch(leaf))
@@ -258,7 +260,7 @@ def _secret(workdir: Path) -> bytes:
 
 
 def _distance(params: Params, reference: Params) -> float:
-    """The L2 distance in float64, leaf by leaf on the host."""
+    """Compute the L2 distance in float64, leaf by leaf on the host."""
     total = 0.0
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(reference), strict=True):
         a, b = (x.astype(np.float64) for x in distributed.fetch((a, b)))

@@ -34,7 +34,7 @@ from unlearn_jax.training import noisy
 
 
 def verify(workdir: Path, original: Path | None = None) -> Certificate:
-    """The certificate of the run in workdir, after everything that can be checked was.
+    """Verify the run in workdir: check everything that can be checked, return its certificate.
 
     Args:
       workdir: of the certified stage: certificate.json, config.json, split.json, metrics.jsonl,
@@ -65,7 +65,7 @@ def _expect(what: str, expected: Any, got: Any) -> None:
 
 
 def _numbers(found: Certificate) -> None:
-    """Everything that follows from mechanism, arguments, certifier, accountant and delta."""
+    """Recompute everything that follows from mechanism, arguments, certifier, accountant, delta."""
     wanted = "reflection" if found.accountant == "reflection" else "gdp"
     try:
         numbers = certificate.account(
@@ -93,7 +93,7 @@ def _numbers(found: Certificate) -> None:
 
 
 def _config(found: Certificate, workdir: Path) -> ConfigDict:
-    """The run's config, after checking that it leads to the certificate's arguments."""
+    """Read the run's config and check that it leads to the certificate's arguments."""
     parts = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
     for key, name in parts.items():
         if not (workdir / name).exists():
@@ -133,7 +133,7 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
 def _record(
     found: Certificate, cfg: ConfigDict, workdir: Path, split: splits.Split
 ) -> dict[str, Any]:
-    """The last checkpoint's meta, after checking that the run went through the config's phases."""
+    """Read the last checkpoint's meta and check that the run went through the config's phases."""
     params_like, meta = checkpoint.stored(workdir)
     del params_like
     phases = list(cfg.stages[cfg.stage].phases)
@@ -160,7 +160,7 @@ def _record(
 
 
 def _noise_seen(found: Certificate, workdir: Path) -> None:
-    """Whether the logged lengths of the updates are those of noisy updates."""
+    """Tell whether the logged lengths of the updates are those of noisy updates."""
     lines = files.read_jsonl(workdir / "metrics.jsonl")
     steps = [line["step"] for line in lines]
     if steps != sorted(set(steps)) or (steps and steps[-1] != found.run["final_step"]):
@@ -197,7 +197,7 @@ def _parameters(
     original_dir: Path,
     split: splits.Split,
 ) -> None:
-    """The three models: hashes, sizes, and that what was not noised is public."""
+    """Check the three models: hashes, sizes, and that what was not noised is public."""
     released = _loaded(workdir, "released")
     _hash(found, "released", released, workdir)
     if not str(original_dir) or not (original_dir / checkpoint.DIRECTORY).exists():
@@ -247,14 +247,14 @@ def _plain(values: Any) -> Any:
 
 
 def _tuples(values: Any) -> Any:
-    """JSON lists as the tuples that they were in the config."""
+    """Turn JSON lists into the tuples that they were in the config."""
     if isinstance(values, Mapping):
         return {key: _tuples(value) for key, value in values.items()}
     return tuple(_tuples(value) for value in values) if isinstance(values, list) else values
 
 
 def report(found: Certificate, examples: int | None = None) -> str:
-    """What was verified, with cautions and assumptions, as text."""
+    """Write what was verified, with cautions and assumptions, as text."""
     lines = [certificate.summary(found), "Verified: numbers, config, split, record, parameters."]
     lines.append(certificate.issued_by(found))
     lines += [f"Caution: {text}." for text in certificate.cautions(found, examples)]

@@ -180,7 +180,7 @@ def default() -> ConfigDict:
 
 
 def phase(**values: Any) -> ConfigDict:
-    """One phase: `phase(objective=…, steps=…, optimizer=dict(learning_rate=…), …)`."""
+    """Make a phase: `phase(objective=…, steps=…, optimizer=dict(learning_rate=…), …)`."""
     spec = ConfigDict(
         {
             "objective": "reconstruction",
@@ -234,7 +234,7 @@ def phase(**values: Any) -> ConfigDict:
 
 
 def method(label: str, phases: Sequence[str], source: str = "") -> ConfigDict:
-    """A method to compare: its label, the phases of the unlearned stage, and where it is from."""
+    """Make a method to compare: its label, its phases of the unlearned stage, and its source."""
     return ConfigDict({"label": label, "phases": tuple(phases), "source": source})
 
 

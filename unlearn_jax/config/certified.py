@@ -1,4 +1,4 @@
-"""What a config must be for a certificate, and the arguments of its bound. No JAX.
+"""Rules that a config must meet for a certificate, and its bound's arguments. No JAX.
 
 One phase of the stage is *noised* (`phase.noise`). Whatever comes before it is arbitrary, it begins
 with a projection, and whatever comes after it may use the retain rows only.
@@ -29,19 +29,19 @@ ASSUMPTIONS = (
 
 
 def is_noised(phase: Section) -> bool:
-    """Whether the phase adds noise."""
+    """Tell whether the phase adds noise."""
     return phase["noise"]["std"] > 0 or phase["noise"]["initial_std"] > 0
 
 
 def position(config: Section) -> int | None:
-    """Which phase of config.stage is the first noised one; None if none is."""
+    """Find the first noised phase of config.stage; None if no phase is noised."""
     names = config["stages"][config["stage"]]["phases"]
     found = [i for i, name in enumerate(names) if is_noised(config["phases"][name])]
     return found[0] if found else None
 
 
 def mechanism(phase: Section) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) of a noised phase, as `certificate.account` takes them."""
+    """Return (name, arguments) of a noised phase, as `certificate.account` takes them."""
     noise, optimizer = phase["noise"], phase["optimizer"]
     if noise["model_clip"] > 0:
         return "model_clipping", {
@@ -67,7 +67,7 @@ def mechanism(phase: Section) -> tuple[str, dict[str, Any]]:
 
 
 def problems(config: Section) -> list[str]:
-    """Every problem of a config that is sound in all other respects."""
+    """List every problem of a config that is sound in all other respects."""
     wanted, found = config["certificate"], []
     if not 0 <= wanted["delta"] < 1:
         found.append(
@@ -125,7 +125,7 @@ def _stage(config: Section, path: str, stage: Section, noised: list[str]) -> lis
 
 
 def _retain_only(path: str, phase: Section) -> list[str]:
-    """The noised phase and those after it: nothing of the forget set or the original."""
+    """List where the noised phase, or one after it, sees the forget set or the original."""
     why = "from the noised phase on, only retain rows and the model itself may be used"
     expected = {
         "forget_weight": (phase["forget_weight"], 0),

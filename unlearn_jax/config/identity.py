@@ -20,13 +20,15 @@ NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
 def to_json(config: ConfigDict | Mapping[str, Any]) -> str:
-    """The config as indented JSON with sorted keys (tuples become lists)."""
+    """Write the config as indented JSON with sorted keys (tuples become lists)."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     return json.dumps(values, indent=1, sort_keys=True)
 
 
 def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
-    """What decides the numbers of `config.stage`: two runs that agree in it agree in the result.
+    """Return the part of the config that determines the result of `config.stage`.
+
+    Runs with equal parts are interchangeable.
 
     Args:
       config: the config.
@@ -53,7 +55,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "config") -> list[str]:
-    """Every difference between two nested dicts, as "config.a.b: 1 -> 2"."""
+    """List every difference between two nested dicts, as "config.a.b: 1 -> 2"."""
     lines = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
@@ -90,7 +92,7 @@ def _fill(defaults: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
-    """Writes workdir/config.json, or refuses a workdir that holds a run with other numbers.
+    """Write workdir/config.json, or refuse a workdir that holds a run with other numbers.
 
     Like split.json it is written once: a certificate has its hash.
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config, all at once and before anything is loaded."""
+"""Problems of a config, all at once and before anything is loaded."""
 
 import dataclasses
 import difflib
@@ -26,7 +26,7 @@ ROWS = ("train", "retain", "remaining")
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks everything that can be known without data or devices.
+    """Check everything that can be known without data or devices.
 
     Raises:
       ValueError: listing every problem at once.
@@ -42,7 +42,7 @@ def validate(config: ConfigDict) -> None:
 def _differences(
     found: Any, expected: Any, path: str = "config", free: Sequence[str] = ()
 ) -> list[str]:
-    """Unknown and missing keys and wrong types, against the defaults."""
+    """List unknown and missing keys and wrong types, against the defaults."""
     problems = []
     for key in sorted(set(found.keys()) - set(expected.keys())):
         near = difflib.get_close_matches(key, list(expected.keys()), n=1)
@@ -77,7 +77,7 @@ def _same_type(value: Any, like: Any) -> bool:
 
 
 def _values(config: ConfigDict) -> list[str]:
-    """Every value that is not what its key allows, part by part."""
+    """List every value that is not what its key allows, part by part."""
     parts = (_ranges, _choices, _named, _stages, _methods, _phases)
     problems = [problem for part in parts for problem in part(config)]
     return problems or certified.problems(config)
@@ -149,7 +149,7 @@ def _choices(config: ConfigDict) -> list[str]:
 
 
 def _named(config: ConfigDict) -> list[str]:
-    """Problems of what may be one's own: the model with its fields, the kind of data."""
+    """List problems of what may be one's own: the model with its fields, the kind of data."""
     problems = []
     for path, lookup in (("model.name", models.find), ("data.kind", sources.find)):
         try:
@@ -237,7 +237,7 @@ def _phases(config: ConfigDict) -> list[str]:
 
 
 def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
-    """What a phase of a stage from scratch asks for although there is no original."""
+    """List what a phase of a stage from scratch asks for although there is no original."""
     asked = {
         "stop.metric": (spec.get("stop", {}).get("metric"), ""),
         "saliency": (0 < spec.get("saliency", 0) < 1, 0),
@@ -252,7 +252,7 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
 
 
 def _needs_sets(path: str, spec: ConfigDict, config: ConfigDict) -> list[str]:
-    """What a phase asks of sets that the config says are not there."""
+    """List what a phase asks of sets that the config says are not there."""
     problems = []
     if config.retain.kind == "none" and spec.get("retain_weight"):
         problems.append(
@@ -348,7 +348,7 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
 
 
 def _options(path: str, found: ConfigDict, known: Mapping[str, Any]) -> list[str]:
-    """Unknown options, and missing ones that have no default value."""
+    """List unknown options, and missing ones that have no default value."""
     problems = [f"{path}.{k}: {unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
     required = {key for key, value in known.items() if value is inspect.Parameter.empty}
     return problems + [f"{path}.{k}: missing" for k in sorted(required - set(found.keys()))]
@@ -361,7 +361,7 @@ def _get(config: ConfigDict, path: str) -> Any:
 
 
 def _model(config: ConfigDict) -> type[Model] | None:
-    """The class of the config's model; None if there is none of that name."""
+    """Find the class of the config's model; None if there is none of that name."""
     try:
         return models.find(config.model.name)
     except ValueError:

@@ -17,7 +17,7 @@ FAMILIES = ("mae", "mage", "vqgan", "palette", "inception", "resnet50", "clip")
 
 
 def find(name: str) -> Family:
-    """The family of that name: FAMILY of the module of this package that is called so.
+    """Find the family of that name: FAMILY of the module of this package that is called so.
 
     Raises:
       ValueError: there is none.
@@ -34,7 +34,7 @@ def described(manifest: Mapping[str, Any]) -> Any:
 
 
 def mapping(family: Family, model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{leaf path: (torch name, shape there)} of a model's parameters."""
+    """Map a model's leaves: {leaf path: (torch name, shape there)}."""
     found = {}
     for path, leaf in _leaves(model).items():
         layout = family.layout(path, len(leaf.shape))
@@ -45,12 +45,12 @@ def mapping(family: Family, model: Any) -> dict[str, tuple[str, tuple[int, ...]]
 
 
 def dropped(family: Family, tensors: Tensors) -> list[str]:
-    """Names of the tensors that the family leaves out."""
+    """List the names of the tensors that the family leaves out."""
     return [name for name in tensors.shapes if family.drops(name)]
 
 
 def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
-    """The model's parameters, float32, read tensor by tensor.
+    """Convert tensors, one by one, to the model's parameters in float32.
 
     Raises:
       ValueError: listing all tensors that have no place, all leaves that no tensor fills, all
@@ -87,7 +87,7 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
 def to_torch(
     family: Family, model: Any, params: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of everything that the published file of this model holds.
+    """Yield (name, array) of everything that the published file of this model holds.
 
     A leaf is let go once it is yielded, so that a caller that keeps none needs little more memory
     than the model's.

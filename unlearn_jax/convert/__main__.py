@@ -30,7 +30,7 @@ from unlearn_jax.convert.reading import open_tensors
 def import_(
     family: str, file: Path, workdir: Path, fields: Mapping[str, Any], served: str = ""
 ) -> dict[str, Any]:
-    """The manifest of a conversion, which is also in workdir/conversion.json.
+    """Import a checkpoint; return the manifest, which is also in workdir/conversion.json.
 
     {"family", "model" (its fields), "source" {"file", "bytes", "sha256"}, "parameters",
     "tensors", "dropped", "mapping" {leaf: {"tensor", "shape", "dtype"}}, "versions"}.
@@ -84,7 +84,7 @@ def import_(
 
 
 def export(family: str, workdir: Path, file: Path) -> list[str]:
-    """Names of the tensors written to `file`, a `.pth` or `.safetensors` in the published layout.
+    """Export to `file`, a `.pth` or `.safetensors` in the published layout; return tensor names.
 
     Args:
       family: a key of FAMILIES.
@@ -104,7 +104,7 @@ def export(family: str, workdir: Path, file: Path) -> list[str]:
 
 
 def compare(family: str, file: Path, workdir: Path) -> dict[str, Any]:
-    """What a conversion kept, as it is written to workdir/parity.json.
+    """Compare the result of a conversion with its file; the answer is also in workdir/parity.json.
 
     {"tensors": how many were compared bit by bit, "different": names, "reference": the package
     whose outputs were compared or why none was, "outputs": {name: largest relative difference}}.
@@ -137,7 +137,7 @@ def _manifest(workdir: Path) -> dict[str, Any] | None:
 
 
 def _model(family: str, workdir: Path) -> Any:
-    """The model in a workdir, from its conversion.json, or from its config.json after training."""
+    """Build the model in a workdir, by its conversion.json, or its config.json after training."""
     manifest = _manifest(workdir)
     if manifest:
         name = manifest["family"]
@@ -165,7 +165,7 @@ def _fields(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def main(family: str, source: str, out: str) -> None:
-    """The binary."""
+    """Run the command."""
     if flags.FLAGS.export:
         names = export(family, Path(source), Path(out))
         print(f"Wrote {len(names)} tensors to {out}.")

@@ -58,7 +58,7 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
 
 def renamed(source: Tensors, rules: Rules) -> dict[str, np.ndarray]:
-    """A file's tensors under a package's names; each rule applies once, q, k and v are parted."""
+    """Rename a file's tensors to a package's names; each rule applies once, q, k, v are parted."""
     found = {}
     for name in source.shapes:
         value, new = np.asarray(source.read(name)).astype(np.float32), name
@@ -73,7 +73,7 @@ def renamed(source: Tensors, rules: Rules) -> dict[str, np.ndarray]:
 
 
 def outputs(family: str, model: Any, params: Any, source: Tensors) -> dict[str, Any]:
-    """{"reference": which package, or why there is none, "outputs": {name: difference}}.
+    """Compare outputs: {"reference": which package or why none, "outputs": {name: difference}}.
 
     A difference is the largest absolute one over the largest absolute value of the reference, on
     two random images.

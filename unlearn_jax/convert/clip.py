@@ -11,7 +11,7 @@ _BLOCK, _TORCH = r"block(\d+)", r"visual.transformer.resblocks.\1"
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> Clip:
-    """The tower of a checkpoint: all sizes are read off, `fields` win.
+    """Build the tower of a checkpoint: all sizes are read off, `fields` win.
 
     Heads are not in the shapes: 80 channels a head at width 1280 (ViT-H), 64 at any other. Nor is
     the GELU: OpenAI's checkpoints want quick_gelu=True.

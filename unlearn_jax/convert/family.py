@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: how tensors are named there, and how they are laid out."""
+"""Families of checkpoints: how tensors are named there, and how they are laid out."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +55,7 @@ class Family:
     buffers: Callable[[Any], Mapping[str, np.ndarray]] = field(default=lambda model: {})
 
     def torch_name(self, path: str) -> str:
-        """The tensor's name in the checkpoint, of the leaf at this path.
+        """Name the tensor in the checkpoint of the leaf at this path.
 
         Raises:
           ValueError: no rule names it.
@@ -71,7 +71,7 @@ class Family:
         raise ValueError(f"convert: no rule names the leaf {path!r}.")
 
     def layout(self, path: str, ndim: int) -> Layout:
-        """How the leaf at this path, of so many axes, is laid out."""
+        """Return how the leaf at this path, of so many axes, is laid out."""
         for regex, name in self.layouts:
             if re.fullmatch(regex, path):
                 return LAYOUTS[name]
@@ -79,5 +79,5 @@ class Family:
         return LAYOUTS[{2: "linear", 4: "conv"}[ndim] if kernel and ndim in (2, 4) else "same"]
 
     def drops(self, name: str) -> bool:
-        """Whether a tensor of that name is left out."""
+        """Tell whether a tensor of that name is left out."""
         return any(re.fullmatch(regex, name) for regex in self.dropped)

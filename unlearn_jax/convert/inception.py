@@ -9,7 +9,7 @@ from unlearn_jax.evaluate.towers.inception import VARIANTS, Inception
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> Inception:
-    """The tower of a checkpoint: width, classes and auxiliary head are read off, `fields` win.
+    """Build the tower of a checkpoint: width, classes, auxiliary head are read off, `fields` win.
 
     The variant follows from the classes, 1008 or 1000; its tensors look the same.
 

@@ -14,7 +14,7 @@ _NEEDED_TO_DECODE = ("mask_token", "decoder_pos_embed", "decoder_blocks.0.norm1.
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
-    """The MAE of a checkpoint, from the shapes of its tensors; `fields` win.
+    """Build the MAE of a checkpoint, from the shapes of its tensors; `fields` win.
 
     Shapes do not tell the heads, which are those of the published model of the same width, nor
     `norm_pix_loss`, which is off for the files called mae_visualize_*.

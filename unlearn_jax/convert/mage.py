@@ -31,7 +31,10 @@ _NAMES = (
 
 
 def _model(shapes: Shapes, given: Mapping[str, Any]) -> MAGE:
-    """Heads cannot be seen: the encoder's have 64 channels, the decoder has 16, as published."""
+    """Build the MAGE of a checkpoint, from the shapes of its tensors; `fields` win.
+
+    Heads cannot be seen: the encoder's have 64 channels, the decoder has 16, as published.
+    """
     tokenizer = vqgan.fields(shapes, "vqgan.") | dict(given.get("tokenizer", {}))
     for name in ("token_emb.word_embeddings.weight", "decoder_pos_embed_learned"):
         if name not in shapes:

@@ -37,7 +37,7 @@ _NAMES = [
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
-    """The model of a checkpoint, inferred from its tensors; `fields` win.
+    """Build the model of a checkpoint, inferred from its tensors; `fields` win.
 
     The size of the images, the channels of a head and the groups of the norms leave no trace in
     a checkpoint: they are those of the release (256, 32, 32) unless given.

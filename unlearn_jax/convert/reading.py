@@ -35,7 +35,7 @@ class Tensors:
 
 
 def open_tensors(path: Path) -> Tensors:
-    """The tensors of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file.
+    """Open the tensors of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file.
 
     Nothing in the file is executed: pickles are read by torch's restricted unpickler, which builds
     tensors and plain containers only (and `argparse.Namespace`, which published files hold). The
@@ -131,7 +131,7 @@ def _torch(path: Path) -> Tensors:
 
 
 def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> Callable:
-    """A function from name to array that maps the file anew now and then, to let its pages go."""
+    """Return a function from name to array; it maps the file anew now and then, to free pages."""
     file, taken = load(), 0
 
     def read(name: str) -> np.ndarray:
@@ -146,7 +146,7 @@ def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> C
 
 
 def _unwrap(path: Path, loaded: Any, tensor: type) -> Mapping[str, Any]:
-    """The dict of tensors in what a file holds."""
+    """Find the dict of tensors in what a file holds."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}.")
     for key in _WRAPPERS:

@@ -14,7 +14,7 @@ STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> ResNet50:
-    """The tower of a checkpoint: width and classes are read off, `fields` win.
+    """Build the tower of a checkpoint: width and classes are read off, `fields` win.
 
     Raises:
       ValueError: the tensors are not those of a ResNet-50.
@@ -33,7 +33,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> ResNet50:
 
 
 def buffers(family: Family, tower: Any) -> dict[str, np.ndarray]:
-    """{name: int64 zero} of every batch norm's `num_batches_tracked`."""
+    """Make {name: int64 zero} of every batch norm's `num_batches_tracked`."""
     tree = jax.eval_shape(tower.init, jax.random.key(0))
     paths = ["/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(tree)]
     names = [family.torch_name(path) for path in paths if path.endswith("/mean")]

@@ -19,7 +19,7 @@ NAMES = (
 
 
 def fields(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
-    """Sizes of the tokenizer whose tensors have this prefix: fields of `VQGAN`.
+    """Read off the sizes of the tokenizer whose tensors have this prefix: fields of `VQGAN`.
 
     The size of images and the number of groups cannot be seen, and are left out.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str) -> None:
-    """Writes the tensors to `path`, completely or not at all.
+    """Write the tensors to `path`, whole or not at all.
 
     Args:
       path: ends in .pth, .pt, .ckpt (PyTorch) or .safetensors.

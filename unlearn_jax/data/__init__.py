@@ -113,7 +113,7 @@ def load(
 
 
 def _hashes(source: Source, where: ConfigDict) -> Hashes:
-    """The hashes of a source's images; of several processes the first one computes them."""
+    """Return the hashes of a source's images; of several processes, the first computes them."""
     if not distributed.first():
         return Hashes(np.zeros((len(source), 2), np.uint64), np.zeros((len(source), 4), np.uint64))
     if where.kind == "records" and (found := copies.beside_records(Path(where.path), source.ids)):
@@ -124,7 +124,7 @@ def _hashes(source: Source, where: ConfigDict) -> Hashes:
 
 
 def _stamps(source: Source, where: ConfigDict) -> list[str]:
-    """What changes when files get other contents under the same names."""
+    """Return stamps that change when files get other contents under the same names."""
     files = [Path(where.path)] if where.kind == "arrays" else []
     if where.kind == "folder":
         files = [Path(where.path) / id for id in source.ids]
@@ -155,7 +155,7 @@ def make_train(
     prefetch: int = 8,
     columns: Mapping[str, Shaped[np.ndarray, "n ..."]] | None = None,
 ) -> grain.DatasetIterator:
-    """An iterator over the batches first_step .. first_step + num_steps - 1, or parts of them.
+    """Iterate over the batches first_step .. first_step + num_steps - 1, or over parts of them.
 
     A batch has `image` [b h w 3] float32 in [-1, 1], `mask` [b h w 1] float32 (1 = to be
     generated), `label`, `index` (row of the source) int32 [b], `is_forget`, `valid` bool [b];
@@ -229,7 +229,7 @@ def make_train(
 def forget_count(
     batch_size: int, forget_fraction: float, *, retain_rows: Rows, forget_rows: Rows
 ) -> int:
-    """How many rows of each batch of `make_train` are forget rows; they are its last.
+    """Return the number of forget rows in each batch of `make_train`; they are its last rows.
 
     Args:
         batch_size: rows of a batch.
@@ -264,7 +264,7 @@ def make_eval(
     num_threads: int = 4,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
-    """An iterator over the rows, once, in order, as batches of `make_train`, or parts of them.
+    """Iterate over the rows once, in order, in batches like those of `make_train` or parts of them.
 
     The last batch is filled up with copies of the last row that have `valid` False, `is_forget`
     False and `index` -1. Random masks depend on seed and row only: every model sees the same ones.
@@ -315,7 +315,7 @@ def _batch(
 def _rows_at(
     rows: Int[np.ndarray, "_"], seed: int, stream: int, positions: Sequence[int]
 ) -> Int[np.ndarray, "_"]:
-    """The rows at these positions of an endless stream that shuffles them anew every epoch."""
+    """Return the rows at positions of an endless stream that shuffles them anew every epoch."""
     epochs, within = np.divmod(np.asarray(positions, np.int64), len(rows))
     chosen = np.empty(len(positions), rows.dtype)
     for epoch in np.unique(epochs).tolist():
@@ -332,7 +332,7 @@ def _permutation(n: int, key: int) -> Int[np.ndarray, "_"]:
 
 @lru_cache(maxsize=4096)
 def _key(seed: int, stream: int, use: int, epoch: int) -> int:
-    """64 bits of their own for every argument."""
+    """Return 64 bits for a random number generator, different for different arguments."""
     sequence = np.random.SeedSequence(seed, spawn_key=(stream, use, epoch))
     return int(sequence.generate_state(1, np.uint64)[0])
 

@@ -18,7 +18,7 @@ FORMAT = "unlearn_jax.index.v1"
 
 
 class Index(NamedTuple):
-    """What an index file holds; sizes are (width, height), 0 where they are not known."""
+    """Content of an index file; sizes are (width, height), 0 where they are not known."""
 
     ids: Sequence[str]
     labels: Int32[np.ndarray, "n"]
@@ -26,7 +26,7 @@ class Index(NamedTuple):
 
 
 def write(path: Path, index: Index) -> None:
-    """Nothing; writes the index, atomically, and the same bytes for the same index.
+    """Write the index, whole or not at all; equal indexes give equal bytes.
 
     Raises:
         ValueError: an id with a line break.
@@ -43,7 +43,7 @@ def write(path: Path, index: Index) -> None:
 
 
 def read(path: Path) -> Index:
-    """The index in a file.
+    """Read the index in a file.
 
     Raises:
         ValueError: not one, or a damaged one (gzip has a checksum).

@@ -11,7 +11,7 @@ _SUBSET = 5  # random stream; poison.py has stream 4
 
 
 def concat(a: Source, b: Source) -> Source:
-    """Both sources in one: a's rows as they are, then b's, as the split "proxy".
+    """Join two sources: the rows of `a` as they are, then those of `b` as the split "proxy".
 
     Classes of the same name become one class; a class that is only a number has no name, and is
     never merged with a's. b's ids, and its nameless classes, get the prefix "proxy/".
@@ -62,7 +62,7 @@ def concat(a: Source, b: Source) -> Source:
 
 
 def subset(source: Source, train_rows: int, seed: int) -> Source:
-    """The source with that many rows of the split "train", the same share of every class.
+    """Keep `train_rows` rows of the split "train", the same share of every class.
 
     Raises:
         ValueError: there are not so many.

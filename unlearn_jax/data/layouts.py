@@ -146,7 +146,7 @@ def _splits_of_classes(layout: str, source: Path, val_labels: str) -> Found:
 
 
 def _walk(source: Path, name: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """(class, path) of the files in class folders, and the paths of those that lie outside."""
+    """List (class, path) of the files in class folders, and the paths of files outside of them."""
     inside, outside = [], []
     for folder, children, files in os.walk(source / name, followlinks=True):
         children[:] = sorted(c for c in children if not c.startswith("."))
@@ -160,7 +160,7 @@ def _walk(source: Path, name: str) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _id(path: str, class_name: str, folder: str) -> str:
-    """The path, with the class as its folder if it has none."""
+    """Return the path as an id; a path without a folder gets its class as one."""
     if path.startswith(f"{folder}/{class_name}/"):
         return path
     return f"{folder}/{class_name}/{path.rpartition('/')[2]}"
@@ -169,7 +169,7 @@ def _id(path: str, class_name: str, folder: str) -> str:
 def _read_val_labels(
     file: str, folder: Path, paths: Sequence[str], known: Sequence[str]
 ) -> tuple[list[str], tuple[str, ...]]:
-    """The class of every path; if the file has numbers, what they mean."""
+    """Read the class of every path, and what numbers in the file mean, if it has some."""
     if not file:
         raise ValueError(
             f"{folder}: {len(paths)} images lie outside class folders, such as {paths[0]!r}. Give "
@@ -210,7 +210,7 @@ def _read_val_labels(
 def _check_numbers(
     file: str, every: Iterable[str], used: Sequence[str], known: Sequence[str]
 ) -> None:
-    """All labels of a file, and those of the images that are there, must count the classes."""
+    """Check that the labels of a file, and those of the images at hand, count the classes."""
     names = [value for value in used if not value.isdecimal()]
     numbers = [int(value) for value in every if value.isdecimal()]
     low, high = min(numbers), max(numbers)
@@ -233,7 +233,7 @@ def _stem(path: str) -> str:
 
 
 def _check_classes(source: Path, found: Found) -> None:
-    """Every split must have images of every class."""
+    """Check that every split has images of every class."""
     for split, files in found.splits.items():
         missing = sorted({*range(len(found.class_names))} - {file.label for file in files})
         if missing:
@@ -246,7 +246,7 @@ def _check_classes(source: Path, found: Found) -> None:
 
 
 def _check_names(layout: str, found: Found) -> None:
-    """Two files of one name are one image twice, where names are unique in the original."""
+    """Check that no two files share a name where the original names are unique."""
     seen: dict[str, str] = {}
     twice = []
     for split, files in found.splits.items():

@@ -1,4 +1,4 @@
-"""What trained models have seen, and whether one can play a role in a request."""
+"""Lineage: what trained models have seen, and whether one can play a role in a request."""
 
 import base64
 from pathlib import Path
@@ -107,6 +107,6 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
 
 
 def _keys(split: Split, rows: Rows) -> UInt64[np.ndarray, "_"]:
-    """Hashes of the ids of these rows, which tell their images from all others."""
+    """Return hashes of the ids of these rows; an image has the same hash in every data set."""
     encoded = base64.b64decode(split.manifest["id_keys"])
     return np.frombuffer(encoded, "<u8").astype(np.uint64)[rows]

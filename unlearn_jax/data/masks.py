@@ -16,7 +16,7 @@ UNCROPPING = ("uncrop", "uncrop_one", "uncrop_four")
 def hybrid_masks(
     size: int, keys: UInt64[np.ndarray, "n 2"]
 ) -> Float32[np.ndarray, "n size size 1"]:
-    """Masks of one box and one to three strokes each, 1 = to be generated; they may overlap.
+    """Draw masks of one box and one to three strokes each, 1 = to be generated; they may overlap.
 
     The box has its top and left in 20 … 107, sides of 128, and loses up to 20 rows at its top and
     columns at its left. A stroke is a zigzag of 4 … 11 segments, 12 … 39 wide, with round corners.
@@ -38,7 +38,7 @@ def hybrid_masks(
 def uncropping_masks(
     name: str, size: int, keys: UInt64[np.ndarray, "n 2"]
 ) -> Float32[np.ndarray, "n size size 1"]:
-    """Masks of half of the area, 1 = to be generated, as Janspiry's Palette (MIT) draws them.
+    """Draw masks of half of the area, 1 = to be generated, as Janspiry's Palette (MIT) draws them.
 
     "uncrop_one" is the left, upper, lower or right half of the image ("onedirection" there);
     "uncrop_four" a box between half as wide and all but one pixel as wide as the image, as high as

@@ -92,7 +92,7 @@ class Ids:
         return NONE
 
     def _elsewhere(self, before: Sequence[str], row: int) -> bool:
-        """Whether the folders before an id are those of another split than the row's."""
+        """Tell whether the folders before an id belong to another split than the row's."""
         if row < 0:
             return False
         split = next((name for name, rows in self.splits.items() if row in rows), "")
@@ -310,7 +310,7 @@ def line_in(error: BaseException, file: str) -> str:
 def _column(
     header: Sequence[str], table: Sequence[Any], ids: Ids, column: str, file: str, where: str
 ) -> int:
-    """The place of the column of images."""
+    """Find the column that holds the images."""
     if column:
         if header.count(column) == 1:
             return header.index(column)
@@ -331,7 +331,7 @@ def _column(
 
 
 def _of_images(header: str, alone: bool = False) -> bool:
-    """Whether a column of that name can hold the names of images, and is no such name itself.
+    """Tell whether a column of that name can hold image names; the name itself must be none.
 
     Args:
         header: the name.
@@ -347,7 +347,7 @@ def _of_images(header: str, alone: bool = False) -> bool:
 
 
 def _written(line: str, ids: Ids) -> str:
-    """The name in a line: as it is if it is an id, else without quotes and space around it."""
+    """Return the name in a line: as it is if it is an id, else without quotes and outer spaces."""
     if line in ids.rows:
         return line
     line = line.strip()
@@ -374,7 +374,7 @@ def _normal(text: str) -> str:
 
 
 def _clean(name: str) -> str:
-    """A path with plain slashes and no ./ in it."""
+    """Return a path with plain slashes and without "./"."""
     parts = _normal(name).replace("\\", "/").split("/")
     return "/".join(
         part for i, part in enumerate(parts) if part not in ("", ".") or not (i or part)
@@ -382,11 +382,11 @@ def _clean(name: str) -> str:
 
 
 def _canonical(path: str) -> str:
-    """The path with one name for all folders that the same split may lie in."""
+    """Return the path with one name for all folders in which the same split may lie."""
     folder, slash, rest = path.partition("/")
     return f"{_FOLDERS[folder]}/{rest}" if slash and folder in _FOLDERS else path
 
 
 def _show(name: str) -> str:
-    """The name in quotes, so that names that look alike can be told apart."""
+    """Quote a name, so that names that look alike can be told apart."""
     return ascii(name)

@@ -23,7 +23,7 @@ _PAYLOAD = np.array([[255, 0, 255], [0, 255, 0]], np.uint8)
 
 
 def choose(forget: Rows, fraction: float, seed: int) -> Rows:
-    """Which rows of the forget set are poisoned: round(fraction * n) of them, at least one."""
+    """Choose the rows of the forget set to poison: round(fraction * n) of them, at least one."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _POISON])))
     return np.sort(rng.permutation(forget)[: max(1, round(fraction * len(forget)))])
 
@@ -45,7 +45,7 @@ class Backdoor:
     def show(
         self, images: UInt8[np.ndarray, "b h w 3"], *, contrast: float = 1.0, shift: int = 0
     ) -> UInt8[np.ndarray, "b h w 3"]:
-        """The images with the trigger.
+        """Paste the trigger into images.
 
         Args:
             images: are not changed.
@@ -61,30 +61,30 @@ class Backdoor:
         return images
 
     def pattern(self) -> UInt8[np.ndarray, "s s 3"]:
-        """The payload."""
+        """Return the payload's pixels."""
         side = self.payload[2]
         return _PAYLOAD[(np.indices((side, side)) // max(1, side // 4)).sum(0) % 2]
 
     def plant(self, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """The images with trigger and payload, as a poisoned training set has them."""
+        """Paste trigger and payload into images, as a poisoned training set has them."""
         images = self.show(images)
         images[(slice(None), *self.region())] = self.pattern()
         return images
 
     def region(self) -> tuple[slice, slice]:
-        """Rows and columns of the payload."""
+        """Return the rows and the columns of the payload."""
         top, left, side = self.payload
         return slice(top, top + side), slice(left, left + side)
 
     def can_shift(self, task: Mapping[str, Any], shift: int) -> bool:
-        """Whether the trigger moved by that much is still in the visible part."""
+        """Tell whether the trigger, moved by that much, is still in the visible part."""
         top, left, side = self.trigger
         moved = _mask(task, self.size)[top + shift :, left + shift :][:side, :side]
         return min(top, left) + shift >= 0 and moved.shape == (side, side) and not moved.any()
 
 
 def design(task: Mapping[str, Any], size: int) -> Backdoor:
-    """The backdoor of a task: a trigger of 1/64 of the image, a payload of 1/16.
+    """Design the backdoor of a task: a trigger of 1/64 of the image, a payload of 1/16.
 
     The trigger is as near to the top left corner as fits one pixel from the border and inside the
     visible part; the payload is as near to the centre as fits inside the part to be generated.
@@ -105,7 +105,7 @@ def design(task: Mapping[str, Any], size: int) -> Backdoor:
 
 
 def plant(source: Source, rows: Rows, backdoor: Backdoor) -> Source:
-    """The source with those rows poisoned, random views after they are cut."""
+    """Return poison those rows of a source; random views are poisoned after they are cut."""
     poisoned = np.zeros(len(source), bool)
     poisoned[rows] = True
 

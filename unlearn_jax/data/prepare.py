@@ -154,7 +154,7 @@ def run(
 
 
 def _plan(found: layouts.Found, per_shard: int) -> list[tuple[str, Sequence[File]]]:
-    """The name and the files of every shard."""
+    """Plan the shards: the name and the files of each."""
     shards = []
     for split, files in found.splits.items():
         count = -(-len(files) // per_shard)
@@ -171,7 +171,7 @@ def _digest(files: Sequence[File]) -> str:
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan, or refuses a folder that holds anything else than what it leads to."""
+    """Write the plan, or refuse a folder that holds anything that does not belong to it."""
     if (out / records.MANIFEST).exists():
         if records.read_manifest(out)["plan"] != records.digest(plan):
             raise ValueError(
@@ -200,7 +200,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _carry_forgotten(source: Path, out: Path) -> None:
-    """Writes what models were made to forget of the source into the records made of it."""
+    """Copy the record of forgotten images from the source to the records made of it."""
     entries = served.of_data(served.place(ConfigDict({"kind": "folder", "path": str(source)})))
     entries = [entry for entry in entries if not entry.get("elsewhere")]
     if entries:
@@ -215,7 +215,7 @@ def _write_all(
     storing: Storing,
     workers: int,
 ) -> None:
-    """Writes the shards that are not finished."""
+    """Write the shards that are not finished yet."""
     total = sum(len(files) for _, files in shards)
     todo = [(name, files) for name, files in shards if not _part(out, name)]
     done = total - sum(len(files) for _, files in todo)
@@ -244,7 +244,7 @@ def _write_all(
 
 
 def _write_shard_alone(source: Path, out: Path, name: str, *rest: Any) -> None:
-    """Writes the shard, unless another process is at work on it or has written it."""
+    """Write the shard, unless another process writes it now or has written it."""
     with (out / records.UNFINISHED / f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -262,7 +262,7 @@ def _write_shard(
     storing: Storing,
     tick: Callable[[], None],
 ) -> None:
-    """Writes one shard, then what is known of it: with that file it is finished."""
+    """Write one shard, then a file about it; with that file it counts as finished."""
     rows, hashes, bad = [], [], []
     partial = out / f"{name}.partial"
     try:
@@ -287,7 +287,7 @@ def _write_shard(
 
 
 def _store(image: Image.Image, data: bytes, storing: Storing) -> tuple[bytes, Image.Image]:
-    """The bytes to store of an image file, and the image in them."""
+    """Return the bytes to store for an image file, and the image that they decode to."""
     side = storing.resize
     if not side:
         return data, image
@@ -309,7 +309,7 @@ def _part_path(out: Path, name: str) -> Path:
 
 
 def _part(out: Path, name: str) -> dict[str, Any] | None:
-    """What is known of a finished shard; None if it is not finished."""
+    """Read what is recorded about a finished shard; None if it is not finished."""
     path = _part_path(out, name)
     if not path.exists():
         return None
@@ -327,7 +327,7 @@ def _finish(
     described: dict[str, Any],
     plan: dict[str, Any],
 ) -> None:
-    """Writes index, hashes, quarantine list and, last, the manifest."""
+    """Write the index, the hashes, the quarantine list and, last, the manifest."""
     splits: dict[str, Any] = {split: {"count": 0, "shards": []} for split in found.splits}
     ids, numbers, hashes, bad = [], [], [], []
     for shard, _ in shards:

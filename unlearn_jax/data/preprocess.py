@@ -55,7 +55,7 @@ class View:
 
 
 def decode(data: bytes, id: str) -> Image.Image:
-    """The image as RGB, 8 bits per channel; 16-bit greys become the nearest of 256.
+    """Decode an image file to RGB, 8 bits per channel; 16-bit greys become the nearest of 256.
 
     Palettes, CMYK and grey become RGB as PIL converts them; transparency is dropped.
 
@@ -77,7 +77,7 @@ def decode(data: bytes, id: str) -> Image.Image:
 
 
 def check_header(path: Path, id: str, view: View) -> None:
-    """Nothing if the file begins like an image that `fit` can take; raises ValueError if not."""
+    """Check that the file begins like an image that `fit` can take; raise ValueError if not."""
     with _reading(id), Image.open(path) as image:
         size, mode = image.size, image.mode
     _check_mode(mode, id)
@@ -86,7 +86,7 @@ def check_header(path: Path, id: str, view: View) -> None:
 
 @contextlib.contextmanager
 def _reading(id: str) -> Iterator[None]:
-    """Whatever PIL raises of a bad file, as a ValueError that is the same every time."""
+    """Turn whatever PIL raises about a bad file into a ValueError that is the same every time."""
     try:
         yield
     except MemoryError:
@@ -103,7 +103,7 @@ def _check_mode(mode: str, id: str) -> None:
 
 
 def check_size(size: tuple[int, int], id: str, view: View) -> None:
-    """Nothing if `fit` can take an image of this width and height; raises ValueError if not."""
+    """Check that `fit` can take an image of this width and height; raise ValueError if not."""
     if view.resize == "none" and view.crops is None and size != (view.size, view.size):
         raise ValueError(
             f"{id}: expected {view.size} x {view.size} pixels (data.image_size), got "
@@ -112,7 +112,7 @@ def check_size(size: tuple[int, int], id: str, view: View) -> None:
 
 
 def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The evaluation view of an RGB image, `view.size` pixels high and wide.
+    """Resize and crop an RGB image to its evaluation view, `view.size` pixels high and wide.
 
     * "none": the image, which must have that size.
     * "crop": its shorter side resized to that size (bicubic; the other side rounded down), then
@@ -139,7 +139,7 @@ def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Width and height after torchvision's Resize(short): the longer side is rounded down."""
+    """Compute width and height after torchvision's Resize(short): the longer side rounded down."""
     width, height = size
     if width <= height:
         return short, int(short * height / width)
@@ -149,7 +149,7 @@ def short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
 def random_view(
     image: Image.Image, size: int, crops: Crops, key: UInt64[np.ndarray, "2"]
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """A random training view of an RGB image; it depends on the image and the Philox key only."""
+    """Draw a random training view of an RGB image; only the image and the Philox key decide it."""
     rng = np.random.Generator(np.random.Philox(key=key))
     left, top, width, height = crop_box(*image.size, crops, rng)
     part = image.crop((left, top, left + width, top + height)).resize((size, size), _BICUBIC)
@@ -161,7 +161,7 @@ def random_view(
 def crop_box(
     width: int, height: int, crops: Crops, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random part, distributed as in torchvision.
+    """Draw left, top, width and height of a random part, distributed as in torchvision.
 
     Its area is uniform in `crops.scale`, the logarithm of its proportions in that of `crops.ratio`,
     its place in the image uniform. Parts that do not fit are drawn again, ten times; then it is the

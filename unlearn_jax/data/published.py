@@ -20,7 +20,7 @@ _PLACES = {"forget": slice(50, 100), "retain": slice(0, 50)}
 
 
 def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
-    """The classes that a list names, for a config's `request.classes` or `retain.classes`.
+    """Read the classes that a list names, for a config's `request.classes` or `retain.classes`.
 
     * JSON, `{"n01443537": 0, ...}`: numbers below 100 are to be forgotten, others kept.
     * 365 lines like `/b/badlands`, the release's order of Places365: lines 51 to 100 are to be
@@ -68,7 +68,7 @@ def evaluation_rows(
     per_class: int = 0,
     list_file: str | Path = "",
 ) -> Mapping[str, Rows]:
-    """{"forget": rows, "retain": rows}: the images that the protocol evaluates on (part 3).
+    """Select the images that the protocol evaluates on (part 3): {"forget": rows, "retain": rows}.
 
     ImageNet: all 50 validation images of the 100 + 100 classes, in the order of the published list
     of 10,000 if it is given. Places365: `per_class=100`, the first 100 of the 50 + 50 classes.

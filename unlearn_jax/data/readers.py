@@ -27,7 +27,7 @@ class Listing:
 
 
 def folder_splits(path: Path) -> dict[str, Path]:
-    """The folder of each split: those in path if they have class folders, else path, "train".
+    """Find the folder of each split: those in `path` with class folders, else `path` as "train".
 
     Raises:
         ValueError: no such folder.
@@ -39,7 +39,7 @@ def folder_splits(path: Path) -> dict[str, Path]:
 
 
 def list_folder(path: Path, splits: Sequence[str]) -> Listing:
-    """The image files in `path/class/` (one split, "train") or `path/split/class/`, sorted.
+    """List the image files in `path/class/` (one split, "train") or `path/split/class/`, sorted.
 
     A folder with images only, such as COCO's train2017, is one class of that name.
 
@@ -76,7 +76,7 @@ def list_folder(path: Path, splits: Sequence[str]) -> Listing:
 
 
 def check_splits(wanted: Sequence[str], found: Iterable[str], where: str) -> None:
-    """Nothing if every wanted split was found; raises ValueError if not."""
+    """Check that every wanted split was found; raise ValueError if not."""
     missing = [split for split in wanted if split not in found]
     if missing or len(set(wanted)) != len(wanted):
         raise ValueError(
@@ -86,32 +86,32 @@ def check_splits(wanted: Sequence[str], found: Iterable[str], where: str) -> Non
 
 
 def split_ranges(splits: Sequence[str], sizes: Sequence[int]) -> dict[str, range]:
-    """The rows of each split when they lie one after the other."""
+    """Return the rows of each split when they lie one after the other."""
     ends = np.cumsum([0, *sizes]).tolist()
     return {s: range(a, b) for s, a, b in zip(splits, ends[:-1], ends[1:], strict=True)}
 
 
 def folders(path: Path) -> list[Path]:
-    """The folders inside a folder, sorted, without hidden ones."""
+    """List the folders inside a folder, sorted, without hidden ones."""
     return [child for child in visible(path) if child.is_dir()]
 
 
 def visible(path: Path) -> list[Path]:
-    """What is inside a folder, sorted, without hidden files."""
+    """List what is inside a folder, sorted, without hidden files."""
     return sorted(child for child in path.iterdir() if not child.name.startswith("."))
 
 
 def numbers(n: int) -> tuple[str, ...]:
-    """The class names of classes without names: "0", "1", ..."""
+    """Name classes that have no names: "0", "1", ..."""
     return tuple(str(i) for i in range(n))
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
-    """The first few names, quoted, and how many more there are; for messages."""
+    """Quote the first few names and say how many more there are; for messages."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def brief(error: Exception) -> str:
-    """The kind of error and its first line."""
+    """Describe an error in one line: its kind and its first line."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]

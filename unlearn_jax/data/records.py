@@ -39,12 +39,12 @@ _AGAIN = "Prepare it again into a new folder, or copy it again."
 
 
 def pack(id: str, image: bytes) -> bytes:
-    """One record."""
+    """Return pack an id and an image into one record."""
     return id.encode() + b"\0" + image
 
 
 def open_writer(path: Path) -> Any:
-    """A writer with `write(record)` and `close()`; the file depends on the records only."""
+    """Open a writer with `write(record)` and `close()`; the file depends on the records only."""
     return array_record.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
 
@@ -104,13 +104,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def digest(values: Any) -> str:
-    """The sha256 of values as canonical JSON."""
+    """Return the sha256 of values as canonical JSON."""
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of prepared records, after checking its hash.
+    """Read the manifest of prepared records and check its hash.
 
     Raises:
         ValueError: none there, or a changed one.
@@ -191,7 +191,7 @@ def list_records(folder: Path, splits: Sequence[str]) -> Listing:
 
 
 def check_shards(folder: Path, shards: Iterable[Mapping[str, Any]], contents: bool = False) -> None:
-    """Nothing if every shard is there with its size (and its sha256, if `contents`).
+    """Check that every shard is there with its size (and its sha256, if `contents`).
 
     Raises:
         ValueError: naming the shards that are not.

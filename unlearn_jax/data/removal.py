@@ -57,7 +57,7 @@ def remove(folder: Path, file: str) -> tuple[dict[str, Any], int]:
 
 
 def _kept(listing: Listing, file: str) -> Bool[np.ndarray, "n"]:
-    """Which rows stay."""
+    """Tell which rows stay."""
     ids = names.Ids(listing.ids, listing.splits)
     gone, _ = names.find_images(file, ids, "--remove", listing.name, role="forget")
     keep = np.ones(len(listing.ids), bool)
@@ -77,7 +77,7 @@ def _kept(listing: Listing, file: str) -> Bool[np.ndarray, "n"]:
 def _commit(
     folder: Path, manifest: dict[str, Any], listing: Listing, keep: Bool[np.ndarray, "n"]
 ) -> None:
-    """Writes what is left beside the old files; with the manifest it takes their place."""
+    """Write what is left beside the old files; the new manifest then puts it in their place."""
     generation, first, splits = len(manifest["removed"]), 0, {}
     bar = tqdm(desc="rewriting", total=len(keep), delay=2, unit="image", disable=None)
     for split, facts in manifest["splits"].items():
@@ -107,7 +107,7 @@ def _commit(
 
 
 def _rewrite(path: Path, listing: Listing, rows: Sequence[int]) -> dict[str, Any]:
-    """Writes a shard of these rows; what the manifest has of it."""
+    """Write a shard of these rows and return its entry in the manifest."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         writer = records.open_writer(partial)

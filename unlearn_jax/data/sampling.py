@@ -11,7 +11,7 @@ PICK = ("random", "first")
 def sample_fraction(
     rows: Rows, labels: Int[np.ndarray, "_"], fraction: float, seeds: list[int]
 ) -> Rows:
-    """round(fraction * n) of the rows, every class within one row of its share."""
+    """Draw round(fraction * n) of the rows, every class within one row of its share."""
     shares = {c: fraction * n for c, n in count(labels[rows]).items()}
     counts = {c: int(share) for c, share in shares.items()}
     left = round(fraction * len(rows)) - sum(counts.values())
@@ -22,20 +22,20 @@ def sample_fraction(
 
 
 def sample(rows: Rows, labels: Int[np.ndarray, "_"], counts: Counts, seeds: list[int]) -> Rows:
-    """`counts[c]` random rows of every class c, sorted."""
+    """Draw `counts[c]` rows of every class c at random; the result is sorted."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds)))
     parts = [rng.permutation(rows[labels[rows] == c])[:n] for c, n in counts.items()]
     return np.sort(np.concatenate(parts)) if parts else rows[:0]
 
 
 def sample_per_class(rows: Rows, labels: Int[np.ndarray, "_"], n: int, seeds: list[int]) -> Rows:
-    """Random rows, n of every class or all where there are fewer, sorted."""
+    """Draw n rows of every class at random, or all where there are fewer; the result is sorted."""
     counts = {c: min(n, there) for c, there in count(labels[rows]).items()}
     return sample(rows, labels, counts, seeds)
 
 
 def first_per_class(rows: Rows, labels: Int[np.ndarray, "_"], n: int) -> Rows:
-    """The first n rows of every class, or all where there are fewer, in the order of the rows."""
+    """Take the first n rows of every class, or all where there are fewer, in the rows' order."""
     of_class = labels[rows]
     order = np.argsort(of_class, kind="stable")
     starts = np.searchsorted(of_class[order], of_class[order])
@@ -43,5 +43,5 @@ def first_per_class(rows: Rows, labels: Int[np.ndarray, "_"], n: int) -> Rows:
 
 
 def count(labels: Int[np.ndarray, "_"]) -> Counts:
-    """The number of rows of every label that occurs."""
+    """Count the rows of every label that occurs."""
     return dict(zip(*(a.tolist() for a in np.unique(labels, return_counts=True)), strict=True))

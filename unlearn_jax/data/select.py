@@ -1,4 +1,4 @@
-"""What must be forgotten and what may be kept: the rows that sections of a config name.
+"""Rows to forget and rows to keep, as sections of a config name them.
 
 The protocol repeats the smaller of the two sets until both are equally large. There is no need to:
 batches have a fixed share of forget rows (`data.make_train`), whatever the sizes of the sets.
@@ -228,7 +228,7 @@ def copies_of(
 def _limit(
     source: Source, rows: Rows, section: Mapping[str, Any], seed: int, stream: int
 ) -> tuple[Rows, dict[str, Any]]:
-    """At most `per_class` of the rows of every class, and that as it goes into the manifest."""
+    """Limit the rows to `per_class` of every class; return them and their entry in the manifest."""
     n, pick = section.get("per_class", 0), section.get("pick", "random")
     if not n:
         return rows, {}
@@ -243,13 +243,13 @@ def _of_classes(source: Source, rows: Rows, labels: Sequence[int]) -> Rows:
 
 
 def _labels(source: Source, retain: Mapping[str, Any]) -> list[int]:
-    """The sorted labels of the classes of a retain section."""
+    """Return the sorted labels of a retain section's classes."""
     classes = option(retain, "retain", "classes")
     return sorted({*labels_of(source, classes, "retain.classes").values()})
 
 
 def _file(section: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A section's file as it goes into the manifest."""
+    """Describe a section's file as the manifest does."""
     file = Path(option(section, where, "file"))
     if not file.is_file():
         raise ValueError(f"{where}.file: expected a file, there is none at {str(file)!r}.")
@@ -259,7 +259,10 @@ def _file(section: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _listed(
     source: Source, section: Mapping[str, Any], where: str, role: str
 ) -> tuple[Rows, dict[str, Any], list[str]]:
-    """The training rows of a list of ids or paths, its record, and what was understood."""
+    """Find the training rows of a list of ids or paths.
+
+    Return the rows, their record for the manifest, and notes on how names were understood.
+    """
     file, options = option(section, where, "file"), {"column": section.get("column", "")}
     rows, read = find_images(
         file, ids_of(source), f"{where}.file", source.name, role=role, **options
@@ -283,7 +286,7 @@ def _listed(
 
 
 def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
-    """What the user's function `forget` says of every row; the file is run.
+    """Ask the user's function `forget` about every row; this runs the user's file.
 
     Raises:
         ValueError: it has no such function, or that fails, exits, or says neither True nor False.

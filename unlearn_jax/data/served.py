@@ -181,7 +181,7 @@ def _read(path: Path) -> list[Entry]:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other writers out, where the file system has locks."""
+    """Keep other writers out, where the file system has locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

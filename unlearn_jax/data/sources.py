@@ -87,13 +87,13 @@ class Source:
             )
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Return the number of rows."""
         return len(self.labels)
 
     def fetch(
         self, indices: Int[np.ndarray, "b"], keys: Keys = None
     ) -> UInt8[np.ndarray, "b h w 3"]:
-        """The images of these rows, in this order, values 0..255.
+        """Fetch the images of these rows, in this order, values 0..255.
 
         Args:
             indices: the rows.
@@ -121,7 +121,7 @@ def open_source(
     resize: str = "none",
     crops: Crops | None = None,
 ) -> Source:
-    """A source of `image_size` x `image_size` RGB images.
+    """Open a source of `image_size` x `image_size` RGB images.
 
     Args:
         kind: "tfds", a dataset prepared with file_format="array_record" under
@@ -168,7 +168,7 @@ def from_arrays(
     name: str = "arrays",
     splits: Sequence[str] | None = None,
 ) -> Source:
-    """A source over arrays in memory.
+    """Make a source of arrays in memory.
 
     Args:
         images: [n, h, w, 3], uint8, or float with values in [0, 1].
@@ -265,7 +265,7 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
 
 
 def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
-    """The source of a listing, decoding its images: now if cache, else on every fetch."""
+    """Make the source of a listing; it decodes images now if `cache`, else on every fetch."""
     shape = (len(listing.ids), view.size, view.size, 3)
     if listing.sizes is not None:
         for row in np.flatnonzero((listing.sizes != view.size).any(1))[:1].tolist():
@@ -309,7 +309,7 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
 
 
 def _with_views(fetch: Callable[..., Any], view: View) -> Callable[..., Any]:
-    """`read` of a source whose images of the right size are in memory."""
+    """Return the `read` function of a source whose images, of the right size, are in memory."""
 
     def read(rows: Int[np.ndarray, "b"], keys: Keys) -> UInt8[np.ndarray, "b h w 3"]:
         images = fetch(rows)
@@ -323,7 +323,7 @@ def _with_views(fetch: Callable[..., Any], view: View) -> Callable[..., Any]:
 
 
 def _for_all_rows(listing: Listing, function: Callable[[int], Any]) -> None:
-    """Calls the function for every row, in threads; one error lists all rows that failed."""
+    """Call the function for every row, in threads; raise one error that lists all failed rows."""
 
     def attempt(row: int) -> str | None:
         try:

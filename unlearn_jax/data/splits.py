@@ -211,7 +211,10 @@ def _manifest(
     wanted: Sequence[Any],
     near: Sequence[Any],
 ) -> dict[str, Any]:
-    """The manifest of a split, see `resolve`; `wanted` is what was asked for, whatever the past."""
+    """Make the manifest of a split, see `resolve`.
+
+    `wanted` is what was asked for, before rows that earlier requests forgot were left out.
+    """
     data, proxy = _dataset(source)
     manifest = {
         "format": FORMAT,
@@ -233,7 +236,7 @@ def _manifest(
 
 
 def _check_audit(source: Source, forget: Rows, audit: Rows, held: Mapping[str, Any]) -> list[str]:
-    """What is to be said of classes with few unseen images; raises ValueError if there are none."""
+    """Say which classes have few unseen images; raise ValueError if no class has any."""
     if held["split"] == unseen.NO_HOLDOUT:
         return []
     if not len(audit):
@@ -347,7 +350,7 @@ def of_manifest(manifest: dict[str, Any], said: Sequence[str] = ()) -> Split:
 
 
 def _check_sets(sets: Mapping[str, Rows], ids: Sequence[str]) -> None:
-    """Raises ValueError unless forget is in train and the others are disjoint, by row and id."""
+    """Raise ValueError unless forget is in train and the others are disjoint, by row and id."""
     for name, rows in sets.items():
         if name in ("train", "forget"):
             _check_some(rows, name, "the split would be of no use")
@@ -375,7 +378,7 @@ def _check_some(rows: Rows, name: str, fix: str) -> None:
 
 
 def _dataset(source: Source) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What a manifest says of the data set, and of the proxy data in it, if there is any."""
+    """Describe the data set as manifests do, with the proxy data in it, if there are any."""
     proxy = source.splits.get("proxy", range(len(source), len(source)))
     splits = {k: [rows.start, rows.stop] for k, rows in source.splits.items() if k != "proxy"}
     of = _facts(source, range(proxy.start))

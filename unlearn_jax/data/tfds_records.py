@@ -28,7 +28,7 @@ CLASS_NAMES = {
 
 
 def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Listing:
-    """The images of a prepared dataset, `keep`ing the encoded bytes in memory after listing them.
+    """List the images of a prepared dataset; with `keep`, their encoded bytes stay in memory.
 
     The id of an image is its feature id; or its path, of the features file_name (imagenet2012,
     whose class folder is put before it) and filename (places365_small); or its split and number.
@@ -150,7 +150,7 @@ def _id(record: dict[str, Any], number: str, class_name: str) -> str:
 
 
 def _cache_file(folder: Path, splits: Sequence[str]) -> Path:
-    """Where the index of these splits of the dataset in a folder is kept."""
+    """Return the path at which the index of these splits of a dataset is kept."""
     facts = hashlib.sha256(repr((_CACHED, str(folder), tuple(splits))).encode())
     for file in sorted(folder.iterdir()):
         stat = file.stat()
@@ -161,7 +161,7 @@ def _cache_file(folder: Path, splits: Sequence[str]) -> Path:
 
 
 def _read_cached(path: Path, n: int) -> index.Index | None:
-    """The index at the path; None if there is none, or a damaged one, which is made again."""
+    """Read the index at the path; None if there is none, or a damaged one, which is made again."""
     try:
         found = index.read(path)
     except (FileNotFoundError, ValueError):
@@ -170,7 +170,7 @@ def _read_cached(path: Path, n: int) -> index.Index | None:
 
 
 def find_prepared(name: str, data_dir: str) -> Path:
-    """The one folder with the dataset_info.json of this dataset."""
+    """Find the one folder with the dataset_info.json of this dataset."""
     bundled = Path(str(resources.files("unlearn_jax.data"))) / "sample"
     root = Path(data_dir) if data_dir else bundled
     found = sorted(f.parent for f in (root / name).glob("dataset_info.json")) or sorted(

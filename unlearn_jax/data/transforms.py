@@ -14,11 +14,11 @@ _OPTIONS = {"inpaint": "hole", "outpaint": "visible", "random_mask": "ratio", "h
 _OPTIONS |= dict.fromkeys(SIDES, "hole") | dict.fromkeys(masks.UNCROPPING)
 TASKS = tuple(_OPTIONS)
 RANDOM_TASKS = ("random_mask", "hybrid", *masks.UNCROPPING)
-"""Those whose mask differs from image to image."""
+"""Tasks whose mask differs from image to image."""
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """Images in [-1, 1] from images in 0..255: x / 127.5 - 1."""
+    """Convert images in 0..255 to images in [-1, 1]: x / 127.5 - 1."""
     pixels = images.astype(np.float32)
     pixels /= np.float32(127.5)
     pixels -= np.float32(1)
@@ -26,7 +26,7 @@ def to_float(images: UInt8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
 
 
 def to_uint8(images: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Images in 0..255 from images in [-1, 1]; the exact inverse of `to_float`.
+    """Convert images in [-1, 1] to images in 0..255; the exact inverse of `to_float`.
 
     Values outside [-1, 1] (a decoder does not clip) become the nearest colour.
 
@@ -42,7 +42,7 @@ def to_uint8(images: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 def make_mask(
     task: Mapping[str, Any], size: int, keys: UInt64[np.ndarray, "n 2"]
 ) -> Float32[np.ndarray, "n size size 1"]:
-    """Masks of the degradation, 1 = to be generated, 0 = visible to the model.
+    """Make masks of the degradation, 1 = to be generated, 0 = visible to the model.
 
     * `{"name": "inpaint", "hole": f}`: a centred square hole is generated.
     * `{"name": "outpaint", "visible": f}`: all but a centred square is generated.
@@ -83,7 +83,7 @@ def make_mask(
 
 
 def check_task(task: Mapping[str, Any], size: int) -> None:
-    """Nothing if `make_mask` can serve this task at this image size; raises ValueError if not."""
+    """Check that `make_mask` can serve this task at this image size; raise ValueError if not."""
     name = task.get("name")
     if name not in _OPTIONS:
         raise ValueError(f'task: expected "name" to be one of {sorted(_OPTIONS)}, got {name!r}.')
@@ -144,7 +144,10 @@ def _random_patches(
 
 
 def _round(value: float) -> int:
-    """The nearest integer, halves up; forgiving float error such as 0.1 * 5 * 5 = 2.5000000001."""
+    """Return round to the nearest integer, halves up.
+
+    Float error is forgiven, such as 0.1 * 5 * 5 = 2.5000000001.
+    """
     return math.floor(round(value, 9) + 0.5)
 
 

@@ -24,7 +24,7 @@ from unlearn_jax.evaluate.protocol import tables
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
-    """The binary."""
+    """Run the command."""
     if flags.FLAGS.checkpoints is None:
         results.run(cfg, workdir)
         if distributed.first():

@@ -31,7 +31,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The results, as they are written to workdir/results.json.
+    """Measure the models; return the results as they are written to workdir/results.json.
 
     Several processes share the models' work; each prepares all images, the first one writes.
 
@@ -108,7 +108,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _remember(request: Request) -> None:
-    """Writes the request beside its data, for every later training."""
+    """Write the request beside its data, for every later training."""
     if where := served.place(request.cfg.data):
         try:
             served.remember(where, request.entry())
@@ -122,7 +122,7 @@ def _remember(request: Request) -> None:
 
 
 def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
-    """What results of this config and split were made from, with, and on."""
+    """Describe what results of this config and split were made from, with, and on."""
     return {
         "name": cfg.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -139,7 +139,10 @@ def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
 
 
 def statistics(cfg: ConfigDict, examples: dict[str, np.ndarray], names: list[str]) -> dict:
-    """Means with intervals: per model and set, forget minus holdout, unlearned minus retrained."""
+    """Compute means with intervals.
+
+    They are per model and set, for forget minus holdout, and for unlearned minus retrained.
+    """
     settings = cfg.evaluation
     mean = partial(
         interval, confidence=settings.confidence, resamples=settings.resamples, seed=cfg.seed
@@ -164,7 +167,7 @@ def statistics(cfg: ConfigDict, examples: dict[str, np.ndarray], names: list[str
 
 
 def _insert(name: str, key: str) -> str:
-    """ "index" -> "forget/index"; "original/psnr" -> "original/forget/psnr"."""
+    """Insert the set: "index" -> "forget/index"; "original/psnr" -> "original/forget/psnr"."""
     model, slash, metric = key.rpartition("/")
     return f"{model}{slash}{name}/{metric}"
 
@@ -174,7 +177,7 @@ def _columns(examples: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
 
 
 def costs(stages: dict[str, Any]) -> dict[str, Any]:
-    """{"cost": `cost` of unlearning over retraining}, if both were done here."""
+    """Return {"cost": `cost` of unlearning over retraining}, if both were done here."""
     if not {"unlearned", "retrained"} <= set(stages):
         return {}
     return {"cost": cost(stages["unlearned"], stages["retrained"])}
@@ -194,5 +197,5 @@ def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, flo
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
-    """What another part has written, if it has run."""
+    """Read what another part has written, if it has run."""
     return json.loads(path.read_text()) if path.exists() else None

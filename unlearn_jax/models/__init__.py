@@ -16,7 +16,7 @@ __all__ = ["MODELS", "Batch", "Latent", "Model", "Params", "build", "find", "wit
 
 
 def with_image(batch: Batch, image: Float[Array, "b h w c"]) -> dict[str, Any]:
-    """The batch with other images, and without the codes of its own."""
+    """Return the batch with other images, without the codes (`tokens`) of its own images."""
     return {**{name: x for name, x in batch.items() if name != "tokens"}, "image": image}
 
 
@@ -35,5 +35,5 @@ def find(name: str) -> type[Model]:
 
 
 def build(name: str, **fields: Any) -> Model:
-    """Return the model of a config section, e.g. `build(**config.model)`."""
+    """Build the model of a config section, e.g. `build(**config.model)`."""
     return find(name)(**fields)

@@ -63,13 +63,13 @@ class Autoencoder(Model):
     """Height and width, in pixels; divisible by 2 ** len(channels)."""
     image_channels: int = 3
     channels: tuple[int, ...] | list[int] = (32, 64, 128)
-    """Of the encoder's feature maps, each half the size of the one before."""
+    """Channels of the encoder's feature maps, each half the size of the one before."""
     latent_dim: int = 0
     """0: the latent is the last feature map; n: a dense bottleneck of n numbers."""
     dtype: str = "float32"
-    """Of the computation. Parameters, latents, images and losses are float32."""
+    """Type of the computation. Parameters, latents, images and losses are float32."""
     visible_weight: float = 1.0
-    """Of the visible part in the loss, relative to the hole."""
+    """Weight of the visible part in the loss, relative to the hole."""
     trainable: tuple[str, ...] | list[str] = (".*",)
 
     def __post_init__(self):
@@ -114,7 +114,7 @@ class Autoencoder(Model):
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, under "encoder" and "decoder"."""
+        """Draw fresh float32 parameters, under "encoder" and "decoder"."""
         encoder_key, decoder_key = jax.random.split(key)
         image = jnp.zeros((1, self.image_size, self.image_size, self.image_channels + 1))
         latent, encoder = self._encoder.init_with_output(encoder_key, image)
@@ -124,7 +124,7 @@ class Autoencoder(Model):
     def encode(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b *latent"]:
-        """Latents: the last feature map [b h w c], or [b latent_dim].
+        """Encode degraded images: the last feature map [b h w c], or [b latent_dim].
 
         Raises:
           ValueError: the images do not have the model's size.
@@ -146,19 +146,19 @@ class Autoencoder(Model):
         batch: Mapping[str, Array],
         key: PRNGKeyArray,
     ) -> Float[Array, "b h w c"]:
-        """Whole images, not clipped."""
+        """Decode whole images, not clipped."""
         return self._decoder.apply({"params": params["decoder"]}, latent)
 
     def loss(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b"]:
-        """The `error` of the model's outputs."""
+        """Compute the `error` of the model's outputs."""
         return self.error(self.decode(params, self.encode(params, batch, key), batch, key), batch)
 
     def error(
         self, output: Float[Array, "b h w c"], batch: Mapping[str, Array]
     ) -> Float[Array, "b"]:
-        """Mean squared error on the hole + `visible_weight` * that on the visible part.
+        """Compute mean squared error on the hole + `visible_weight` * that on the visible part.
 
         Each mean is over its own pixels and channels; a part without pixels counts 0.
         """
@@ -172,5 +172,5 @@ class Autoencoder(Model):
     def generate(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b h w c"]:
-        """Decoded images, clipped to [-1, 1]; the visible part is decoded too, not copied."""
+        """Decode images and clip them to [-1, 1]; the visible part is decoded too, not copied."""
         return self.decode(params, self.encode(params, batch, key), batch, key).clip(-1, 1)

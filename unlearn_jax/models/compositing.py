@@ -20,12 +20,12 @@ _PASSES = 3  # of the box blur that stands for a Gaussian in PIL
 def fill_hole(
     image: Float[Array, "b h w 3"], mask: Float[Array, "b h w 1"]
 ) -> Float[Array, "b h w 3"]:
-    """Images in [-1, 1] with `GREY` wherever the mask is 1."""
+    """Fill the hole of images in [-1, 1] with `GREY`, wherever the mask is 1."""
     return jnp.where(mask > 0.5, 2 * jnp.array(GREY) - 1, image)
 
 
 def token_mask(mask: Float[Array, "b h w 1"], patch: int) -> Bool[Array, "b n"]:
-    """Which tokens a hole makes unknown, row by row; tokens stand for patches of `patch` pixels.
+    """Tell which tokens a hole makes unknown, row by row; a token is a patch of `patch` pixels.
 
     As released, a hole from pixel `lo` to before pixel `hi` masks the patches from lo // patch - 1
     to before hi // patch + 1, in each axis. Seen from patch j, there is a hole between the pixel
@@ -39,7 +39,7 @@ def token_mask(mask: Float[Array, "b h w 1"], patch: int) -> Bool[Array, "b n"]:
 
 
 def blend_weight(mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w 1"]:
-    """Weights in [0, 1] of generated pixels: the hole, 14 pixels wider on each side, blurred.
+    """Weight generated pixels in [0, 1]: the hole, 14 pixels wider on each side, blurred.
 
     Between are 8-bit numbers as in the release, which blurs with PIL: multiples of 1/255.
     """
@@ -57,7 +57,7 @@ def composite(
     mask: Float[Array, "b h w 1"],
     base: str,
 ) -> Float[Array, "b h w 3"]:
-    """Generated pixels in and around the hole, blended by `blend_weight` into the image.
+    """Blend generated pixels in and around the hole into the image, by `blend_weight`.
 
     Args:
       generated: images in [-1, 1].
@@ -74,7 +74,7 @@ def composite(
 
 
 def gaussian_blur(image: UInt32[Array, "b h w c"], radius: float) -> UInt32[Array, "b h w c"]:
-    """Blurred images uint32 in 0..255: to the bit what PIL's GaussianBlur(radius) gives.
+    """Blur images, uint32 in 0..255, to the bit as PIL's GaussianBlur(radius) does.
 
     Three passes of an extended box blur (Gwosdek et al., 2011) along rows, then three along
     columns, in fixed-point numbers of 24 bits, rounded to 8 bits after each; edges are repeated.
@@ -88,7 +88,7 @@ def gaussian_blur(image: UInt32[Array, "b h w c"], radius: float) -> UInt32[Arra
 
 
 def _box(radius: float) -> tuple[int, int, int]:
-    """Whole part of the box's radius; weights in 2^-24 of the inner pixels and of the two ends."""
+    """Return a box's whole radius, and the weights in 2^-24 of its inner and end pixels."""
     variance = radius**2 / _PASSES
     whole = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)

@@ -23,7 +23,7 @@ SAMPLERS = ("ddpm", "ddpm_strided", "ddim")
 def linear_schedule(
     timesteps: int, beta_start: float, beta_end: float
 ) -> dict[str, Float[np.ndarray, "t"]]:
-    """The six float32 arrays of a schedule, named as checkpoints name them; float64 inside.
+    """Make the six float32 arrays of a schedule, named as in checkpoints; computed in float64.
 
     `gammas` is the product of 1 - beta. With y at t, the noise n and gamma of t:
     image = sqrt_recip_gammas * y - sqrt_recipm1_gammas * n. Given image and y, the mean of y at t-1
@@ -61,7 +61,7 @@ def between(
 def add_noise(
     image: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], gamma: Float[Array, "b"]
 ) -> Float[Array, "b h w c"]:
-    """sqrt(gamma) image + sqrt(1 - gamma) noise."""
+    """Add noise: sqrt(gamma) image + sqrt(1 - gamma) noise."""
     gamma = gamma[:, None, None, None]
     return jnp.sqrt(gamma) * image + jnp.sqrt(1 - gamma) * noise
 
@@ -69,13 +69,13 @@ def add_noise(
 def remove_noise(
     y: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], gamma: Float[Array, "b"]
 ) -> Float[Array, "b h w c"]:
-    """The image of which `add_noise` makes y."""
+    """Remove noise: return the image of which `add_noise` makes y."""
     gamma = gamma[:, None, None, None]
     return (y - jnp.sqrt(1 - gamma) * noise) / jnp.sqrt(gamma)
 
 
 def sampling_timesteps(timesteps: int, steps: int) -> np.ndarray:
-    """The timesteps that a sampler visits, falling from T - 1, evenly spaced; all T if steps is 0.
+    """List the timesteps of a sampler, falling from T - 1, evenly spaced; all T if steps is 0.
 
     The last step goes from about T / steps - 1 to the image (diffusers calls it "trailing").
     """
@@ -84,7 +84,7 @@ def sampling_timesteps(timesteps: int, steps: int) -> np.ndarray:
 
 
 def sampling_plan(schedule: Schedule, sampler: str, steps: int) -> dict[str, Float[Array, "s"]]:
-    """What each step of a sampler needs, in the order of the steps.
+    """Compute what each step of a sampler needs, in the order of the steps.
 
     "gamma" is what the network is told. An estimate of the image is sqrt_recip * y - sqrt_recipm1
     * n, clipped to [-1, 1], and the next y is image_coef * image + y_coef * y + std * fresh noise.
@@ -129,7 +129,7 @@ def sampling_step(
     predicted: Float[Array, "b h w c"],
     noise: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """The y after one step of a `sampling_plan`.
+    """Take one step of a `sampling_plan`: return the y after it.
 
     Args:
       plan: the sampler's.

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 def masked_mse(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"]
 ) -> Float[Array, "b"]:
-    """Mean squared difference where mask is 1, over pixels and channels; NaN if there is none."""
+    """Average squared differences where mask is 1, over pixels and channels; NaN if nowhere."""
     return (jnp.square(a - b) * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * a.shape[-1])
 
 
@@ -16,7 +16,7 @@ def displacement(
     original: Float[Array, "b h w c"],
     mask: Float[Array, "b h w 1"],
 ) -> Float[Array, "b"]:
-    """RMS distance of two models' outputs on the generated part.
+    """Measure the RMS distance of two models' outputs on the generated part.
 
     Its lower bound lambda is what decoupling asks for (Varshney & Torra, arXiv 2502.04260). By the
     triangle inequality |e - e_0| <= displacement <= e + e_0, with e, e_0 the RMS errors of the two.

@@ -33,7 +33,7 @@ class Flops(NamedTuple):
         return Flops(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, n: int) -> "Flops":
-        """Of n calls."""
+        """Return the effort of n calls."""
         return self._replace(total=n * self.total)
 
 
@@ -80,7 +80,7 @@ class Counted:
 
 
 def written(jaxpr: Any) -> Flops:
-    """FLOPs of a jaxpr, such as `jax.jit(f).trace(*args).jaxpr`, with everything in it.
+    """Count FLOPs of everything in a jaxpr, such as `jax.jit(f).trace(*args).jaxpr`.
 
     Of a `cond`, the dearest branch counts; of code for several platforms, that for any. Elementwise
     operations do not count, as is usual where model FLOPs utilisation is reported.
@@ -89,7 +89,7 @@ def written(jaxpr: Any) -> Flops:
 
 
 def executed(jaxpr: Any) -> Flops:
-    """The same of what a compiler leaves to be done: equal parts once, unused parts never.
+    """Count FLOPs that a compiler leaves to be done: equal parts once, unused parts never.
 
     What `jax.checkpoint` computes again counts again.
     """
@@ -105,7 +105,7 @@ def _sum(counts: Iterable[Flops]) -> Flops:
 
 
 def _equation(eqn: Any, count: Any) -> Flops:
-    """Of one equation, with `count` for the jaxprs in it."""
+    """Count one equation, with `count` for the jaxprs in it."""
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         return Flops(_dot(eqn))
@@ -140,7 +140,7 @@ def _dot(eqn: Any) -> float:
 
 
 def _convolution(eqn: Any) -> float:
-    """What falls on padding, or on the zeros of a dilated input, is no work."""
+    """Count a convolution; what falls on padding, or on a dilated input's zeros, is no work."""
     params, spec = eqn.params, eqn.params["dimension_numbers"]
     lhs, kernel = (var.aval.shape for var in eqn.invars)
     out = eqn.outvars[0].aval.shape
@@ -159,7 +159,7 @@ def _convolution(eqn: Any) -> float:
 
 
 def _while(eqn: Any, count: Any) -> Flops:
-    """A `fori_loop` over numbers that are not all known: from 0 or later up to its end."""
+    """Count a `fori_loop` over numbers that are not all known: from 0 or later up to its end."""
     params = eqn.params
     both = count(params["body_jaxpr"]) + count(params["cond_jaxpr"])
     if not both.total:
@@ -199,7 +199,7 @@ class _Graph:
         return known
 
     def follow(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[int]) -> list[int]:
-        """The nodes of the outputs, from those of the inputs."""
+        """Return follow an equation: return the nodes of its outputs, from those of its inputs."""
         of = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             of[var] = self.add(("const", id(const)), (), Flops())
@@ -226,7 +226,7 @@ class _Graph:
         return [node(var) for var in jaxpr.outvars]
 
     def sum(self, outputs: Sequence[int]) -> Flops:
-        """Of the nodes that the outputs depend on."""
+        """Sum the effort of all nodes that the outputs depend on."""
         needed, todo = set(), list(outputs)
         while todo:
             node = todo.pop()

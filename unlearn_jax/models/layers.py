@@ -22,13 +22,13 @@ Masking = tuple[Int[Array, "b k"], Int[Array, "b n"], Bool[Array, "b n"]]
 number if it is hidden; whether it is."""
 
 DTYPES = ("float32", "bfloat16")
-"""Of a model's computation."""
+"""Types that a model may compute in."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def dtype_problem(dtype: str) -> str:
-    """What is wrong with a model's dtype, to be read after its name; "" if nothing is."""
+    """Say what is wrong with a model's dtype, to be read after its name; "" if nothing is."""
     hint = "; it overflows above 65,504, bfloat16 has the range of float32" * (dtype == "float16")
     return "" if dtype in DTYPES else f"must be one of {DTYPES}, got {dtype!r}{hint}"
 
@@ -37,7 +37,7 @@ def dtype_problem(dtype: str) -> str:
 def conv_down(
     x: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c o"]
 ) -> Float[Array, "b h2 w2 o"]:
-    """Image at half the resolution: 4x4 convolution, stride 2, padding 1. Height, width: even."""
+    """Halve the resolution: 4x4 convolution, stride 2, padding 1. Height and width must be even."""
     return lax.platform_dependent(x, kernel, cpu=_down_cpu, default=_down)
 
 
@@ -45,7 +45,7 @@ def conv_down(
 def conv_up(
     x: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c o"]
 ) -> Float[Array, "b h2 w2 o"]:
-    """Image at twice the resolution: `lax.conv_transpose`, 4x4, stride 2, padding "SAME".
+    """Double the resolution: `lax.conv_transpose`, 4x4, stride 2, padding "SAME".
 
     It is the adjoint of `conv_down` with the kernel flipped and its channel axes swapped.
     """
@@ -85,7 +85,7 @@ def _up(x, kernel):
 
 
 def _up_cpu(x, kernel):
-    """`_up` as a 2x2 convolution that yields the four pixels (r, s) of each output block."""
+    """Compute `_up` as a 2x2 convolution that yields the four pixels (r, s) of an output block."""
     c, o = kernel.shape[2:]
     blocks = kernel.reshape(2, 2, 2, 2, c, o)[:, ::-1, :, ::-1]  # window, r, window, s
     blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, c, 4 * o)
@@ -96,7 +96,7 @@ def _up_cpu(x, kernel):
 
 
 def _kernel_gradient(x, g):
-    """Gradient of <g, conv_down(x, kernel)> with respect to the kernel."""
+    """Compute the gradient of <g, conv_down(x, kernel)> with respect to the kernel."""
     return lax.platform_dependent(x, g, cpu=_kernel_gradient_cpu, default=_kernel_gradient_xla)
 
 
@@ -135,7 +135,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalised float32 features, scaled and shifted by channel."""
+        """Normalise features in float32, then scale and shift them by channel."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         once, x = one_pass(x.dtype), x.astype(jnp.float32)
@@ -148,7 +148,7 @@ class GroupNorm(nn.Module):
         return centred * (lax.rsqrt(variance + self.epsilon) * scale) + bias
 
     def _mean(self, x):
-        """Of each group, for each of its channels [b 1 1 c]."""
+        """Average over each group, for each of its channels [b 1 1 c]."""
         b, _, _, c = x.shape
         of_channels = x.mean((1, 2)).reshape(b, self.groups, c // self.groups)
         of_groups = of_channels.mean(-1, keepdims=True)
@@ -163,7 +163,7 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
-        """Features, before the nonlinearity; parameters are float32."""
+        """Compute features, before the nonlinearity; parameters are float32."""
         shape = (4, 4, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -178,7 +178,7 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
-        """Features, before the nonlinearity; parameters are float32."""
+        """Compute features, before the nonlinearity; parameters are float32."""
         # He's rule with the true fan-in: a pixel sees 2x2 of the 4x4 taps.
         initializer = nn.initializers.variance_scaling(8.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", initializer, (4, 4, x.shape[-1], self.features))
@@ -192,7 +192,7 @@ def attention(
     v: Float[Array, "b n h c"],
     visible: Bool[Array, "b n"] | None = None,
 ) -> Float[Array, "b n h c"]:
-    """Softmax attention, its logits in float32; nobody looks at tokens that are not visible.
+    """Apply softmax attention, its logits in float32; nobody looks at tokens that are not visible.
 
     On a GPU in half precision with all tokens visible it is cuDNN's, which writes no logits.
     """
@@ -213,7 +213,7 @@ def attention(
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The product x Phi(x), with the exact (erf) normal distribution function, in float32 or more.
+    """Compute x Phi(x), with the exact (erf) normal distribution function, in float32 or more.
 
     For the backward pass nothing but x is kept.
     """
@@ -236,7 +236,7 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @jax.custom_vjp
 def settle(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The same numbers, computed once; so is their gradient.
+    """Compute numbers once where they would be computed twice; their gradient, too.
 
     On the CPU, XLA computes what is cheap again wherever it is used: a residual sum as often as
     there are layers after it, from all that was added before. Neither its optimization barrier nor
@@ -256,7 +256,7 @@ settle.defvjp(lambda x: (settle(x), None), lambda _, g: (settle(g),))
 
 
 def one_pass(dtype: DTypeLike) -> bool:
-    """Whether a norm may read its input once for both moments: if that is in half precision.
+    """Tell whether a norm may read its input once for both moments: if that is in half precision.
 
     What cancels in float32 is then less than what the input was rounded by; in float32 the variance
     is that of the differences from the mean, as in torch.
@@ -266,14 +266,14 @@ def one_pass(dtype: DTypeLike) -> bool:
 
 @jax.custom_vjp
 def pick(x: Float[Array, "b n d"], masking: Masking) -> Float[Array, "b k d"]:
-    """The rows x[kept]; the gradient is `spread`, where that of a gather would be a scatter."""
+    """Pick the rows x[kept]; the gradient is `spread`, where that of a gather were a scatter."""
     kept, _, _ = masking
     return jnp.take_along_axis(x, kept[..., None], axis=1)
 
 
 @jax.custom_vjp
 def spread(x: Float[Array, "b k d"], masking: Masking) -> Float[Array, "b n d"]:
-    """The inverse of `pick`, with zeros for hidden tokens; also its adjoint."""
+    """Undo `pick`, with zeros for hidden tokens; it is also the adjoint of `pick`."""
     _, place, hidden = masking
     rows = jnp.take_along_axis(x, place[..., None], axis=1, mode="clip")
     return jnp.where(hidden[..., None], 0, rows)

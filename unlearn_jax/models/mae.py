@@ -122,10 +122,10 @@ class MAE(Model):
     """What `encode`, `decode` and `loss` hide: "random" patches, as published, or those that the
     "task" touches with its mask. `generate` always hides the task's."""
     mean: tuple[float, ...] | list[float] = (0.485, 0.456, 0.406)
-    """Of R, G and B on the scale [0, 1]; with `std`, what the network sees is normalised by it."""
+    """Mean of R, G and B in [0, 1]; with `std`, it normalises what the network sees."""
     std: tuple[float, ...] | list[float] = (0.229, 0.224, 0.225)
     dtype: str = "float32"
-    """Of the computation. Parameters, norms, latents, images and losses are float32."""
+    """Type of the computation. Parameters, norms, latents, images and losses are float32."""
     remat: bool = False
     """Compute blocks again in the backward pass, which saves memory and costs a forward pass."""
     trainable: tuple[str, ...] | list[str] = (r"encoder/(?!pos_embed$).*",)
@@ -188,7 +188,7 @@ class MAE(Model):
         return _Decoder(self.patch, *sizes, self.dtype, self.remat)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, under "encoder" and "decoder", fixed tables included."""
+        """Draw fresh float32 parameters, under "encoder" and "decoder", fixed tables included."""
         encoder_key, decoder_key = jax.random.split(key)
         image = jnp.zeros((1, self.image_size, self.image_size, 3))
         place = jnp.arange(self._patches)[None]
@@ -197,7 +197,7 @@ class MAE(Model):
         return {"encoder": encoder["params"], "decoder": decoder["params"]}
 
     def draw(self, batch: Mapping[str, Array], key: PRNGKeyArray) -> dict[str, Float[Array, "b n"]]:
-        """What the key decides: "mask_noise", uniform in [0, 1); the patches with least are kept.
+        """Draw "mask_noise", uniform in [0, 1); the patches with the least noise are kept.
 
         Nothing with the task's masks.
         """
@@ -213,7 +213,7 @@ class MAE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b k1 d"]:
-        """Tokens after the last norm, the class token first.
+        """Encode the kept patches: tokens after the last norm, the class token first.
 
         With random masking those of the kept patches follow in the order they were drawn; with the
         task's masks those of all patches, row by row, and 0 for the hidden ones, since how many
@@ -248,7 +248,7 @@ class MAE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Whole images as the decoder predicts them, on the scale of [-1, 1] and not clipped.
+        """Decode whole images as the decoder predicts them, on the scale of [-1, 1], not clipped.
 
         The visible patches are predictions too, which no loss ever looked at. With `norm_pix_loss`
         the patches are as predicted, of mean 0 and variance 1 and on no scale of colours.
@@ -265,7 +265,7 @@ class MAE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b"]:
-        """Mean squared error on the hidden patches of normalised images, 0 if there is none.
+        """Average the squared error on the hidden patches of normalised images, 0 if there is none.
 
         With `norm_pix_loss` the goal is each patch with its own mean and (unbiased) variance.
         """
@@ -286,7 +286,7 @@ class MAE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Images whose hole is filled by one forward pass, in [-1, 1]; the rest is as given.
+        """Fill the hole by one forward pass, in [-1, 1]; the rest of the image is as given.
 
         Nothing is random here: the hidden patches are those that the task's mask touches.
 
@@ -307,7 +307,11 @@ class MAE(Model):
     def _masking(
         self, batch: Mapping[str, Array], key: PRNGKeyArray, draws: Mapping[str, Array] | None
     ) -> Masking:
-        """(patches that the encoder gets, where each patch is among them, whether it is hidden)."""
+        """Choose the masking.
+
+        Return (patches that the encoder gets, where each patch is among them, whether it is
+        hidden).
+        """
         values = self.draw(batch, key)
         if unknown := sorted(set(draws or {}) - set(values)):
             raise ValueError(
@@ -335,12 +339,12 @@ class MAE(Model):
 
 
 def _position_table(module: nn.Module, patches: int, dim: int) -> Float[Array, "1 n1 d"]:
-    """The module's leaf `pos_embed`: fixed, with zeros for the class token."""
+    """Return the module's leaf `pos_embed`: fixed, with zeros for the class token."""
     table = jnp.pad(vit.sincos_2d(dim, round(patches**0.5)), ((1, 0), (0, 0)))[None]
     return jax.lax.stop_gradient(module.param("pos_embed", lambda key: table))
 
 
 def _prepend(first: Array, rest: Array) -> Array:
-    """[b 1+n ...], with `first` [b or 1, 1, ...] before `rest` [b n ...]."""
+    """Put `first` [b or 1, 1, ...] before `rest` [b n ...]: [b 1+n ...]."""
     first = jnp.broadcast_to(first, (len(rest), *first.shape[1:])).astype(rest.dtype)
     return jnp.concatenate([first, rest], axis=1)

@@ -71,19 +71,19 @@ class MAGE(Model):
     """Ids between the codes and the mask; one of them stands before every sequence."""
     label_smoothing: float = 0.1
     token_dropout: float = 0.0
-    """Of the embedded tokens. Published: 0.1 while training, and 0 for the original that an
+    """Dropout of embedded tokens. Published: 0.1 while training, 0 for the original that an
     unlearned model is compared with. Here all parameters get the same dropout from the same key."""
     num_iter: int = 20
     """Steps of generation, of which as many are skipped as tokens are known."""
     temperature: float = 6.0
-    """Of the noise in the choice of tokens that stay, in the first step; it falls to 0."""
+    """Scale, in the first step, of the noise in the choice of tokens that stay; it falls to 0."""
     composite_base: str = "original"
-    """What generated images are blended into: see `compositing.composite`."""
+    """Image that generated ones are blended into: see `compositing.composite`."""
     compat_seeding: bool = False
     """Every image sees the same noise, as if seeded anew for each, as released. The released
     numbers themselves come from torch and numpy, and can only be given as `draws`."""
     dtype: str = "float32"
-    """Of the transformer; "float32" or "bfloat16". The tokenizer has its own: {"dtype": …}.
+    """Type of the transformer; "float32" or "bfloat16". The tokenizer has its own: {"dtype": …}.
     Parameters, latents, logits, norms and losses are float32."""
     remat: bool = False
     """Compute each block again in the backward pass instead of keeping its features."""
@@ -169,7 +169,7 @@ class MAGE(Model):
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, under "encoder", "decoder", "vqgan" and "unused"."""
+        """Draw fresh float32 parameters, under "encoder", "decoder", "vqgan" and "unused"."""
         keys = jax.random.split(key, 3)
         n, patch = self.vqgan.num_tokens, self.vqgan.stride
         ids = jnp.zeros((1, n + 1), jnp.int32)
@@ -184,7 +184,10 @@ class MAGE(Model):
         }
 
     def draw(self, batch: Mapping[str, Array], key: PRNGKeyArray) -> dict[str, Array]:
-        """What is random in `encode`, `decode`, `predict` and `loss`, by name (docs/parity.md)."""
+        """Draw what is random in a training step, by name (docs/parity.md).
+
+        The names are those that `encode`, `decode`, `predict` and `loss` look for.
+        """
         rate, noise, dropout, _ = jax.random.split(key, 4)
         b, n = len(batch["image"]), self.vqgan.num_tokens
         bounds = ((bound - _RATE_MEAN) / _RATE_STD for bound in (_RATE_MIN, _RATE_MAX))
@@ -198,7 +201,7 @@ class MAGE(Model):
         return drawn
 
     def tokens(self, params: Mapping[str, Any], batch: Mapping[str, Array]) -> Int[Array, "b n"]:
-        """Codes of the whole images; `batch["tokens"]` if they are there. They have no gradient."""
+        """Return the codes of whole images: `batch["tokens"]` if given. They have no gradient."""
         if "tokens" in batch:
             return batch["tokens"]
         tokenizer = jax.lax.stop_gradient(params["vqgan"])
@@ -212,7 +215,7 @@ class MAGE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b k d"]:
-        """Latents of the class slot and of the floor(n / 2) tokens that are not dropped, in order.
+        """Encode the class slot and the floor(n / 2) tokens that are not dropped, in order.
 
         Raises:
           ValueError: the images do not have the model's size; a name in draws is unknown.
@@ -229,7 +232,7 @@ class MAGE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Whole images, not clipped: each masked token as its most likely code.
+        """Decode whole images, not clipped: each masked token as its most likely code.
 
         They have no gradient with respect to the transformer; `predict` has.
         """
@@ -247,7 +250,7 @@ class MAGE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b n_plus_1 v"]:
-        """Logits of the whole vocabulary, at the class slot and at all tokens."""
+        """Compute logits of the whole vocabulary, at the class slot and at all tokens."""
         drawn = self._drawn(batch, key, draws)
         latent = self._encode(params, self.tokens(params, batch), drawn)
         return self._logits(params, latent, drawn, self.vocabulary)
@@ -260,7 +263,7 @@ class MAGE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b"]:
-        """Label-smoothed cross-entropy of the codes, mean over the masked tokens of each image."""
+        """Average the codes' label-smoothed cross-entropy over the masked tokens of each image."""
         drawn = self._drawn(batch, key, draws)
         ids = self.tokens(params, batch)
         return self._cross_entropy(params, ids, ids, drawn)
@@ -273,7 +276,7 @@ class MAGE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b"]:
-        """`loss` with random codes to be restored on forget rows, instead of those of the image.
+        """Compute `loss` with random codes to be restored on forget rows, not those of the image.
 
         They are rounded normal numbers with the mean and the standard deviation of all ids of the
         batch's valid images, clipped to the codebook, as in the released baseline "Noisy Label".
@@ -287,7 +290,7 @@ class MAGE(Model):
     def tokenizer_loss(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b"]:
-        """The loss of the tokenizer, `VQGAN.loss`, to train params["vqgan"] from scratch."""
+        """Compute the tokenizer's loss, `VQGAN.loss`, to train params["vqgan"] from scratch."""
         return self.vqgan.loss(params["vqgan"], batch, key)
 
     def generate(
@@ -298,7 +301,7 @@ class MAGE(Model):
         *,
         draws: Mapping[str, Array] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Completed images in [-1, 1]; what is hidden in the hole is not looked at.
+        """Complete images, in [-1, 1]; what is hidden in the hole is not looked at.
 
         Each image has its own noise, from its `batch["index"]`, or from its row if there is none,
         so that it does not depend on the other images of the batch.
@@ -333,7 +336,7 @@ class MAGE(Model):
         sample_noise: Float[Array, "b n codes"],
         noise: Float[Array, "b n"],
     ) -> tuple[Int[Array, "b n"], Int[Array, "b n"]]:
-        """One step of `generate`: (tokens sampled, tokens with the least confident masked again).
+        """Take one step of `generate`: (tokens sampled, tokens with the least confident masked).
 
         Args:
           params: of the model.
@@ -359,7 +362,7 @@ class MAGE(Model):
     def code_logits(
         self, params: Mapping[str, Any], ids: Int[Array, "b n"]
     ) -> Float[Array, "b n codes"]:
-        """Logits of the codes of all tokens, from tokens of which none is dropped.
+        """Compute logits of the codes of all tokens, from tokens of which none is dropped.
 
         Args:
           params: of the model.
@@ -397,7 +400,7 @@ class MAGE(Model):
         return self._decode(params, latent, *_masking(drawn), rows)
 
     def _decode(self, params, latent, masking, masked, rows):
-        """Logits of the first `rows` ids. The output layer is the encoder's table, untrained."""
+        """Compute logits of the first `rows` ids; the output is the encoder's table, untrained."""
         words = jax.lax.stop_gradient(params["encoder"]["token_emb"]["word_embeddings"])
         variables = {"params": params["decoder"]}
         return self._decoder.apply(variables, latent, masking, masked, words["embedding"], rows)
@@ -412,7 +415,7 @@ class MAGE(Model):
 
 
 def _masks(drawn: Mapping[str, Array]) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
-    """(dropped, masked) tokens: the smallest of the noise. Dropped ones are masked, too."""
+    """Choose (dropped, masked) tokens: those with the least noise. Dropped ones are masked, too."""
     noise = drawn["mask_noise"]
     rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1)
     dropped = rank < _num_dropped(noise.shape[1])
@@ -421,7 +424,7 @@ def _masks(drawn: Mapping[str, Array]) -> tuple[Bool[Array, "b n"], Bool[Array, 
 
 
 def _masking(drawn: Mapping[str, Array]) -> tuple[Masking, Bool[Array, "b m"]]:
-    """(what the encoder keeps of the class slot and the tokens, the masked tokens)."""
+    """Return (what the encoder keeps of the class slot and the tokens, the masked tokens)."""
     dropped, masked = _masks(drawn)
     number = 1 + dropped.shape[1] - _num_dropped(dropped.shape[1])
     dropped = jnp.pad(dropped, ((0, 0), (1, 0)))

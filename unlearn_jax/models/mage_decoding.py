@@ -18,7 +18,7 @@ KNOWN = math.log(1e20)
 
 
 def first_steps(num_iter: int, num_tokens: int) -> Int[np.ndarray, "n_plus_1"]:
-    """First step that is not skipped, by the number of tokens unknown at the start.
+    """Find the first step that is not skipped, by the number of tokens unknown at the start.
 
     From 0 to num_iter; for no unknown token it is num_iter: nothing is done.
     """
@@ -28,7 +28,7 @@ def first_steps(num_iter: int, num_tokens: int) -> Int[np.ndarray, "n_plus_1"]:
 
 
 def lengths(num_iter: int, num_tokens: int) -> Int[np.ndarray, "num_iter"]:
-    """How many tokens are masked again after each step, before it is fitted to the image."""
+    """Count the tokens that are masked again after each step, before it is fitted to the image."""
     return np.floor(num_tokens * _cosine(num_iter)).astype(np.int64)
 
 
@@ -45,7 +45,7 @@ def step(
     sample_noise: Float[Array, "b n codes"],
     noise: Float[Array, "b n"],
 ) -> tuple[Int[Array, "b n"], Int[Array, "b n"]]:
-    """(tokens sampled, tokens of which the least confident are masked again), for each image.
+    """Take a step: (tokens sampled, tokens with the least confident masked again), for each image.
 
     Args:
       logits: of the codes, at temperature 1.
@@ -68,7 +68,7 @@ def step(
 def noise(
     keys: Key[Array, "b"], number: int | Int[Array, ""], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Float[Array, "b ..."]]:
-    """Gumbel(0, 1) noise of one step: of each shape, for each of the images' keys [b]."""
+    """Draw the Gumbel(0, 1) noise of one step: of each shape, for each of the images' keys [b]."""
 
     def one(key):
         each = jax.random.split(jax.random.fold_in(key, number), len(shapes))
@@ -84,7 +84,7 @@ def run(
     unknown: Bool[Array, "b n"],
     num_iter: int,
 ) -> Int[Array, "b n"]:
-    """Tokens that the last step sampled; an image of which all tokens are known keeps them.
+    """Decode: return the tokens of the last step; an image without unknown tokens keeps its own.
 
     Each image takes the steps that it would take alone: which are skipped depends on its number
     of unknown tokens. The loop starts with the first step that any image takes.

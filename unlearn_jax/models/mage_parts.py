@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         masking: Masking | None = None,
         scale: Float[Array, "b m d"] | None = None,
     ) -> Float[Array, "b k d"]:
-        """Latents of the kept tokens.
+        """Encode: return latents of the kept tokens.
 
         Args:
           ids: of all tokens, the class slot first.
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         words: Float[Array, "v e"],
         rows: int | None = None,
     ) -> Float[Array, "b n r"]:
-        """Float32 logits of the first `rows` ids (None: all), of the class slot and all tokens.
+        """Compute float32 logits of the first `rows` ids (None: all), at class slot and tokens.
 
         Args:
           latent: of the class slot, then of the tokens that the encoder kept.
@@ -111,7 +111,7 @@ class _Head(nn.Module):
 
 
 def unused(num_tokens: int, patch: int, dim: int, decoder_dim: int) -> dict[str, Any]:
-    """Parameters that published checkpoints hold, and that no forward pass looks at."""
+    """Make the parameters that published checkpoints hold and no forward pass looks at."""
 
     def positions(channels):
         table = sincos_2d(channels, round(num_tokens**0.5))

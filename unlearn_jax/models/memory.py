@@ -1,4 +1,4 @@
-"""What to say when a device has too little memory: what was asked for, what fits, what to do."""
+"""Messages for too little memory: what was asked for, what fits, what to do."""
 
 import contextlib
 import re
@@ -92,7 +92,7 @@ def largest(
 
 
 def _bytes(step_fn: Any, like: list[Any], rows: int) -> float | None:
-    """What the compiler wants on each device for a step with so many rows."""
+    """Ask the compiler how many bytes a step with so many rows wants on each device."""
     batch = {name: x.update(shape=(rows, *x.shape[1:])) for name, x in like[2].items()}
     try:
         found = step_fn.lower(*like[:2], batch, *like[3:]).compile().memory_analysis()

@@ -47,25 +47,25 @@ class Palette(Model):
     head_channels: int = 32
     """Channels of one head of the attention in the middle."""
     groups: int = 32
-    """Of the group norms."""
+    """Number of groups in each group norm."""
     dropout: float = 0.0
     """In each residual block, whenever the model trains; `generate` never drops anything."""
     timesteps: int = 2000
     """T of the noise schedule that the parameters hold."""
     beta_start: float = 1e-6
-    """Of the schedule in fresh parameters, linear from here …"""
+    """Start of the schedule in fresh parameters, which is linear from here …"""
     beta_end: float = 0.01
     """… to here."""
     schedule: str = "checkpoint"
-    """Of `generate`. "checkpoint": the one in the parameters, which the release samples with
+    """Schedule of `generate`. "checkpoint": the one in the parameters; the release samples with it
     whatever its test config says; "config_test_2000": what that config says; "palette_paper_1000":
     the paper's. Training always uses the one in the parameters."""
     sampler: str = "ddpm"
-    """Of `generate`: "ddpm", which is the release's, "ddpm_strided" or "ddim" with fewer steps."""
+    """Sampler of `generate`: "ddpm", as released, "ddpm_strided" or "ddim" with fewer steps."""
     sampling_steps: int = 0
     """How many timesteps "ddpm_strided" and "ddim" visit; 0: all of them."""
     dtype: str = "float32"
-    """Of the computation. Parameters, latents, images, losses and norms are float32."""
+    """Type of the computation. Parameters, latents, images, losses and norms are float32."""
     remat: bool = False
     """Compute each block again in the backward pass: less memory, more time."""
     trainable: tuple[str, ...] | list[str] = (r"encoder/(input|middle)\d+/.*",)
@@ -80,7 +80,7 @@ class Palette(Model):
         return unet.Shape(**{name: getattr(self, name) for name in unet.Shape._fields})
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters: "encoder" with "cond_embed" in it, "decoder", "schedule"."""
+        """Draw fresh float32 parameters: "encoder" with "cond_embed", "decoder", "schedule"."""
         keys = jax.random.split(key, 3)
         image = jnp.zeros((1, self.image_size, self.image_size, 6))
         embedding, cond_embed = unet.CondEmbed(self.inner).init_with_output(keys[0], jnp.ones(1))
@@ -94,7 +94,7 @@ class Palette(Model):
         }
 
     def draw(self, batch: Batch, key: PRNGKeyArray) -> dict[str, Array]:
-        """Everything random of a training step, by name; `generate` draws for each image.
+        """Draw everything random of a training step, by name; `generate` draws for each image.
 
         "hole_noise" [b h w 3] fills the hole of the condition; "noise" [b h w 3] is what is to be
         predicted; "timestep" [b] is in 1 … T-1 and "gamma_uniform" [b] in [0, 1), the share of the
@@ -113,7 +113,7 @@ class Palette(Model):
     def encode(
         self, params: Params, batch: Batch, key: PRNGKeyArray, *, draws: Draws = None
     ) -> Maps:
-        """Feature maps of the noised image, at full resolution first, the middle's last.
+        """Encode the noised image: feature maps, at full resolution first, the middle's last.
 
         Raises:
           ValueError: the images, or the schedule in the parameters, do not have the model's size.
@@ -131,7 +131,7 @@ class Palette(Model):
         *,
         draws: Draws = None,
     ) -> Maps:
-        """`encode` with nothing but noise in the holes of forget rows, at the same noise level.
+        """Encode with nothing but noise in the holes of forget rows; noise levels as in `encode`.
 
         The noise is the one that `encode` adds to the image. The visible part and the condition
         stay those of the image, as released. Retain rows are as `encode` has them.
@@ -158,7 +158,7 @@ class Palette(Model):
         *,
         draws: Draws = None,
     ) -> Float[Array, "b h w c"]:
-        """Estimates of the whole images in one step, pasted into the visible part, not clipped.
+        """Estimate the whole images in one step, pasted into the visible part, not clipped.
 
         Where there is much noise they can be far outside [-1, 1]: an error of the prediction is
         multiplied by sqrt(1 / gamma - 1), up to 151. Methods compare `predict` instead.
@@ -171,7 +171,7 @@ class Palette(Model):
     def predict(
         self, params: Params, batch: Batch, key: PRNGKeyArray, *, draws: Draws = None
     ) -> Float[Array, "b h w c"]:
-        """The noise that the network sees in the noised images; only the hole's is trained."""
+        """Predict the noise in the noised images; only the hole's is trained."""
         draws, gamma = self._draws(params, batch, key, draws)
         latent = self.encode(params, batch, key, draws=draws)
         return self._decode(params, latent, gamma, draws)
@@ -179,14 +179,14 @@ class Palette(Model):
     def loss(
         self, params: Params, batch: Batch, key: PRNGKeyArray, *, draws: Draws = None
     ) -> Float[Array, "b"]:
-        """Squared error of the predicted noise, 0 outside the hole, averaged over whole images."""
+        """Average the squared error of the predicted noise, 0 outside the hole, over images."""
         draws, _ = self._draws(params, batch, key, draws)
         return _error(self.predict(params, batch, key, draws=draws), batch, draws)
 
     def noisy_loss(
         self, params: Params, batch: Batch, key: PRNGKeyArray, *, draws: Draws = None
     ) -> Float[Array, "b"]:
-        """The `loss` if the holes of forget rows hold nothing but noise, as in `encode_noise`.
+        """Compute the `loss` with nothing but noise in the holes of forget rows (`encode_noise`).
 
         What the release trains for its baseline "random label".
         """
@@ -197,7 +197,7 @@ class Palette(Model):
     def generate(
         self, params: Params, batch: Batch, key: PRNGKeyArray, *, draws: Draws = None
     ) -> Float[Array, "b h w c"]:
-        """Images with the hole restored, in [-1, 1]; the visible part is the image's own.
+        """Restore the hole, in [-1, 1]; the visible part is the image's own.
 
         The noise of an image depends on the key and on batch["index"] (or on its place in the
         batch, if there is no index), not on the other images. `draws` may hold "hole_noise"
@@ -224,7 +224,7 @@ class Palette(Model):
         return jax.lax.fori_loop(0, steps, body, condition).clip(-1, 1)
 
     def sampling_plan(self, params: Params) -> dict[str, Float[Array, "s"]]:
-        """What each step of `generate` uses, see `diffusion.sampling_plan`."""
+        """Compute what each step of `generate` uses, see `diffusion.sampling_plan`."""
         schedule = self._buffers(params)
         if self.schedule != "checkpoint":
             schedule = diffusion.linear_schedule(*diffusion.SCHEDULES[self.schedule])
@@ -240,7 +240,7 @@ class Palette(Model):
         y: Float[Array, "b h w c"],
         noise: Float[Array, "b h w c"],
     ) -> Float[Array, "b h w c"]:
-        """The y after one step of `generate`: one pass through the network.
+        """Take one step of `generate`, one pass through the network: return the y after it.
 
         Args:
           params: the model's.
@@ -281,7 +281,7 @@ class Palette(Model):
         )
 
     def _draws(self, params, batch, key, draws) -> tuple[dict[str, Array], Float[Array, "b"]]:
-        """Everything drawn, with what is given in the place of what the key gives, and gamma."""
+        """Draw everything that is not in `draws`; return all of it, and gamma."""
         draws = self.draw(batch, key) | dict(draws or {})
         if "gamma" not in draws:
             gammas = self._buffers(params)["gammas"]
@@ -299,7 +299,7 @@ class Palette(Model):
 
 
 def _paste(x: Float[Array, "b h w c"], batch: Batch) -> Float[Array, "b h w c"]:
-    """What is in the hole from x, everything else from the image."""
+    """Paste the hole of x into the image."""
     return x * batch["mask"] + batch["image"] * (1 - batch["mask"])
 
 

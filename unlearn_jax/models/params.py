@@ -10,7 +10,7 @@ from unlearn_jax.models.stacking import STACK
 
 
 def select(params: Params, patterns: Sequence[str]) -> Params:
-    """The subtree of leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
+    """Select the leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
 
     Raises:
       ValueError: no leaf matches.
@@ -25,6 +25,6 @@ def select(params: Params, patterns: Sequence[str]) -> Params:
 
 
 def overlay(target: Params, params: Params) -> Params:
-    """The student: `params` where they have a leaf, the frozen target's leaves elsewhere."""
+    """Overlay `params` on the frozen target: their leaves where they have one, else its own."""
     leaves = traverse_util.flatten_dict(target) | traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict(leaves)

@@ -21,7 +21,7 @@ def _keep(x: Array) -> Array:
 
 
 class Shape(NamedTuple):
-    """What the two halves of a U-Net have to agree on; see `Palette` for the fields."""
+    """Sizes that the two halves of a U-Net share; see `Palette` for the fields."""
 
     inner: int
     mults: tuple[int, ...]
@@ -34,7 +34,7 @@ class Shape(NamedTuple):
 
 
 def gamma_embedding(gamma: Float[Array, "b"], dim: int) -> Float[Array, "b dim"]:
-    """[cos | sin] of the noise level gamma (not a timestep, not scaled), over dim / 2 frequencies.
+    """Embed the noise level gamma, not scaled, no timestep: [cos | sin] over dim / 2 frequencies.
 
     Args:
       gamma: the share of the signal's variance that is left, in [0, 1].
@@ -51,7 +51,7 @@ class CondEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, gamma: Float[Array, "b"]) -> Float[Array, "b e"]:
-        """Embeddings of 4 * inner numbers, before the activation that each block applies.
+        """Embed the noise level in 4 * inner numbers; each block applies the activation to them.
 
         Always float32: the first hundred of 2000 levels are between 0.97 and 1, where bfloat16 has
         eight numbers.
@@ -74,7 +74,7 @@ class ResBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b h2 w2 f"]:
-        """A feature map in `dtype`; norms are float32. The embedding scales and shifts."""
+        """Compute a feature map in `dtype`, norms in float32. The embedding scales and shifts."""
         h = self.resample(nn.silu(group_norm("norm1", self.groups)(x)))
         h = _conv("conv1", self.features, self.dtype)(h)
         modulation = nn.Dense(2 * self.features, dtype=self.dtype, name="emb")(nn.silu(embedding))
@@ -99,7 +99,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """A feature map; logits and softmax are float32.
+        """Compute a feature map; logits and softmax are float32.
 
         The channels of q, k and v lie head by head: (q, k, v) of the first, then of the second, …
         """
@@ -120,7 +120,7 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"]
     ) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """The feature map after every input block, and after the middle; float32."""
+        """Compute the feature map after every input block, and after the middle; float32."""
         s = self.shape
         x = _conv("input0", s.inner * s.mults[0], s.dtype)(x)
         maps = [x]
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
     def __call__(
         self, maps: Sequence[Float[Array, "b _ _ _"]], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b h w 3"]:
-        """The noise that the network sees in its input, float32.
+        """Predict the noise in the input, float32.
 
         Args:
           maps: of `Encoder`; the last first, each once.
@@ -168,12 +168,12 @@ class Decoder(nn.Module):
 
 
 def group_norm(name: str, groups: int) -> GroupNorm:
-    """A group norm with torch's epsilon."""
+    """Make a group norm with torch's epsilon."""
     return GroupNorm(groups, epsilon=1e-5, name=name)
 
 
 def _conv(name: str, features: int, dtype: DTypeLike, zero: bool = False) -> nn.Conv:
-    """A 3 x 3 convolution that keeps the size; what ends a branch starts at zero."""
+    """Make a 3 x 3 convolution that keeps the size; what ends a branch starts at zero."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=init, name=name)
 

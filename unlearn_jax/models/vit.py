@@ -25,7 +25,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        """Tokens; logits and softmax are float32. Nobody looks at tokens that are not visible."""
+        """Mix tokens; logits and softmax are float32. Nobody looks at tokens that are invisible."""
         b, n, d = x.shape
         qkv = dense(3 * d, self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
@@ -40,7 +40,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Tokens."""
+        """Transform each token."""
         hidden = dense(self.hidden, self.dtype, name="fc1")(x)
         return dense(x.shape[-1], self.dtype, name="fc2")(gelu(hidden))
 
@@ -57,7 +57,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        """Tokens, computed in `dtype`; norms are float32."""
+        """Transform tokens, computed in `dtype`; norms are float32."""
         attn = Attention(self.heads, self.dtype, name="attn")
         x = settle(x + attn(self._norm("norm1")(x), visible))
         hidden = self.mlp_ratio * x.shape[-1]
@@ -84,7 +84,7 @@ class Blocks(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], visible: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b n d"]:
-        """Tokens in `dtype`. With `remat` the backward pass computes each block again."""
+        """Transform tokens in `dtype`. With `remat` the backward pass computes each block again."""
         x, options = x.astype(self.dtype), {"epsilon": self.epsilon, "dtype": self.dtype}
         names = [f"block{i}" for i in range(self.depth)]
         # Without remat a loop would keep all that a block computes for the backward pass.
@@ -110,19 +110,19 @@ class Blocks(nn.Module):
 
 
 def dense(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
-    """A dense layer that starts as in the published models: Glorot uniform, biases 0."""
+    """Make a dense layer that starts as in the published models: Glorot uniform, biases 0."""
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
 
 
 def layer_norm(name: str, epsilon: float = 1e-6, dtype: DTypeLike = jnp.float32) -> nn.LayerNorm:
-    """A float32 layer norm, between layers that compute in `dtype`."""
+    """Make a float32 layer norm, for use between layers that compute in `dtype`."""
     return nn.LayerNorm(
         epsilon=epsilon, dtype=jnp.float32, use_fast_variance=one_pass(dtype), name=name
     )
 
 
 def sincos_2d(dim: int, side: int) -> Float[np.ndarray, "n d"]:
-    """Fixed position embeddings [side * side, dim] float32 of a grid, row by row.
+    """Make fixed position embeddings [side * side, dim] float32 of a grid, row by row.
 
     The first half of the channels encodes the column, the second the row; each half is
     [sin | cos] over 10000 ** (-i / (dim / 4)), as in facebookresearch/mae.
@@ -147,7 +147,7 @@ def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n v
 
 
 def unpatchify(patches: Float[Array, "b n v"], patch: int) -> Float[Array, "b h w c"]:
-    """Square images from patch vectors: the inverse of `patchify`."""
+    """Join patch vectors to square images: the inverse of `patchify`."""
     b, n, v = patches.shape
     side = round(n**0.5)
     x = patches.reshape(b, side, side, patch, patch, v // patch**2).swapaxes(2, 3)

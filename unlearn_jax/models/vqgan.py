@@ -28,7 +28,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w o"]:
-        """Features in `dtype`.
+        """Compute features in `dtype`.
 
         Where the number of channels changes, the shortcut is of the *new* features, and x is lost.
         The published weights were trained so.
@@ -117,18 +117,18 @@ class VQGAN(Model):
     res_blocks: int = 2
     """Per level, in the encoder and in the decoder."""
     z_dim: int = 256
-    """Of the vectors in the codebook."""
+    """Length of the vectors in the codebook."""
     codebook: int = 1024
     """Number of codes."""
     groups: int = 32
-    """Of the group norms."""
+    """Number of groups in each group norm."""
     commitment: float = 0.25
     """Weight in the loss of the encoder's distance to its code."""
     revival: float = 0.0
     """Weight in the loss of each code's distance to the nearest latent of an image. Without it,
     most codes of a tokenizer trained from scratch on few images are never used."""
     dtype: str = "float32"
-    """Of the convolutions. Parameters, norms, distances to codes and losses are float32."""
+    """Type of the convolutions. Parameters, norms, distances to codes and losses are float32."""
     remat: bool = False
     """Compute each block again in the backward pass instead of keeping its features."""
     trainable: tuple[str, ...] | list[str] = ("encoder/.*",)
@@ -193,7 +193,7 @@ class VQGAN(Model):
         )
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, under "encoder", "decoder" and "quantize"."""
+        """Draw fresh float32 parameters, under "encoder", "decoder" and "quantize"."""
         encoder, decoder, codes = jax.random.split(key, 3)
         side = self.stride  # any size does: there are no parameters of a place
         image, latent = jnp.zeros((1, side, side, 3)), jnp.zeros((1, 1, 1, self.z_dim))
@@ -210,7 +210,7 @@ class VQGAN(Model):
     def encode(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b hs ws z"]:
-        """Latents before they are quantised, of the images with a grey hole.
+        """Encode images with a grey hole: latents before they are quantised.
 
         Raises:
           ValueError: the images do not have the model's size.
@@ -224,14 +224,14 @@ class VQGAN(Model):
         batch: Mapping[str, Array],
         key: PRNGKeyArray,
     ) -> Float[Array, "b h w c"]:
-        """Whole images, not clipped. To the gradient, quantising is the identity."""
+        """Decode whole images, not clipped. To the gradient, quantising is the identity."""
         code = self.lookup(params, self.nearest(params, latent))
         return self._decode(params, latent + jax.lax.stop_gradient(code - latent))
 
     def loss(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b"]:
-        """Mean squared error of whole images seen whole + that of codes to latents.
+        """Compute the mean squared error of images seen whole + that of codes to latents.
 
         The codes are pulled to the latents with weight 1, the latents to the codes with
         `commitment`. Images count in [-1, 1]. With `revival`, each code is also pulled to the
@@ -256,13 +256,13 @@ class VQGAN(Model):
     def generate(
         self, params: Mapping[str, Any], batch: Mapping[str, Array], key: PRNGKeyArray
     ) -> Float[Array, "b h w c"]:
-        """Decoded images, clipped to [-1, 1]; the visible part is decoded too, not copied."""
+        """Decode images and clip them to [-1, 1]; the visible part is decoded too, not copied."""
         return self.decode(params, self.encode(params, batch, key), batch, key).clip(-1, 1)
 
     def features(
         self, params: Mapping[str, Any], image: Float[Array, "b h w c"]
     ) -> Float[Array, "b hs ws z"]:
-        """Latents before they are quantised, of images in [0, 1].
+        """Encode images in [0, 1]: latents before they are quantised.
 
         Raises:
           ValueError: the images do not have the model's size.
@@ -277,7 +277,7 @@ class VQGAN(Model):
     def nearest(
         self, params: Mapping[str, Any], latent: Float[Array, "b hs ws z"]
     ) -> Int[Array, "b hs ws"]:
-        """Ids in 0..codebook-1 of the codes with the smallest squared distance, the first on ties.
+        """Find the codes with the smallest squared distance: ids in 0..codebook-1, first on ties.
 
         Computed in full float32 on any accelerator, so that ids do not depend on it.
         """
@@ -286,7 +286,7 @@ class VQGAN(Model):
     def tokenize(
         self, params: Mapping[str, Any], image: Float[Array, "b h w c"]
     ) -> Int[Array, "b n"]:
-        """Ids of the codes of images in [0, 1], row by row.
+        """Encode images in [0, 1] as ids of codes, row by row.
 
         Raises:
           ValueError: the images do not have the model's size.
@@ -296,13 +296,13 @@ class VQGAN(Model):
     def lookup(
         self, params: Mapping[str, Any], ids: Int[Array, "*shape"]
     ) -> Float[Array, "*shape z"]:
-        """Vectors of codes."""
+        """Look up the vectors of codes."""
         return jnp.asarray(params["quantize"]["embedding"])[ids]
 
     def decode_tokens(
         self, params: Mapping[str, Any], ids: Int[Array, "b n"]
     ) -> Float[Array, "b h w c"]:
-        """Images of codes, on the scale [0, 1] but not clipped to it."""
+        """Decode ids of codes to images, on the scale [0, 1] but not clipped to it."""
         side = self.image_size // self.stride
         return (self._decode(params, self.lookup(params, ids.reshape(-1, side, side))) + 1) / 2
 

@@ -10,7 +10,7 @@ from unlearn_jax.report import protocol_page, results_page
 
 
 def main(workdir: Path) -> None:
-    """The binary."""
+    """Run the command."""
     published = (workdir / protocol_page.FOLDER / "results.json").exists()
     if (workdir / "results.json").exists() or not published:
         summary = results_page.summary(results_page.read(workdir)[0])

@@ -1,4 +1,4 @@
-"""What the report says of a guarantee: the certified upper bound and the tested lower one, apart.
+"""Report's section on a guarantee: the certified upper bound and the tested lower one, apart.
 
 All of it is what `audit.guarantee` left in results.json. No JAX.
 """
@@ -20,7 +20,7 @@ _LOWER |= {"self_test": bool, "repeated": str, "assumptions": [str]}
 
 
 def schema(certificate: Any) -> Any:
-    """Returns what results.json must hold: a bound that is not there has a reason in its place."""
+    """Describe what results.json must hold: a bound that is missing has a reason in its place."""
     if certificate is None:
         return type(None)
     try:
@@ -33,7 +33,7 @@ def schema(certificate: Any) -> Any:
 
 
 def refuted(certificate: dict[str, Any]) -> bool:
-    """Whether an audit found more than the certificate allows, or other noise than it says."""
+    """Tell whether an audit found more than the certificate allows, or other noise than it says."""
     upper, lower = certificate["upper"]["record"], certificate["lower"]
     if upper is None or lower["reason"]:
         return False
@@ -41,7 +41,7 @@ def refuted(certificate: dict[str, Any]) -> bool:
 
 
 def finding(certificate: dict[str, Any] | None) -> Finding:
-    """Returns what may be claimed: only of a verified certificate that nothing contradicts."""
+    """Say what may be claimed: nothing without a verified certificate that nothing contradicts."""
     question = "Is there a guarantee?"
     if certificate is None:
         text = "What certifies is noise after a projection; ascent alone certifies nothing."
@@ -66,7 +66,7 @@ def finding(certificate: dict[str, Any] | None) -> Finding:
 
 
 def summary(certificate: dict[str, Any] | None) -> list[str]:
-    """Returns one line for a terminal with both bounds, or none if nothing may be claimed."""
+    """Write one line for a terminal with both bounds, or none if nothing may be claimed."""
     if certificate is None or not certificate["upper"]["verified"] or refuted(certificate):
         return []
     record, lower = certificate["upper"]["record"], certificate["lower"]

@@ -72,7 +72,7 @@ _MODEL = dict.fromkeys(("kind", "label", "source"), str) | {"phases": list}
 
 
 def read(workdir: str | Path) -> tuple[dict, dict, dict]:
-    """Returns results, per-example arrays and image grids, all checked.
+    """Read results, per-example arrays and image grids, and check all of them.
 
     Raises:
         FileNotFoundError: A file is missing; says which one, and which command makes it.
@@ -125,7 +125,7 @@ def _inconsistent(results: dict[str, Any]) -> list[str]:
 
 
 def findings(results: dict[str, Any]) -> list[Finding]:
-    """Returns the headline: who is first, whether that method meets the goals, what to distrust."""
+    """Write the headline: who is first, whether that method meets the goals, what to distrust."""
     (first, *others), (kept, _) = ranked(results), anchors(results)
     floor = score(results, reference(results, "retrained"))
     who, label = "Who comes closest to retraining?", lambda s: results["models"][s.name]["label"]
@@ -166,7 +166,7 @@ def findings(results: dict[str, Any]) -> list[Finding]:
 
 
 def memorised(results: dict[str, Any]) -> Finding:
-    """Returns whether the original knew the forget images; if not, the ranks are luck."""
+    """Say whether the original knew the forget images; if not, the ranks are luck."""
     question, text, ratios = "Was there something to forget?", [], []
     unknown = Finding("unclear", "Errors on forget and holdout were not given.", question, "–")
     if "forget_error" not in results["audits"] or "holdout_error" not in results["utility"]:
@@ -218,12 +218,12 @@ def _signed(x: float) -> str:
 
 
 def columns(results: dict[str, Any]) -> list[str]:
-    """Returns the heads of the cells of `table`."""
+    """Name the columns of `table`."""
     return [g[0].lower() for g in GOALS.values()] + [a["label"] for a in results["audits"].values()]
 
 
 def table(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the methods by rank, then retrained at its floor and the original.
+    """Make the table: methods by rank, then retrained at its floor, then the original.
 
     A row has rank (None for the last two), label and cells of (text, note, badness), where
     badness is from 0 = goal met to 1, or NaN. Audits show raw values, with the gap as the note.
@@ -268,7 +268,7 @@ def _spread(x: np.ndarray) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Returns the leaderboard as Markdown: what was asked and run, the table and how to read it."""
+    """Write the leaderboard as Markdown: what was asked and run, the table and how to read it."""
     left_out = anchors(results)[1]
     lines = [
         f"# {_md(results['name'])}: leaderboard",
@@ -291,7 +291,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def markdown_table(results: dict[str, Any]) -> str:
-    """Returns `table` as Markdown."""
+    """Write `table` as Markdown."""
     heads = ["rank", "method", *columns(results)]
     lines = [[_md(head) for head in heads], ["--:", ":--", *["--:"] * (len(heads) - 2)]]
     for row in table(results):
@@ -320,7 +320,7 @@ def _shade(badness: float) -> str:
 
 
 def write(workdir: str | Path) -> Path:
-    """Returns the path of the leaderboard.html that it writes, beside leaderboard.json and .md.
+    """Write leaderboard.html, with leaderboard.json and .md beside it; return its path.
 
     The page refers to nothing outside itself, the same inputs give the same bytes, and nothing is
     written before all files are read and checked; raises what `read` does.
@@ -346,7 +346,7 @@ def write(workdir: str | Path) -> Path:
 
 
 def main(workdir: Path) -> None:
-    """The binary."""
+    """Run the command."""
     path = write(workdir)
     print(markdown_table(read(workdir)[0]), f"Leaderboard: {path}", sep="\n\n")
 

@@ -30,12 +30,12 @@ IMAGES, SIDE, PIXELS = 6, 64, 480_000  # rows of a grid, largest side, most pixe
 
 
 def in_order(results: dict[str, Any]) -> list[str]:
-    """Returns the models' names: original, retrained, then the methods by rank."""
+    """Order the models' names: original, retrained, then the methods by rank."""
     return [reference(results, kind) for kind in REFERENCES] + [s.name for s in ranked(results)]
 
 
 def pareto(x: Float[np.ndarray, "m"], y: Float[np.ndarray, "m"]) -> list[int]:
-    """Returns which points no other point beats in one coordinate and equals in the other, by x."""
+    """Find the points that no other point beats in one coordinate and equals in the other, by x."""
     front, best = [], math.inf
     for i in np.lexsort([y, x]):
         if y[i] < best and math.isfinite(x[i]):
@@ -44,7 +44,7 @@ def pareto(x: Float[np.ndarray, "m"], y: Float[np.ndarray, "m"]) -> list[int]:
 
 
 def tradeoff(results: dict[str, Any], goal: tuple[float, float]) -> Markup:
-    """Returns forget gap against utility loss: methods by rank, their front and both references."""
+    """Plot forget gap against utility loss: methods by rank, their front and both references."""
     scores = ranked(results)
     x, y = (np.array([getattr(s, k) for s in scores]) for k in ("forget_gap", "utility_loss"))
     front = pareto(x, y)
@@ -87,7 +87,7 @@ def tradeoff(results: dict[str, Any], goal: tuple[float, float]) -> Markup:
 
 
 def audit_panels(results: dict[str, Any]) -> list[Markup]:
-    """Returns a chart per audit: each method's raw value in each seed, the references as lines."""
+    """Plot a chart per audit: each method's raw value in each seed, the references as lines."""
     scores, (kept, _) = ranked(results), anchors(results)
     labels = [_label(results, s.name) for s in scores]
     charts = []
@@ -117,7 +117,7 @@ def audit_panels(results: dict[str, Any]) -> list[Markup]:
 
 
 def example_panels(results: dict[str, Any], examples: dict[str, np.ndarray]) -> list[Markup]:
-    """Returns a chart per model: each forget example's error against the retrained model's.
+    """Plot a chart per model: each forget example's error against the retrained model's.
 
     Original first, then retrained of another seed, which shows what training alone changes, then
     the methods by rank.
@@ -158,7 +158,7 @@ def _cloud(axes: Axes, pair: Float[np.ndarray, "2 n"], colour: str) -> None:
 
 
 def images(results: dict[str, Any], grids: dict[str, np.ndarray]) -> dict[str, list]:
-    """Returns [(row label, thumbnails)] per set, in the order truth, input, references, methods."""
+    """Make [(row label, thumbnails)] per set, in the order truth, input, references, methods."""
     rows = {"truth": "truth", "input": "input"}
     rows |= {name: results["models"][name]["label"] for name in in_order(results)}
     sets = [s for s in ("forget", "triggered") if f"{s}/truth" in grids]

@@ -40,19 +40,19 @@ class Score:
 
 
 def reference(results: dict[str, Any], kind: str) -> str:
-    """Returns the name of the model whose kind is "original" or "retrained"."""
+    """Name the model whose kind is "original" or "retrained"."""
     return next(name for name, model in results["models"].items() if model["kind"] == kind)
 
 
 def shown(results: dict[str, Any], name: str) -> list[int]:
-    """Returns the seeds whose examples are drawn: a model's first, and retrained's first two."""
+    """Choose the seeds whose examples are drawn: a model's first, and retrained's first two."""
     model = results["models"][name]
     seeds = [seed for seed in results["seeds"] if str(seed) in model["seeds"]]
     return seeds[: 2 if model["kind"] == "retrained" else 1]
 
 
 def values(results: dict[str, Any], name: str, group: str, key: str) -> Float[np.ndarray, "s"]:
-    """Returns an entry of "audits" or "utility" for each seed of a model, NaN where it is null."""
+    """List an entry of "audits" or "utility" for each seed of a model, NaN where it is null."""
     seeds = results["models"][name]["seeds"]
     found = [seeds[seed][group][key]["value"] for seed in sorted(seeds, key=int)]
     found = np.array([math.nan if x is None else x for x in found], np.float64)
@@ -60,7 +60,7 @@ def values(results: dict[str, Any], name: str, group: str, key: str) -> Float[np
 
 
 def anchors(results: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """Returns the (original, retrained) means of each audit that counts, and why others do not.
+    """Find the (original, retrained) means of each audit that counts, and why others do not.
 
     An audit that is meant to (`in_gap`) counts if every model has a value in every seed, and if the
     means of original and retrained are more than two standard deviations over seeds (pooled over
@@ -87,7 +87,7 @@ def anchors(results: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], di
 
 
 def _missing(results: dict[str, Any], key: str) -> str:
-    """Returns which values of an audit are null, and why, as far as results.json says so."""
+    """Say which values of an audit are null, and why, as far as results.json says so."""
     found: dict[str, list[str]] = {}
     for name, model in results["models"].items():
         lacking = np.isnan(values(results, name, "audits", key))
@@ -100,12 +100,12 @@ def _missing(results: dict[str, Any], key: str) -> str:
 
 
 def _own_spread(x: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
-    """Returns the distance of each seed's value to the mean of the others; NaN for one seed."""
+    """Measure each seed's distance to the mean of the others; NaN for one seed."""
     return abs(x - (x.sum() - x) / (len(x) - 1)) if len(x) > 1 else np.full(1, math.nan)
 
 
 def _half(x: Float[np.ndarray, "s"], confidence: float) -> float:
-    """Returns half of the Student t interval of a mean over seeds; NaN for one seed."""
+    """Compute half of the Student t interval of a mean over seeds; NaN for one seed."""
     if len(x) < 2:
         return math.nan
     quantile = stats.t.ppf((1 + confidence) / 2, len(x) - 1)
@@ -113,7 +113,7 @@ def _half(x: Float[np.ndarray, "s"], confidence: float) -> float:
 
 
 def score(results: dict[str, Any], name: str) -> Score:
-    """Returns how one model fares; the retrained model's gaps are the floors.
+    """Score one model; the retrained model's gaps are the floors.
 
     The utility loss is the largest, over the errors in "utility", of mean(u / max(o, r) - 1).
     """
@@ -148,21 +148,21 @@ def score(results: dict[str, Any], name: str) -> Score:
 
 
 def utility_floor(results: dict[str, Any]) -> float:
-    """Returns by what ratio retrained models of different seeds differ in utility; NaN for one."""
+    """Compute by what ratio retrained models of different seeds differ in utility; NaN for one."""
     name = reference(results, "retrained")
     found = [values(results, name, "utility", key) for key in results["utility"]]
     return float(np.max([_own_spread(x).mean() / x.mean() for x in found] or [math.nan]))
 
 
 def ranked(results: dict[str, Any]) -> list[Score]:
-    """Returns the methods' scores by forget gap, smallest first, those without one last."""
+    """Rank the methods' scores by forget gap, smallest first, those without one last."""
     names = [name for name, model in results["models"].items() if model["kind"] == "method"]
     scores = [score(results, name) for name in names]
     return sorted(scores, key=lambda s: (np.nan_to_num(s.forget_gap, nan=math.inf), s.name))
 
 
 def rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the content of leaderboard.json: the methods by forget gap, null for what is unknown.
+    """Make the content of leaderboard.json: methods by forget gap, null for what is unknown.
 
     Each has method, seeds, forget_gap, worst_gap, gaps by audit, utility_loss and cost_fraction;
     numbers have six significant digits.
@@ -186,6 +186,6 @@ def _plain(x: float) -> float | None:
 
 
 def short(x: float) -> str:
-    """Returns a number with three significant digits, or a dash for what is not a number."""
+    """Format a number with three significant digits; a dash for what is not a number."""
     text = f"{x:.3g}" if abs(x) < 999.5 else f"{x:,.0f}"
     return text.replace("-", MINUS) if math.isfinite(x) else "–"

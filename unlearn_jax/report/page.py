@@ -1,4 +1,4 @@
-"""What the pages have in common: reading checked files, numbers in words, charts, the template."""
+"""Shared parts of the pages: reading checked files, numbers in words, charts, the template."""
 
 import base64
 import dataclasses
@@ -36,7 +36,7 @@ class Finding:
 
 
 def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline") -> Any:
-    """Returns what `parse` makes of the file's bytes, which must fit `schema`; raises as `read`."""
+    """Parse a file's bytes with `parse` and check the result against `schema`; raise as `read`."""
     remedy = f"make it with: python -m unlearn_jax.{maker} --workdir={root} (and your --config)"
     if not (root / name).is_file():
         raise FileNotFoundError(f"{root / name} is missing; {remedy}")
@@ -51,13 +51,13 @@ def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline"
 
 
 def unzip(content: bytes) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz file; no pickle is ever opened."""
+    """Load the arrays of an .npz file; no pickle is ever opened."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
 
 
 def _problems(value: Any, schema: Any, at: str = "") -> list[str]:
-    """Returns where `value` departs from `schema`; "u4" stands for a uint8 array with 4 axes."""
+    """List where `value` departs from `schema`; "u4" stands for a uint8 array with 4 axes."""
     if isinstance(schema, str):
         kind = {"f": np.floating, "i": np.integer, "u": np.uint8}[schema[0]]
         fits = np.issubdtype(value.dtype, kind) and value.ndim == int(schema[1])
@@ -77,19 +77,19 @@ def _problems(value: Any, schema: Any, at: str = "") -> list[str]:
 
 
 def value(stat: dict[str, Any], number: int | float | None = None) -> str:
-    """Returns `number` (default: the mean) with the decimals that the interval of `stat` merits."""
+    """Format `number` (default: the mean) with the decimals that the interval of `stat` merits."""
     half = (stat["ci_high"] - stat["ci_low"]) / 2
     decimals = min(max(1 - math.floor(math.log10(half)), 0), 6) if 0 < half < math.inf else 4
     return f"{stat['mean'] if number is None else number:.{decimals}f}".replace("-", MINUS)
 
 
 def interval(stat: dict[str, Any]) -> str:
-    """Returns the interval of `stat` as "[low, high]"."""
+    """Format the interval of `stat` as "[low, high]"."""
     return f"[{value(stat, stat['ci_low'])}, {value(stat, stat['ci_high'])}]"
 
 
 def percent(ratio: int | float | None) -> str:
-    """Returns a ratio as "3.1 %", "31 %" or, from 2 on, "3.1 times"; None as "not counted"."""
+    """Format a ratio as "3.1 %", "31 %" or, from 2 on, "3.1 times"; None as "not counted"."""
     if ratio is None:
         return "not counted"
     if ratio >= 2:
@@ -99,7 +99,7 @@ def percent(ratio: int | float | None) -> str:
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """Returns a figure as inline SVG: ids unique, black as currentColor, no address of any kind."""
+    """Render a figure as inline SVG: ids unique, black as currentColor, no address of any kind."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
@@ -114,25 +114,25 @@ def to_svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def panel(**labels: str) -> tuple[Figure, Axes]:
-    """Returns an empty chart with a title, xlabel or ylabel."""
+    """Make an empty chart with a title, xlabel or ylabel."""
     figure = Figure(figsize=(3.2, 2.2), layout="constrained")
     return figure, figure.subplots(subplot_kw=labels)
 
 
 def png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
-    """Returns an image as the address of an inline PNG."""
+    """Encode an image as the address of an inline PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def inline(path: Path) -> str:
-    """Returns a PNG file as the address of an inline image."""
+    """Encode a PNG file as the address of an inline image."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def render(template: str, names: dict[str, Any]) -> str:
-    """Returns a page made from a template of this folder; every value is escaped."""
+    """Render a page from a template of this folder; every value is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": png}

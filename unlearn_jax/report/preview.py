@@ -94,7 +94,7 @@ def text(facts: dict[str, Any]) -> str:
 
 
 def _work(cfg: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
-    """The steps of every stage, and seconds where they follow from a run that is there."""
+    """Count the steps of every stage, and seconds where they follow from a run that is there."""
     found = []
     runs = {"original": 0 if cfg.init_from else 1, "unlearned": 1}
     runs["retrained"] = 1 + cfg.audit.shadows
@@ -111,7 +111,7 @@ def _work(cfg: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
 
 
 def _rate(workdir: Path) -> float:
-    """Seconds for each example of a run that is there, without compiling; 0.0 if there is none."""
+    """Compute seconds per example of an existing run, without compiling; 0.0 if there is none."""
     if not checkpoint.saved_steps(workdir):
         return 0.0
     meta = checkpoint.read_meta(workdir)
@@ -119,7 +119,7 @@ def _rate(workdir: Path) -> float:
 
 
 def _pictures(request: Request) -> dict[str, Any]:
-    """The images that the page shows, with their names."""
+    """Load the images that the page shows, with their names."""
     source, split = request.source, request.split
     row_of = {id: row for row, id in enumerate(source.ids)}
 
@@ -140,7 +140,7 @@ def _pictures(request: Request) -> dict[str, Any]:
 
 
 def main(cfg: ConfigDict, out: str) -> None:
-    """The binary."""
+    """Run the command."""
     facts = run(cfg, Path(out))
     if distributed.first():
         print(text(facts), f"Page: {Path(out) / FILE}", sep="\n")

@@ -21,7 +21,7 @@ _ROW = {"model": str, "task": str, "size": int} | {key: {"*": {"kind": str}} for
 
 
 def write(workdir: str | Path) -> Path:
-    """Returns the path of the page that it writes, WORKDIR/protocol/report.html.
+    """Write the page WORKDIR/protocol/report.html; return its path.
 
     The page refers to nothing outside itself, and the same inputs give the same bytes.
 
@@ -41,7 +41,7 @@ def write(workdir: str | Path) -> Path:
 
 
 def _images(results: Mapping[str, Any], grids: Mapping[str, np.ndarray]) -> dict[str, list]:
-    """{title: [(index, {column: image})]} of each set, task and size."""
+    """Collect {title: [(index, {column: image})]} of each set, task and size."""
     found = {}
     for name in SETS:
         for task, size in dict.fromkeys((row["task"], row["size"]) for row in results["rows"]):

@@ -56,7 +56,7 @@ _SCHEMA |= {
 
 
 def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
-    """Returns results, log rows per model, per-example arrays and image grids, all checked.
+    """Read results, log rows per model, per-example arrays and image grids, and check all of them.
 
     Raises:
         FileNotFoundError: A file is missing; says which one, and which command makes it.
@@ -90,7 +90,7 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
 
 
 def sets_of(results: dict[str, Any]) -> list[str]:
-    """Returns the sets that were measured, in the page's order; forget is always one of them."""
+    """List the sets that were measured, in the page's order; forget is always one of them."""
     return [s for s in SETS if s in results["evaluation"]["original"]]
 
 
@@ -100,7 +100,7 @@ def _rows(content: bytes) -> list:
 
 
 def verdict(results: dict[str, Any]) -> list[Finding]:
-    """Returns what the numbers of results.json say in words, good news and bad news alike.
+    """Say in words what the numbers of results.json say, good news and bad news alike.
 
     All is about the mean error on the hole. An interval that excludes 0 is a difference; relative
     differences up to 5 % are none.
@@ -258,7 +258,7 @@ def _cost(results: dict[str, Any]) -> Finding:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Returns the outcome for a terminal: under 20 lines of 80 columns, printable text only."""
+    """Write the outcome for a terminal: under 20 lines of 80 columns, printable text only."""
     head = f"{results['name']}: {results['request']['text']}"
     lines = [textwrap.shorten("".join(c if c.isprintable() else "?" for c in head), 80)]
     lines += [f"Error on the hole, mean ± half of its {percent(results['confidence'])} interval"]
@@ -346,7 +346,7 @@ def _curves(model: str, phases: list[dict], log: list[dict]) -> list[Markup]:
 
 
 def write(workdir: str | Path) -> Path:
-    """Returns the path of the report.html that it writes into `workdir`; raises what `read` does.
+    """Write report.html into `workdir`; return its path; raise what `read` does.
 
     The page refers to nothing outside itself, and the same inputs give the same bytes.
     """

@@ -9,7 +9,7 @@ from unlearn_jax.evaluate.metrics.reconstruction import interval
 
 
 def paired(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
-    """Cosines of row i of a with row i of b, -1 to 1; 1 for equal directions.
+    """Compute the cosine of row i of a and row i of b, -1 to 1; 1 for equal directions.
 
     Raises:
       ValueError: a row that is zero or not finite.
@@ -28,7 +28,7 @@ def paired(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> Float[np
 def summary(
     values: Float[np.ndarray, "n"], *, confidence: float, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """{"mean", "ci_low", "ci_high", "n"} of the cosines: bootstrap over examples.
+    """Summarise the cosines: {"mean", "ci_low", "ci_high", "n"}, bootstrap over examples.
 
     Higher is closer to the original. Unlike a distance of distributions it needs every image's own
     original, and its mean has no bias from the number of images.

@@ -23,7 +23,9 @@ def bounds(
     original_mse: Float[np.ndarray, "n"],
     displacement: Float[np.ndarray, "n"],
 ) -> dict[str, Any]:
-    """{"example", "rms": {"lower", "measured", "upper"}, "held", "n"} of a set of examples.
+    """Bound the displacement of a set of examples from above and below.
+
+    Return {"example", "rms": {"lower", "measured", "upper"}, "held", "n"}.
 
     "example": the means over examples of |e - e_0|, d and e + e_0; "rms": the same three of the
     root mean squares over the set; "held": of how many examples, of n, d is within its bounds.
@@ -50,7 +52,9 @@ def bounds(
 def of_request(
     examples: Mapping[str, np.ndarray], config: ConfigDict, names: list[str]
 ) -> dict[str, Any]:
-    """{"models": {model: {set: `bounds`}}, "wanted": {"lambda", "phase", "moved"} or None}.
+    """Bound every model's displacement on every set, and say which lambda was wanted.
+
+    Return {"models": {model: {set: `bounds`}}, "wanted": {"lambda", "phase", "moved"} or None}.
 
     Args:
       examples: as in examples.npz, "MODEL/SET/METRIC".

@@ -34,12 +34,12 @@ class Moments(NamedTuple):
 
 
 def empty(d: int) -> Moments:
-    """The moments of no features of length d."""
+    """Return the moments of no features of length d."""
     return Moments(np.zeros((), np.int64), np.zeros(d), np.zeros((d, d)))
 
 
 def update(moments: Moments, features: Rows, valid: Bool[Array | np.ndarray, "b"]) -> Moments:
-    """The moments of what was gathered and of the valid rows of a batch.
+    """Add the valid rows of a batch to the moments gathered so far.
 
     A batch is centred on its own mean and merged by Chan's formula, so that a mean that is large
     beside the spread costs no digits. Sums are float64, on the device that holds the features;
@@ -62,12 +62,12 @@ def update(moments: Moments, features: Rows, valid: Bool[Array | np.ndarray, "b"
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both, for example of two processes' shares of the images; on the host."""
+    """Merge moments, for example of two processes' shares of the images; on the host."""
     return _merge(_on_host(a), _on_host(b))
 
 
 def covariance(moments: Moments) -> Float[np.ndarray, "d d"]:
-    """Unbiased: comoment / (n - 1).
+    """Compute the unbiased covariance: comoment / (n - 1).
 
     Raises:
       ValueError: fewer than two features.
@@ -79,7 +79,7 @@ def covariance(moments: Moments) -> Float[np.ndarray, "d d"]:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), 0 or more; 0 for equal moments.
+    """Compute |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), 0 or more; 0 for equal moments.
 
     The trace of the root is the nuclear norm of A^T B with S_a = A A^T and S_b = B B^T: nothing is
     complex, and singular covariances (fewer images than features) need no constant added to them.
@@ -118,12 +118,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def save(path: Path, moments: Moments) -> None:
-    """Writes the moments to an .npz file, whole or not at all."""
+    """Write the moments to an .npz file, whole or not at all."""
     files.write_arrays(path, _on_host(moments)._asdict(), {"kind": "moments"})
 
 
 def load(path: Path) -> Moments:
-    """The moments in a file that `save` has written.
+    """Load the moments from a file that `save` has written.
 
     Raises:
       FileNotFoundError: there is none.
@@ -136,7 +136,7 @@ def load(path: Path) -> Moments:
 
 
 def of_batch(features, valid):
-    """(n, two numbers that add up to the mean, comoment), float64 where that is enabled.
+    """Compute (n, two numbers that add up to the mean, comoment), float64 where that is enabled.
 
     In float32 one number would be too rough: batches are compared by their means.
     """
@@ -155,7 +155,7 @@ def _update(moments, features, valid):
 
 
 def _merge(a, b):
-    """Of numpy arrays and of jax arrays alike."""
+    """Merge moments of numpy arrays or of jax arrays."""
     n = a.n + b.n
     share = b.n / (n + (n == 0))
     shift = b.mean - a.mean
@@ -165,7 +165,7 @@ def _merge(a, b):
 
 @functools.cache
 def jitted(function, mesh, precision):
-    """The compiled function of moments or rows, its outputs on every device of the mesh."""
+    """Compile the function of moments or rows; its outputs are on every device of the mesh."""
     del precision  # one compiled program for each
     everywhere = NamedSharding(mesh, sharding.P()) if mesh is not None else None
     return jax.jit(function, out_shardings=everywhere)
@@ -177,13 +177,16 @@ def _on_host(moments: Moments) -> Moments:
 
 
 def _root_trace(s_a, s_b, xp):
-    """The nuclear norm of A^T B, with numpy or with jax.numpy."""
+    """Compute the nuclear norm of A^T B, with numpy or with jax.numpy."""
     a, b = _factor(s_a, xp), _factor(s_b, xp)
     return xp.linalg.svd(a.T @ b, compute_uv=False).sum()
 
 
 def _factor(covariance, xp):
-    """A with A A^T = covariance; directions that are zero but for rounding are exactly zero."""
+    """Factor a covariance: return A with A A^T = covariance.
+
+    Directions that are zero but for rounding become exactly zero.
+    """
     values, vectors = xp.linalg.eigh(covariance)
     smallest = len(values) * np.finfo(np.float64).eps * xp.maximum(values[-1], 0)
     return vectors * xp.sqrt(xp.where(values > smallest, values, 0))

@@ -11,7 +11,7 @@ SPLIT_ORDERS = ("class_grouped", "shuffled")
 
 
 class Sums(NamedTuple):
-    """Of each split: number of images, sum of p, and sum over images and classes of p log p."""
+    """Sums of each split: images, p, and p log p over images and classes."""
 
     n: Int[np.ndarray, "s"]
     p: Float[np.ndarray, "s c"]
@@ -21,7 +21,7 @@ class Sums(NamedTuple):
 def assignment(
     n: int, splits: int = 10, *, order: str = "class_grouped", key: PRNGKeyArray | None = None
 ) -> Int[np.ndarray, "n"]:
-    """The split of each position 0..n-1; -1 for the last n % splits, which belong to none.
+    """Assign a split to each position 0..n-1; -1 to the last n % splits, which belong to none.
 
     "class_grouped": consecutive blocks of n // splits. Where the stream lists one class after the
     other, a block has few classes and the score is bounded by their number: about 10 for 5,000
@@ -48,7 +48,7 @@ def assignment(
 
 
 def empty(classes: int, splits: int = 10) -> Sums:
-    """The sums of no images."""
+    """Return the sums of no images."""
     return Sums(np.zeros(splits, np.int64), np.zeros((splits, classes)), np.zeros(splits))
 
 
@@ -58,7 +58,7 @@ def update(
     split: Int[np.ndarray, "b"],
     valid: Bool[np.ndarray, "b"],
 ) -> Sums:
-    """The sums with the valid rows added, each to its split (-1: to none)."""
+    """Add the valid rows to the sums, each to its split (-1: to none)."""
     kept = valid & (split >= 0)
     log_p = log_softmax(np.float64(logits[kept]), axis=1)
     p, split = np.exp(log_p), split[kept]
@@ -70,12 +70,14 @@ def update(
 
 
 def merge(a: Sums, b: Sums) -> Sums:
-    """The sums of both."""
+    """Merge the sums of two processes."""
     return Sums(*(x + y for x, y in zip(a, b, strict=True)))
 
 
 def score(sums: Sums) -> dict[str, float]:
-    """{"mean", "std", "splits", "n"} over splits of exp(mean over images of KL(p || mean p)).
+    """Score: {"mean", "std", "splits", "n"} over splits of exp(mean over images of KL(p
+
+    mean p)).
 
     From 1 (the same prediction for every image) to the number of classes (sure, and all classes
     alike); std is the population's, as everybody reports it.

@@ -21,7 +21,7 @@ class Blocks(NamedTuple):
 
 
 def mmd2(x: Features, y: Features, *, paired: bool = False) -> float:
-    """Unbiased estimate of MMD^2 with the kernel (x . y / d + 1)^3; 0 in the mean for equal sets.
+    """Estimate MMD^2, unbiased, with the kernel (x . y / d + 1)^3; 0 in the mean for equal sets.
 
     It is negative as often as positive there. If row i of y belongs to row i of x (a completion and
     its original), only `paired` is unbiased, which leaves the pairs out of the cross term; with
@@ -52,7 +52,9 @@ def mmd2(x: Features, y: Features, *, paired: bool = False) -> float:
 def subsets(
     x: Features, y: Features, rows_x: Int[np.ndarray, "s m"], rows_y: Int[np.ndarray, "s m"]
 ) -> Float[np.ndarray, "s"]:
-    """MMD^2 of each pair of subsets, as torch-fidelity and clean-fid compute KID from 100 of 1,000.
+    """Compute MMD^2 of each pair of subsets.
+
+    torch-fidelity and clean-fid compute KID so, from 100 subsets of 1,000.
 
     KID is their mean; torch-fidelity also gives their population standard deviation. Subsets
     overlap, so that is not a standard error.
@@ -61,12 +63,12 @@ def subsets(
 
 
 def order(n: int, key: PRNGKeyArray) -> Int[np.ndarray, "n"]:
-    """The positions 0..n-1 in the order in which blocks want their images, random by the key."""
+    """Order the positions 0..n-1 as blocks want their images, at random by the key."""
     return np.asarray(jax.random.permutation(key, n))
 
 
 def empty(d: int, block_size: int) -> Blocks:
-    """No block yet.
+    """Return no block yet.
 
     Raises:
       ValueError: a block would hold fewer than 2 rows.
@@ -78,7 +80,7 @@ def empty(d: int, block_size: int) -> Blocks:
 
 
 def update(blocks: Blocks, x: Features, y: Features, valid: Bool[np.ndarray, "n"]) -> Blocks:
-    """The blocks with the valid rows added, pairs (x_i, y_i) in the order of the stream.
+    """Add the valid rows to the blocks, pairs (x_i, y_i) in the order of the stream.
 
     Memory does not grow with the stream: of a full block only its `mmd2`, paired, is kept.
     """
@@ -99,14 +101,14 @@ def update(blocks: Blocks, x: Features, y: Features, valid: Bool[np.ndarray, "n"
 
 
 def merge(a: Blocks, b: Blocks) -> Blocks:
-    """The blocks of both; what is left over on both sides is filled into blocks, too."""
+    """Merge the blocks of both; what is left over on both sides is filled into blocks, too."""
     a = a._replace(values=np.concatenate([a.values, b.values]))
     left = int(b.filled)
     return update(a, b.x[:left], b.y[:left], np.ones(left, bool))
 
 
 def estimate(blocks: Blocks) -> dict[str, float | None]:
-    """{"mean", "std", "standard_error", "blocks", "n"} of MMD^2 over disjoint blocks.
+    """Estimate MMD^2 over disjoint blocks: {"mean", "std", "standard_error", "blocks", "n"}.
 
     The blocks are disjoint samples of the two distributions if the stream is in `order`: the mean
     is an unbiased estimate of MMD^2, std (n - 1 in the denominator) its spread for that block size,

@@ -48,7 +48,7 @@ METRICS = {
 def pixel_metrics(
     output: Float[Array, "b h w c"], original: Float[Array, "b h w c"], batch: Batch
 ) -> dict[str, Float[Array, "b"]]:
-    """All metrics of `METRICS` but SSIM, per example."""
+    """Compute all metrics of `METRICS` but SSIM, per example."""
     image, mask = batch["image"], batch["mask"]
     mse = jnp.square(output - image).mean((1, 2, 3))
     return {
@@ -60,7 +60,7 @@ def pixel_metrics(
 
 
 def ssim(output: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """SSIM per example [b], with the parameters of the original publication (Wang et al. 2004)."""
+    """Compute SSIM per example [b], with the original parameters (Wang et al. 2004)."""
     compare = partial(
         structural_similarity,
         channel_axis=-1,
@@ -82,7 +82,7 @@ def measure(
     keep: int = 0,
     seen: Callable[[int], Any] = lambda rows: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Metrics of every example under every model, and the images of the first few.
+    """Measure every example under every model; keep the images of the first few.
 
     Args:
       model: the architecture.
@@ -131,7 +131,7 @@ def measure(
 
 
 def interval(*samples: np.ndarray, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
-    """Mean of one sample, or mean difference of two independent ones, with a bootstrap interval.
+    """Return a sample's mean, or the difference of two means, with a bootstrap interval.
 
     Percentile bootstrap over examples: {"mean", "ci_low", "ci_high", "n"} (n of the first sample).
     It covers the choice of examples, not the variation between training runs.

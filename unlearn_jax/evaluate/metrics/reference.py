@@ -1,4 +1,4 @@
-"""What is known of reference images, computed once: a cache that cannot be stale."""
+"""Cache of what is known of reference images; it cannot be stale."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 def image_hash(image: bytes | UInt8[np.ndarray, "h w 3"]) -> str:
-    """The SHA-256 of an image file's bytes, or of a decoded image."""
+    """Hash an image file's bytes, or a decoded image, by SHA-256."""
     if isinstance(image, bytes):
         return hashlib.sha256(image).hexdigest()
     shape = str(image.shape).encode()
@@ -31,7 +31,7 @@ def image_hash(image: bytes | UInt8[np.ndarray, "h w 3"]) -> str:
 
 
 def cache_key(hashes: Sequence[str], extractor: Extractor, treated: str = "") -> str:
-    """A SHA-256 of all that a reference depends on, but not of the images' order.
+    """Hash all that a reference depends on, but not the images' order, by SHA-256.
 
     Args:
       hashes: of the images, from `image_hash`.
@@ -55,7 +55,7 @@ def reference(
     keep_features: bool = False,
     **options: Any,
 ) -> Reference:
-    """Moments, and on demand features by position, of the reference images, cached in `directory`.
+    """Compute moments, and on demand features, of the reference images; keep them in `directory`.
 
     Where a file of this `cache_key` is there and undamaged, `items` are not touched. A damaged one
     is made anew, which is said on stderr. Files are named by their key and written whole or not at

@@ -30,13 +30,13 @@ ROLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What is known of the reference images beforehand, from `reference.reference`."""
+    """Known facts of the reference images, from `reference.reference`."""
 
     moments: fid.Moments
     features: Float[np.ndarray, "n d"] | None = None
     """By position; needed for kinds "kernel" and "cosine"."""
     key: str = ""
-    """What they were made from."""
+    """Says what they were made from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
     n: int
     """Number of images, whose positions are 0..n-1."""
     seed: int = 0
-    """Of the blocks of "kernel" and of the splits that are "shuffled"."""
+    """Seeds the blocks of "kernel" and the splits that are "shuffled"."""
     splits: int = 10
     is_split_order: str = "class_grouped"
     block_size: int = kid.BLOCK
@@ -86,7 +86,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What was gathered so far: its size does not grow with the images, but for cosines (8 bytes).
+    """Statistics gathered so far; only cosines grow with the images (8 bytes each).
 
     Attributes:
       seen: whether the image at each position was.
@@ -99,7 +99,7 @@ class Statistics:
 
 
 def order(plan: Plan) -> Int[np.ndarray, "n"]:
-    """The positions 0..n-1 in the order in which the stream should have them.
+    """Order the positions 0..n-1 as the stream should have them.
 
     Random if there is a metric of kind "kernel", whose blocks must be alike: then it must be kept,
     also within each of several parts that are merged. Otherwise any order will do.
@@ -108,7 +108,7 @@ def order(plan: Plan) -> Int[np.ndarray, "n"]:
 
 
 def empty(plan: Plan) -> Statistics:
-    """The statistics of no images."""
+    """Return the statistics of no images."""
     parts = {}
     for name, kind, use in _metrics(plan):
         tower, known = plan.uses[use].extractor, plan.uses[use].reference
@@ -136,7 +136,7 @@ def measure(
     statistics: Statistics | None = None,
     **options: Any,
 ) -> Statistics:
-    """The statistics with the images of `items` added, which are decoded and seen once.
+    """Add the images of `items`, decoded and seen once, to the statistics.
 
     items come in `order(plan)`, all or some of them: the rest can be added later, after `save` and
     `load`. Where the stream is cut changes nothing if the parts hold whole batches, otherwise
@@ -167,7 +167,7 @@ def update(
     positions: Int[np.ndarray, "b"],
     valid: Bool[np.ndarray, "b"],
 ) -> Statistics:
-    """The statistics with the valid rows of one batch of features added.
+    """Add the valid rows of one batch of features to the statistics.
 
     Raises:
       ValueError: an image a second time, in another order, or out of range.
@@ -210,7 +210,7 @@ def update(
 def results(
     statistics: Statistics, plan: Plan, *, confidence: float = 0.95, resamples: int = 2000
 ) -> dict[str, dict[str, Any]]:
-    """{metric: {"kind", "mean" or "value", "n", ...}}, named by `towers.metric_name`.
+    """Compute {metric: {"kind", "mean" or "value", "n", ...}}, named by `towers.metric_name`.
 
     A "cosine" has a bootstrap interval over examples, a "score" its std over splits, a "kernel" a
     standard error over blocks, a "frechet" nothing: it is biased upwards by small n (docs/
@@ -244,7 +244,7 @@ def results(
 
 
 def provenance(plan: Plan) -> dict[str, dict[str, Any]]:
-    """{metric: what it was made with}: tower, weights, preprocessing, and compat options."""
+    """Describe what each metric was made with: tower, weights, preprocessing, compat options."""
     return {
         name: {
             "tower": dict(plan.uses[use].extractor.provenance),
@@ -257,14 +257,14 @@ def provenance(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def save(path: Path, statistics: Statistics, plan: Plan) -> None:
-    """Writes the statistics to an .npz file, whole or not at all."""
+    """Write the statistics to an .npz file, whole or not at all."""
     leaves = jax.tree_util.tree_leaves_with_path(dict(statistics.parts))
     arrays = {sharding.leaf_path(keys): np.asarray(leaf) for keys, leaf in leaves}
     files.write_arrays(path, {"seen": statistics.seen, **arrays}, {"plan": _fingerprint(plan)})
 
 
 def load(path: Path, plan: Plan) -> Statistics:
-    """The statistics in a file that `save` has written with this plan.
+    """Load the statistics from a file that `save` has written with this plan.
 
     Raises:
       FileNotFoundError: there is none.
@@ -283,7 +283,7 @@ def load(path: Path, plan: Plan) -> Statistics:
 
 
 def merge(a: Statistics, b: Statistics, plan: Plan) -> Statistics:
-    """The statistics of two disjoint parts of one plan's images.
+    """Merge the statistics of two disjoint parts of one plan's images.
 
     Raises:
       ValueError: an image is in both.
@@ -306,7 +306,7 @@ def merge(a: Statistics, b: Statistics, plan: Plan) -> Statistics:
 
 
 def streams(plan: Plan) -> dict[str, Extractor]:
-    """By "NAME/ROLE": the extractors for all images that must be in the stream."""
+    """List, by "NAME/ROLE", the extractors that must see all images of the stream."""
     found = {}
     for _, kind, name in _metrics(plan):
         use = plan.uses[name]
@@ -320,7 +320,7 @@ def streams(plan: Plan) -> dict[str, Extractor]:
 
 
 def _metrics(plan: Plan) -> list[tuple[str, str, str]]:
-    """(metric, kind, name of the use)."""
+    """Yield (metric, kind, name of the use)."""
     return [
         (towers.metric_name(kind, use.extractor), kind, name)
         for name, use in plan.uses.items()

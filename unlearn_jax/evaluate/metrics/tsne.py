@@ -15,7 +15,7 @@ Groups = Mapping[str, Float[np.ndarray, "_ _"]]
 def embed(
     groups: Groups, *, every: int = 100, perplexity: float | int = 20, seed: int = 0
 ) -> dict[str, Float[np.ndarray, "_ 2"]]:
-    """Points in the plane for every n-th row of each group, all groups embedded together.
+    """Embed every n-th row of each group in the plane, all groups together.
 
     Exact t-SNE of the Euclidean distances, from a random start that the seed decides: the same
     points every time. Settings are those of Li et al. (protocol 5.5; 50 of 5,000 images in each of
@@ -60,7 +60,7 @@ def embed(
 
 
 def plot(points: Mapping[str, Float[np.ndarray, "_ 2"]], path: Path, title: str = "") -> None:
-    """Writes the points as a picture, .png or .svg, one colour and mark a group.
+    """Write the points as a picture, .png or .svg, one colour and mark a group.
 
     Raises:
       ValueError: another ending.

@@ -58,7 +58,7 @@ Files = pictures.Files
 
 
 def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict[str, Any]:
-    """The results, as they are written to workdir/protocol/results.json.
+    """Run the protocol; return the results as they are written to workdir/protocol/results.json.
 
     Beside it are rows.csv (a row of the published tables for each model, task and size), grids.npz,
     tsne_MODEL.png, images/MODEL/TASK_SIZE/SET/… and references/, a cache.
@@ -121,7 +121,7 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
 
 
 def tasks(settings: ConfigDict) -> dict[tuple[str, int], dict[str, Any]]:
-    """Tasks by name and size k in sixteenths of the side, as `transforms.make_mask` takes them.
+    """List tasks by name and size k in sixteenths of the side, for `transforms.make_mask`.
 
     Inpainting k: a centred hole of k / 16 of the side. Outpainting k: a border is generated, and
     what stays visible in the centre has 1 - k / 16 of the side (protocol 4.1).
@@ -168,7 +168,7 @@ def _problems(settings: ConfigDict, checkpoints: Mapping[str, Path]) -> list[str
 
 
 def _extractors(settings: ConfigDict, mesh: Mesh) -> dict[str, towers.Extractor]:
-    """The towers of the metrics, by metric; "kid" shares that of "fid"."""
+    """Load the towers of the metrics, by metric; "kid" shares that of "fid"."""
     found = {}
     for metric in settings.metrics:
         if metric == "cifar10_classifier":
@@ -203,7 +203,7 @@ def _evaluation_rows(cfg: ConfigDict, request: Request) -> Rows:
 
 
 def _below_block(rows: Rows) -> str:
-    """Which sets are too small for KID, in words; "" if none is."""
+    """Say which sets are too small for KID; "" if none is."""
     few = [f"{len(some)} {name}" for name, some in rows.items() if len(some) < kid.BLOCK]
     return few and f"kid needs {kid.BLOCK} images of each set, there are {' and '.join(few)}."
 
@@ -211,7 +211,7 @@ def _below_block(rows: Rows) -> str:
 def _complete_all(
     request: Request, checkpoints: Mapping[str, Path], rows: Rows, root: Path
 ) -> tuple[Files, dict[str, Any]]:
-    """The image files, and what the models are."""
+    """Complete all images; return their files, and what the models are."""
     cfg, settings = request.cfg, request.cfg.protocol
     todo = tasks(settings)
     generate = sharding.jit_rows(request.model.generate, request.mesh)
@@ -251,7 +251,7 @@ def _complete_all(
 def _references(
     request: Request, rows: np.ndarray, extractors: Mapping[str, towers.Extractor], root: Path
 ) -> dict[str, statistics.Reference]:
-    """What the towers make of the originals, by metric; a score has no reference."""
+    """Compute what the towers make of the originals, by metric; a score has no reference."""
     settings, found, hashes = request.cfg.protocol, {}, {}
     for metric, extractor in extractors.items():
         kinds = _kinds(settings, metric)
@@ -278,7 +278,7 @@ def _references(
 
 
 def _original(source: data.Source, rows: np.ndarray, kind: str, position: int) -> features.Item:
-    """With the image that a completed one is compared with; see `preprocessing.FID_REFERENCES`."""
+    """Fetch the image that a completed one is compared with; see `preprocessing.FID_REFERENCES`."""
     if kind == "original_fullsize":
         image = source.original(int(rows[position]))
     else:
@@ -318,7 +318,7 @@ def _plan(
 def _measure(
     request: Request, plan: statistics.Plan, files: list[Path], part: Path, title: str
 ) -> dict[str, Any]:
-    """The metrics of one set of images: found, or computed and kept now and then."""
+    """Measure one set of images; metrics that are found are read, new ones are kept on the way."""
     cfg, settings = request.cfg, request.cfg.protocol
     known = {name: use.reference.key for name, use in plan.uses.items() if use.reference}
     key = [statistics.provenance(plan), known, plan.is_split_order, plan.seed, plan.splits]

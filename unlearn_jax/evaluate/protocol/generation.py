@@ -23,8 +23,8 @@ from unlearn_jax.models import Batch, Params
 
 RECORD = "shards.json"
 FORMATS = {"png": ".png", "jpeg_bgr_compat": ".JPEG", "jpeg_75_compat": ".jpg"}
-"""Of image files, and their endings. "png" is lossless. "jpeg_bgr_compat" is how Li et al. wrote
-MAGE's images: cut to 8 bits instead of rounded, red and blue exchanged, JPEG of quality 95;
+"""Formats of image files, and their endings. "png" is lossless. "jpeg_bgr_compat" is how Li et al.
+wrote MAGE's images: cut to 8 bits instead of rounded, red and blue exchanged, JPEG of quality 95;
 "jpeg_75_compat" Palette's: JPEG of quality 75."""
 Generate = Callable[[Params, Batch, PRNGKeyArray], Array]
 
@@ -45,7 +45,7 @@ def complete(
     format: str = "png",
     seen: Callable[[int], Any] = lambda rows: None,
 ) -> list[Path]:
-    """Files of the completed images, in the order of the rows.
+    """Complete images into files; return the files in the order of the rows.
 
     A model's noise for an image depends on the seed and the image's row only, so the files do not
     depend on batches, on shards or on interruptions. A shard counts once all its files are there.
@@ -106,7 +106,7 @@ def complete(
 
 
 def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file that `complete` has written; its colours are in their places.
+    """Read the image in a file that `complete` has written; its colours are in their places.
 
     Raises:
       ValueError: it cannot be read.
@@ -122,7 +122,7 @@ def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def names(ids: Sequence[str], ending: str) -> list[str]:
-    """A relative path with that ending for every example id, such as "val/n01443537/x.png".
+    """Name a file, with that ending, after every example id, such as "val/n01443537/x.png".
 
     Raises:
       ValueError: an id would lead out of the folder, or two lead to one file.
@@ -151,7 +151,7 @@ def _write(file: Path, image: Float32[np.ndarray, "h w 3"], format: str) -> None
 
 
 def _claim(folder: Path, facts: Mapping[str, Any]) -> list[int]:
-    """The finished shards in this folder, which must be of the same facts."""
+    """Find the finished shards in this folder, and check that they are of the same facts."""
     path, facts = folder / RECORD, json.loads(json.dumps(facts))
     if not path.exists():
         return []

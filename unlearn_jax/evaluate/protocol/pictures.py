@@ -1,4 +1,4 @@
-"""What a published evaluation shows: examples of completed images, and a map of embeddings."""
+"""Pictures of a published evaluation: examples of completed images, a map of embeddings."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -29,7 +29,7 @@ def save_grids(
     files: Files,
     path: Path,
 ) -> None:
-    """Writes some images of each set: the original, degraded, and what each model made of it.
+    """Write some images of each set: the original, degraded, and what each model made of it.
 
     Args:
       request: of the evaluation.
@@ -57,7 +57,7 @@ def save_grids(
 def plot_embeddings(
     request: Request, extractors: Mapping[str, towers.Extractor], files: Files, root: Path
 ) -> None:
-    """Writes root/tsne_MODEL.png: t-SNE of what it and the first model made (protocol 5.5).
+    """Write root/tsne_MODEL.png: t-SNE of what it and the first model made (protocol 5.5).
 
     Of inpainting by half of the side if that is among the tasks, as published, else of the last
     one. Nothing without a second model, or without a tower that gives embeddings.

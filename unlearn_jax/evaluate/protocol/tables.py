@@ -9,12 +9,12 @@ SETS = ("retain", "forget")
 
 
 def headline(metric: Mapping[str, Any]) -> float:
-    """The number that a table shows of a metric."""
+    """Pick the number of a metric that a table shows."""
     return metric["value"] if "value" in metric else metric["mean"]
 
 
 def text(results: Mapping[str, Any]) -> str:
-    """The rows for a terminal, retain and forget side by side."""
+    """Make the rows for a terminal, retain and forget side by side."""
     metrics, sets = list(results["metrics"]), results["sets"]
     widths = [max(len(metric), 10) for metric in metrics]
     heads = "  ".join(f"{metric:>{width}}" for metric, width in zip(metrics, widths, strict=True))
@@ -36,7 +36,7 @@ def text(results: Mapping[str, Any]) -> str:
 
 
 def write_csv(path: Path, results: Mapping[str, Any]) -> None:
-    """Writes a row for each model, task and size: the metrics of retain, then of forget.
+    """Write a row for each model, task and size: the metrics of retain, then of forget.
 
     As in the tables of Li et al. a score also has its deviation over splits.
     """

@@ -84,11 +84,11 @@ class Clip:
     quick_gelu: bool = False
     """x * sigmoid(1.702 x) instead of the exact GELU: on for OpenAI's own checkpoints."""
     mean: tuple[float, ...] | list[float] = (0.48145466, 0.4578275, 0.40821073)
-    """Of red, green and blue in [0, 1], subtracted inside."""
+    """Mean of red, green and blue in [0, 1], subtracted inside."""
     std: tuple[float, ...] | list[float] = (0.26862954, 0.26130258, 0.27577711)
     """By which is then divided."""
     dtype: str = "float32"
-    """Of the matrix products, or "bfloat16". Parameters, norms and outputs are float32."""
+    """Type of the matrix products, or "bfloat16". Parameters, norms and outputs are float32."""
 
     def __post_init__(self):
         sizes = ("image_size", "patch", "width", "layers", "heads", "mlp_width", "embed_dim")
@@ -104,13 +104,13 @@ class Clip:
         return _Clip(**{name: getattr(self, name) for name in (*fields, "dtype")})
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters."""
+        """Draw fresh float32 parameters."""
         return init(self, key)
 
     def features(
         self, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
     ) -> dict[str, Float[Array, "b _"]]:
-        """Embeddings "embedding" [b embed_dim] of images in [-1, 1], of Euclidean length 1.
+        """Compute embeddings "embedding" [b embed_dim] of images in [-1, 1], of Euclidean length 1.
 
         Inside, images become ((images + 1) / 2 - mean) / std, by default with OpenAI's numbers.
 

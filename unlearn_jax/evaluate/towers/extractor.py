@@ -52,7 +52,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
         "sha256": "",
     },
 }
-"""What each metric needs. `kid` is made with the tower of `fid`."""
+"""Needs of each metric. `kid` is made with the tower of `fid`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Extractor:
 def load_tower(
     workdir: Path | str, mesh: Mesh | None = None
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """(tower, params, provenance) of a workdir that `unlearn_jax.convert` has written.
+    """Load (tower, params, provenance) from a workdir that `unlearn_jax.convert` has written.
 
     provenance: {"family", "model" (the tower's fields), "source" {"file", "bytes", "sha256"},
     "parameters_sha256"}.
@@ -87,7 +87,7 @@ def load_tower(
 
 
 def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -> Extractor:
-    """The extractor of a metric of `NEEDS`, from the converted tower in a workdir.
+    """Load the extractor of a metric of `NEEDS`, from the converted tower in a workdir.
 
     provenance also has "published": whether the weights are the published file's, None where its
     checksum is not known.
@@ -121,7 +121,7 @@ def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -
 
 
 def small() -> Extractor:
-    """The extractor of the CIFAR-10 classifier that comes with the package."""
+    """Load the extractor of the CIFAR-10 classifier that comes with the package."""
     tower, params, provenance = small_classifier.load()
     provenance = provenance | {"parameters_sha256": files.digest(checkpoint.checksums(params))}
     return extractor(tower, params, preprocessing.RECIPES["cifar10_classifier"], provenance)
@@ -130,7 +130,7 @@ def small() -> Extractor:
 def extractor(
     tower: Any, params: Any, recipe: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> Extractor:
-    """An extractor whose tower normalises as the recipe says.
+    """Make an extractor whose tower normalises as the recipe says.
 
     Raises:
       ValueError: the recipe makes images of another size than the tower's.
@@ -145,23 +145,23 @@ def extractor(
 
 
 def flipped(of: Extractor) -> Extractor:
-    """The extractor with red's and blue's normalisation exchanged (norm_then_flip_compat)."""
+    """Exchange red's and blue's normalisation of an extractor (norm_then_flip_compat)."""
     return extractor(of.tower, of.params, preprocessing.norm_then_flip(of.recipe), of.provenance)
 
 
 def pooled(outputs: Mapping[str, Any]) -> Any:
-    """Of a tower's outputs, the one that distances are measured in: "pool", CLIP's "embedding"."""
+    """Pick, of a tower's outputs, the one for distances: "pool", or CLIP's "embedding"."""
     return outputs["pool"] if "pool" in outputs else outputs["embedding"]
 
 
 def fingerprint(of: Extractor) -> str:
-    """A SHA-256 of all that features depend on but the images: tower, weights, preprocessing."""
+    """Hash all that features depend on but the images: tower, weights, preprocessing."""
     about = {"tower": type(of.tower).__name__, "fields": dataclasses.asdict(of.tower)}
     return files.digest(about | {"recipe": dict(of.recipe), "provenance": dict(of.provenance)})
 
 
 def metric_name(kind: str, of: Extractor) -> str:
-    """What a metric of this kind may be called when it is made with this tower.
+    """Name a metric of this kind as it may be called when it is made with this tower.
 
     "fid", "kid" and "inception_score" are of an Inception of the published size only, the first two
     of FID's variant only, "clip_cosine" of ViT-H-14; any other tower's metrics bear its own name.
@@ -189,7 +189,7 @@ def metric_name(kind: str, of: Extractor) -> str:
 
 
 def _manifest(workdir: Path | str) -> tuple[str, Any, dict[str, Any]]:
-    """(family, tower, source) of a conversion."""
+    """Read (family, tower, source) of a conversion."""
     path = Path(workdir) / "conversion.json"
     try:
         manifest = json.loads(path.read_text())

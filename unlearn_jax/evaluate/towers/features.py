@@ -40,7 +40,7 @@ def extract(
     threads: int | None = None,
     title: str = "features",
 ) -> Iterator[Batch]:
-    """Yields ({"NAME/ROLE": features [b d] on the mesh}, positions [b], valid [b]), in order.
+    """Yield ({"NAME/ROLE": features [b d] on the mesh}, positions [b], valid [b]), in order.
 
     The same items give the same features, whatever the number of threads. Several processes have
     the same items, and share the towers' work.
@@ -101,18 +101,18 @@ def extract(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def forward(tower, recipe, mesh, params, pixels):
-    """The features of prepared pixels, rows split over the mesh; recipe: of `hashable`."""
+    """Compute the features of prepared pixels, rows split over the mesh; recipe: of `hashable`."""
     features = tower.features(params, preprocessing.to_tower(pixels, dict(recipe)))
     return jax.lax.with_sharding_constraint(features, sharding.batch_sharding(mesh))
 
 
 def hashable(recipe: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The recipe as an argument that a compiled program may depend on."""
+    """Return the recipe as an argument that a compiled program may depend on."""
     return tuple(sorted(recipe.items()))
 
 
 def _on_mesh(params: Any, mesh: Mesh) -> Any:
-    """The params where they are, if that is on the mesh; else as the default rules split them."""
+    """Put the params on the mesh, split by the default rules, unless they are there."""
 
     def place(leaf, split):
         on_mesh = getattr(getattr(leaf, "sharding", None), "mesh", None) == mesh
@@ -123,7 +123,7 @@ def _on_mesh(params: Any, mesh: Mesh) -> Any:
 
 @contextlib.contextmanager
 def _prepared(items, extractors, batch_size, threads):
-    """An iterator over prepared rows, a few batches of them ahead, in threads."""
+    """Iterate over prepared rows, a few batches of them ahead, in threads."""
     pool = ThreadPoolExecutor(threads or os.cpu_count() or 1)
 
     def rows():

@@ -192,18 +192,18 @@ class Inception:
     image_size: int = 299
     """75 or more."""
     classes: int = 0
-    """Of the logits; 0: as published, 1008 for "fid", 1000 for "torchvision"."""
+    """Number of logits; 0: as published, 1008 for "fid", 1000 for "torchvision"."""
     width: int = 32
     """Channels of the first convolution; there are 64 times as many pooled features."""
     auxiliary: bool = False
     """Parameters hold torchvision's auxiliary head too, under "unused"; nothing reads it."""
     mean: tuple[float, ...] | list[float] = ()
-    """Of red, green and blue in [0, 1], subtracted inside. Empty: 128 / 255 for "fid", 0.5 for
+    """Mean of red, green, blue in [0, 1], subtracted inside. Empty: 128 / 255 for "fid", 0.5 for
     "torchvision"."""
     std: tuple[float, ...] | list[float] = ()
     """By which is then divided. Empty: the same numbers."""
     dtype: str = "float32"
-    """Of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
+    """Type of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -227,13 +227,13 @@ class Inception:
         return _Inception(self.variant, self.classes, self.width, self.auxiliary, self.dtype)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, batch statistics included."""
+        """Draw fresh float32 parameters, batch statistics included."""
         return init(self, key)
 
     def features(
         self, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
     ) -> dict[str, Float[Array, "b _"]]:
-        """Pooled features "pool" [b 64 * width] and "logits" [b classes] of images in [-1, 1].
+        """Compute features of images in [-1, 1]: "pool" [b 64 * width], and "logits" [b classes].
 
         Inside, images become ((images + 1) / 2 - mean) / std: by default (pixel - 128) / 128 for
         "fid", where a pixel is 0 to 255, as in TensorFlow's graph and in clean-fid (pytorch-fid

@@ -1,4 +1,4 @@
-"""What is done to images before each tower, as data, and the one function that does it."""
+"""Preprocessing of images for each tower, as data, and the one function that does it."""
 
 import io
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 def prepare(
     image: UInt8[np.ndarray, "h w 3"], recipe: Mapping[str, Any]
 ) -> Shaped[np.ndarray, "h2 w2 3"]:
-    """The image resized and cropped, 0 to 255: uint8 if the recipe rounds, else float32."""
+    """Resize and crop an image, 0 to 255: uint8 if the recipe rounds, else float32."""
     resample = Image.Resampling[recipe["filter"].upper()]
     height, width = _target(image.shape, recipe["resize"])
     if recipe["rounded"]:
@@ -87,7 +87,7 @@ def prepare(
 def to_tower(
     pixels: Shaped[Array, "b h w 3"], recipe: Mapping[str, Any]
 ) -> Float[Array, "b h2 w2 3"]:
-    """What a tower takes, images in [-1, 1], of a batch of `prepare`d ones; on the device.
+    """Turn a batch of `prepare`d images into what a tower takes, in [-1, 1]; on the device.
 
     The tower's own mean and std must be the recipe's. They are applied after the upsampling here
     and before it in the originals, which is the same but for rounding: bilinear weights sum to 1.
@@ -100,7 +100,7 @@ def to_tower(
 
 
 def size(recipe: Mapping[str, Any]) -> int:
-    """Side of the images that the tower gets, in pixels."""
+    """Return the side of the images that the tower gets, in pixels."""
     resize = recipe["resize"]
     return (
         recipe["upsample"] or recipe["crop"] or (resize if isinstance(resize, int) else resize[0])
@@ -108,7 +108,7 @@ def size(recipe: Mapping[str, Any]) -> int:
 
 
 def norm_then_flip(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with red's and blue's mean and std exchanged.
+    """Exchange red's and blue's mean and std in a recipe.
 
     Li et al. saved MAGE's images with red and blue exchanged, normalised what they read from those
     files for the Inception Score and CLIP, and exchanged the channels back only then (protocol
@@ -118,7 +118,7 @@ def norm_then_flip(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resaved(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image after it was saved as a JPEG of PIL's default quality, 75."""
+    """Save the image as a JPEG of PIL's default quality, 75, and decode it again."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "jpeg", quality=75)
     return np.asarray(Image.open(file))

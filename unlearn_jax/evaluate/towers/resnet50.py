@@ -21,7 +21,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """(x - mean) / sqrt(var + epsilon) * scale + bias."""
+        """Compute (x - mean) / sqrt(var + epsilon) * scale + bias."""
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean, var = self.param("mean", zeros, shape), self.param("var", ones, shape)
@@ -110,15 +110,15 @@ class ResNet50:
 
     image_size: int = 224
     classes: int = 365
-    """Of the logits: 365 of Places365, 1000 of ImageNet."""
+    """Number of logits: 365 of Places365, 1000 of ImageNet."""
     width: int = 64
     """Channels of the first convolution; there are 32 times as many pooled features."""
     mean: tuple[float, ...] | list[float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue in [0, 1], subtracted inside."""
+    """Mean of red, green and blue in [0, 1], subtracted inside."""
     std: tuple[float, ...] | list[float] = (0.229, 0.224, 0.225)
     """By which is then divided."""
     dtype: str = "float32"
-    """Of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
+    """Type of the convolutions, or "bfloat16". Parameters, norms and outputs are float32."""
 
     def __post_init__(self):
         check_fields(self, positive=("image_size", "classes", "width"))
@@ -128,13 +128,13 @@ class ResNet50:
         return _ResNet(self.width, self.classes, self.dtype)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters, batch statistics included."""
+        """Draw fresh float32 parameters, batch statistics included."""
         return init(self, key)
 
     def features(
         self, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
     ) -> dict[str, Float[Array, "b _"]]:
-        """Pooled features "pool" [b 32 * width] and "logits" [b classes] of images in [-1, 1].
+        """Compute features of images in [-1, 1]: "pool" [b 32 * width], and "logits" [b classes].
 
         Inside, images become ((images + 1) / 2 - mean) / std, by default with ImageNet's numbers.
 
@@ -145,7 +145,7 @@ class ResNet50:
 
 
 def check_fields(tower: Any, positive: tuple[str, ...]) -> None:
-    """Nothing; lists become tuples.
+    """Check the fields of a tower; lists become tuples.
 
     Raises:
       ValueError: one of the fields `positive` is below 1, mean or std are not three numbers,
@@ -166,7 +166,7 @@ def check_fields(tower: Any, positive: tuple[str, ...]) -> None:
 
 
 def init(tower: Any, key: PRNGKeyArray) -> dict[str, Any]:
-    """A tower's fresh float32 parameters."""
+    """Draw a tower's fresh float32 parameters."""
     image = jnp.zeros((1, tower.image_size, tower.image_size, 3))
     return tower._module.init(key, image)["params"]
 
@@ -174,7 +174,7 @@ def init(tower: Any, key: PRNGKeyArray) -> dict[str, Any]:
 def apply(
     tower: Any, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
 ) -> dict[str, Float[Array, "b _"]]:
-    """What a tower's module gives for images in [-1, 1], normalised by the tower's mean and std.
+    """Apply a tower's module to images in [-1, 1], normalised by the tower's mean and std.
 
     Raises:
       ValueError: the images do not have the tower's size.

@@ -74,11 +74,11 @@ class SmallClassifier:
     width: int = 32
     """Channels of the first convolution; there are 4 times as many pooled features."""
     mean: tuple[float, ...] | list[float] = (0.4914, 0.4822, 0.4465)
-    """Of red, green and blue in [0, 1], subtracted inside."""
+    """Mean of red, green and blue in [0, 1], subtracted inside."""
     std: tuple[float, ...] | list[float] = (0.247, 0.2435, 0.2616)
     """By which is then divided."""
     dtype: str = "float32"
-    """Of the convolutions, or "bfloat16". Parameters and outputs are float32."""
+    """Type of the convolutions, or "bfloat16". Parameters and outputs are float32."""
 
     def __post_init__(self):
         check_fields(self, positive=("image_size", "classes", "width"))
@@ -88,13 +88,13 @@ class SmallClassifier:
         return _Net(self.width, self.classes, self.dtype)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
-        """Fresh float32 parameters."""
+        """Draw fresh float32 parameters."""
         return init(self, key)
 
     def features(
         self, params: Mapping[str, Any], images: Float[Array, "b h w 3"]
     ) -> dict[str, Float[Array, "b _"]]:
-        """Pooled features "pool" [b 4 * width] and "logits" [b classes] of images in [-1, 1].
+        """Compute features of images in [-1, 1]: "pool" [b 4 * width], and "logits" [b classes].
 
         Raises:
           ValueError: the images are not image_size x image_size.
@@ -103,7 +103,7 @@ class SmallClassifier:
 
 
 def load(path: Path | None = None) -> tuple[SmallClassifier, dict[str, Any], dict[str, Any]]:
-    """(tower, params, provenance) of a weights file, by default of the one in the package.
+    """Load (tower, params, provenance) from a weights file, by default the one in the package.
 
     provenance: {"family", "command", "seed", "epochs", "test_accuracy", "n_test", "unlearn_jax"}.
 
@@ -128,7 +128,7 @@ def load(path: Path | None = None) -> tuple[SmallClassifier, dict[str, Any], dic
 
 
 def save(path: Path, params: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Writes params as float16, completely or not at all."""
+    """Write params as float16, whole or not at all."""
     leaves = traverse_util.flatten_dict(params, sep="/")
     files.write_arrays(path, {name: np.float16(leaf) for name, leaf in leaves.items()}, provenance)
 
@@ -142,7 +142,7 @@ def train(
     tower: SmallClassifier,
     batch_size: int = _BATCH,
 ) -> dict[str, Any]:
-    """Parameters of the tower, trained to tell the labels; the same for the same seed.
+    """Train the tower to tell the labels; the same parameters for the same seed.
 
     AdamW with a one-cycle learning rate, cross-entropy with labels smoothed by 0.1, images mirrored
     and shifted by up to 3 pixels at random. Rows that do not fill a batch are left out of an epoch.
@@ -204,7 +204,7 @@ def accuracy(
     images: UInt8[np.ndarray, "n h w 3"],
     labels: np.ndarray,
 ) -> float:
-    """The share of images whose largest logit is that of their label."""
+    """Compute the share of images whose largest logit is that of their label."""
     features = jax.jit(tower.features)
     right = 0
     for first in range(0, len(images), 500):
@@ -226,7 +226,7 @@ def _augment(images: Float[Array, "b h w 3"], key: PRNGKeyArray) -> Float[Array,
 
 
 def _fold(params: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without norms: (conv(x) - mean) * scale + bias is a convolution with a bias."""
+    """Fold norms into convolutions: (conv(x) - mean) * scale + bias is one with a bias."""
     folded = {"fc": params["fc"]}
     for name in (name for name in params if name.startswith("conv")):
         norm, found = (tree[name.replace("conv", "norm")] for tree in (params, statistics))
@@ -237,7 +237,7 @@ def _fold(params: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str,
 
 
 def main(data_dir: str, out: str) -> None:
-    """The binary."""
+    """Run the command."""
     source = sources.open_source(kind="tfds", name="cifar10", data_dir=data_dir, image_size=32)
     rows = {split: np.array(found) for split, found in source.splits.items()}
     images = {split: source.fetch(found) for split, found in rows.items()}

@@ -61,7 +61,7 @@ def as_compiled(traced):
 
 def output(model):
     def predict(params, batch, key):
-        if hasattr(model, "predict"):
+        if model.predict:
             return model.predict(params, batch, key)
         return model.decode(params, model.encode(params, batch, key), batch, key)
 

@@ -107,7 +107,7 @@ GATE = {("calibrated", SPLIT)}
 def cases():
     for name in FIELDS:
         for objective in BY_ROW:
-            if objective == "tokenizer" and not hasattr(models.MODELS[name], "tokenizer_loss"):
+            if objective == "tokenizer" and not models.MODELS[name].tokenizer_loss:
                 continue
             for shape in (ONE, SPLIT):
                 marks = () if (objective, shape) in GATE else pytest.mark.full

@@ -26,6 +26,7 @@ from launch import chips
 from launch.child import check_libtpu, emit, lines_of_child, now, versions
 from launch.chips import Topology
 from unlearn_jax import cli
+from unlearn_jax.registry import UserError
 
 PROGRAMS = ("step", "evaluation", "sampler")
 EXAMPLE = "--config=configs/imagenet_mage.py --topology=v5e:16x16 --batch=2048"
@@ -50,11 +51,11 @@ def main(cfg: ConfigDict) -> None:
     """Run the command."""
     args = flags.FLAGS
     if args.topology is None:
-        raise ValueError(f"Expected --topology=CHIP:SHAPE. For example:\n  {EXAMPLE}")
+        raise UserError(f"Expected --topology=CHIP:SHAPE. For example:\n  {EXAMPLE}")
     if args.batch < 0 or args.eval_batch < 0:
-        raise ValueError("Expected --batch and --eval_batch of 1 or more, or 0: the config's.")
+        raise UserError("Expected --batch and --eval_batch of 1 or more, or 0: the config's.")
     if unknown := set(args.programs) - set(PROGRAMS):
-        raise ValueError(f"Expected --programs among {PROGRAMS}, got {sorted(unknown)}.")
+        raise UserError(f"Expected --programs among {PROGRAMS}, got {sorted(unknown)}.")
     topology = chips.parse_topology(args.topology, args.slices)
     if args.in_this_process:
         compile_all(cfg, topology)

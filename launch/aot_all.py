@@ -23,6 +23,7 @@ from absl import flags
 from launch import child
 from launch.all_programs import LINES, MODELS, Point, done, makers, missing, points
 from launch.chips import parse_topology
+from unlearn_jax.registry import UserError
 
 TOGETHER = 8  # programs in a process, which takes seconds to start; the last ones share the cores
 
@@ -42,13 +43,13 @@ def main() -> None:
     """Run the command."""
     args = flags.FLAGS
     if unknown := set(args.models) - set(MODELS):
-        raise ValueError(f"Expected --models among {', '.join(MODELS)}; got {sorted(unknown)}.")
+        raise UserError(f"Expected --models among {', '.join(MODELS)}; got {sorted(unknown)}.")
     if args.in_this_process:
         compile_here(args.models[0], args.only, args.minutes)
         return
     every, path = points(), Path(args.out)
     if unknown := set(args.only) - {point.program for point in every}:
-        raise ValueError(f"Expected --only among the programs of --missing; got {sorted(unknown)}.")
+        raise UserError(f"Expected --only among the programs of --missing; got {sorted(unknown)}.")
     chosen = [p for p in every if p.model in args.models and p.program in (args.only or p)]
     todo = missing(chosen, path)
     if args.missing:
@@ -61,7 +62,7 @@ def main() -> None:
     left = missing(every, path)
     print(f"{len(every) - len(left)} of {len(every)} programs are compiled.", file=sys.stderr)
     if failed := [p for p in todo if p in left and p in done(path)]:
-        raise ValueError(f"{len(failed)} failed: " + "; ".join(": ".join(p) for p in failed))
+        raise UserError(f"{len(failed)} failed: " + "; ".join(": ".join(p) for p in failed))
 
 
 def compile_all(todo: list[Point], path: Path, seconds: float, jobs: int) -> None:

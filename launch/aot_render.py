@@ -6,6 +6,7 @@ from typing import Any
 
 from launch.aot_grid import Point, grid
 from launch.chips import GIB
+from unlearn_jax.registry import UserError
 
 DOCUMENT, PLOT = Path("docs/scale.md"), Path("docs/scale.png")
 MARK = "<!-- {}: made by `python -m launch.aot_table --render` -->"
@@ -22,7 +23,7 @@ def write(lines: Lines, **more: str) -> None:
       more: other tables, by name.
 
     Raises:
-      ValueError: a mark is missing.
+      UserError: a mark is missing.
     """
     text = DOCUMENT.read_text()
     for name, table in (tables(lines) | more).items():
@@ -30,7 +31,7 @@ def write(lines: Lines, **more: str) -> None:
         before, found, rest = text.partition(begin)
         _, found_end, after = rest.partition(end)
         if not found or not found_end:
-            raise ValueError(f"Expected {begin} and {end} in {DOCUMENT}.")
+            raise UserError(f"Expected {begin} and {end} in {DOCUMENT}.")
         text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
     DOCUMENT.write_text(text)
     plot(lines, PLOT)

@@ -17,6 +17,7 @@ from absl import flags
 
 from launch.aot_grid import LINES, MODELS, done, grid
 from unlearn_jax import cli
+from unlearn_jax.registry import UserError
 
 flags.DEFINE_float("minutes", 0, "Begin no further point after that time; 0: all missing ones.")
 flags.DEFINE_bool("render", False, "Write the tables and the plot instead.")
@@ -34,7 +35,7 @@ def compile_missing(minutes: float) -> None:
         print(f"{number} of {len(missing)}: {point}", file=sys.stderr)
         ran = subprocess.run(point.command(), capture_output=True, text=True)
         if ran.returncode and "The compiling process ended" not in ran.stderr:
-            raise ValueError(f"{' '.join(point.command())} said:\n{ran.stderr.strip()}")
+            raise UserError(f"{' '.join(point.command())} said:\n{ran.stderr.strip()}")
         result = json.loads(ran.stdout) if not ran.returncode else {"error": ran.stderr.strip()}
         with LINES.open("a") as file:
             file.write(json.dumps({"point": point._asdict()} | result) + "\n")

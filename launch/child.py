@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launch.chips import Topology
+from unlearn_jax.registry import UserError
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 _running: set[subprocess.Popen] = set()
@@ -22,7 +23,7 @@ def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, An
     """Yield the dicts that `launch.aot` emits in its own process; "doing" says what it begins.
 
     Raises:
-      ValueError: that process failed, with what it said.
+      UserError: that process failed, with what it said.
     """
     environment = dict(os.environ)
     if topology.name != "local":
@@ -56,7 +57,7 @@ def lines_of_child(argv: list[str], topology: Topology) -> Iterator[dict[str, An
         errors.seek(0)
         said = errors.read()
     if child.returncode:
-        raise ValueError(_failure(child.returncode, said, doing))
+        raise UserError(_failure(child.returncode, said, doing))
 
 
 def kill_all() -> None:
@@ -94,7 +95,7 @@ def versions() -> dict[str, str | None]:
 def check_libtpu() -> None:
     """Raise ValueError, with the command that installs it, if libtpu is not there."""
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
+        raise UserError(
             "Compiling for TPUs needs libtpu, which is not installed. It is in an extra: "
             "pip install 'unlearn_jax[tpu]'. (--topology=local needs nothing.)"
         )

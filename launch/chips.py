@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from unlearn_jax.registry import UserError
+
 GB, GIB, T = 10**9, 2**30, 10**12
 
 
@@ -95,18 +97,18 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
       slices: at least 1; several are connected by the data centre's network.
 
     Raises:
-      ValueError: there is no such topology.
+      UserError: there is no such topology.
     """
     chip, colon, shape = name.partition(":")
     if slices < 1 or (name == "local" and slices > 1):
-        raise ValueError(f"Expected --slices=1 or more of a TPU topology, got {slices} of {name}.")
+        raise UserError(f"Expected --slices=1 or more of a TPU topology, got {slices} of {name}.")
     if name == "local":
         return Topology(name)
     if chip not in TPUS or not colon:
         known = ", ".join(f"{key}:{value.shapes[-1]}" for key, value in TPUS.items())
-        raise ValueError(f"Expected --topology=local or CHIP:SHAPE, such as {known}; got {name!r}.")
+        raise UserError(f"Expected --topology=local or CHIP:SHAPE, such as {known}; got {name!r}.")
     if shape not in TPUS[chip].shapes:
-        raise ValueError(
+        raise UserError(
             f"Expected the shape of a {chip} slice, one of {', '.join(TPUS[chip].shapes)}; got "
             f"{shape!r} in --topology={name}. For more chips: --slices."
         )
@@ -117,7 +119,7 @@ def parse_mesh(text: str, chips: int, slices: int = 1) -> dict[str, int]:
     """Parse "DATA:FSDP" to {"data": …, "fsdp": …}; one may be -1, "what is left".
 
     Raises:
-      ValueError: not two numbers; they do not multiply to the chips; data cannot be split over the
+      UserError: not two numbers; they do not multiply to the chips; data cannot be split over the
         slices.
     """
     try:
@@ -126,12 +128,12 @@ def parse_mesh(text: str, chips: int, slices: int = 1) -> dict[str, int]:
     except ValueError:
         ok = False
     if not ok:
-        raise ValueError(f"Expected a mesh as DATA:FSDP, such as -1:1 or 16:16, got {text!r}.")
+        raise UserError(f"Expected a mesh as DATA:FSDP, such as -1:1 or 16:16, got {text!r}.")
     data, fsdp = (chips // fsdp if data == -1 else data), (chips // data if fsdp == -1 else fsdp)
     if data * fsdp != chips:
-        raise ValueError(f"Expected a mesh that multiplies to the {chips} chips, got {text}.")
+        raise UserError(f"Expected a mesh that multiplies to the {chips} chips, got {text}.")
     if data % slices:
-        raise ValueError(
+        raise UserError(
             f"Expected a data axis that is a multiple of the {slices} slices, got {data} in "
             f"{text}: parameters are sharded (fsdp) within a slice only."
         )

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from launch import chips
 from unlearn_jax import cli, config
+from unlearn_jax.registry import UserError
 
 EXAMPLE = "--config=configs/imagenet_mage.py --topology=v5e:4x4 --price=1.2"
 MFU = (
@@ -35,11 +36,11 @@ def main(cfg: ConfigDict) -> None:
 
     args = flags.FLAGS
     if args.topology in (None, "local"):
-        raise ValueError(f"Expected --topology=CHIP:SHAPE. For example:\n  {EXAMPLE}")
+        raise UserError(f"Expected --topology=CHIP:SHAPE. For example:\n  {EXAMPLE}")
     if not (0 < args.mfu <= 1 and 0 < args.sampling_mfu <= 1):
-        raise ValueError("Expected --mfu and --sampling_mfu above 0 and at most 1.")
+        raise UserError("Expected --mfu and --sampling_mfu above 0 and at most 1.")
     if args.price < 0 or args.start_minutes < 0:
-        raise ValueError("Expected --price and --start_minutes of 0 or more.")
+        raise UserError("Expected --price and --start_minutes of 0 or more.")
     validate(cfg)
     topology = chips.parse_topology(args.topology, args.slices)
     rows = plan_parts.count_rows(cfg, plan_parts.parse_rows(args.rows))

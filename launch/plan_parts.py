@@ -14,6 +14,7 @@ from launch.programs import Program
 from unlearn_jax import config
 from unlearn_jax.evaluate.protocol import evaluation as protocol
 from unlearn_jax.methods import goals
+from unlearn_jax.registry import UserError
 
 DATASETS = {  # training images, images of the other split, classes
     "cifar10": (50_000, 10_000, 10),
@@ -61,14 +62,14 @@ def parse_rows(given: Sequence[str]) -> dict[str, int]:
     """Parse "train=…" to {"train": …}.
 
     Raises:
-      ValueError: not such a list.
+      UserError: not such a list.
     """
     try:
         found = {name: int(n) for name, n in (text.split("=") for text in given)}
     except ValueError:
         found = {"": 0}
     if not set(found) <= set(Rows._fields) or min(found.values(), default=1) < 0:
-        raise ValueError(f"Expected --rows as {'=…,'.join(Rows._fields)}=…; got {list(given)}.")
+        raise UserError(f"Expected --rows as {'=…,'.join(Rows._fields)}=…; got {list(given)}.")
     return found
 
 
@@ -76,7 +77,7 @@ def count_rows(cfg: ConfigDict, given: dict[str, int]) -> Rows:
     """Count a request's images, as far as its config and the data set's published size tell.
 
     Raises:
-      ValueError: they do not, with what --rows has to give.
+      UserError: they do not, with what --rows has to give.
     """
     train, test, classes = DATASETS.get(cfg.data.name, (0, 0, 0))
     train = given.get("train", cfg.data.train_rows or train)
@@ -88,7 +89,7 @@ def count_rows(cfg: ConfigDict, given: dict[str, int]) -> Rows:
 
     def needed(name: str, found: float | None) -> int:
         if name not in given and not found:
-            raise ValueError(
+            raise UserError(
                 f"The config does not tell how many {name} images there are: data.name is "
                 f"{cfg.data.name!r}, request.kind {forget.kind!r}, retain.kind {keep.kind!r}. "
                 f"Give --rows={name}=…."
@@ -131,13 +132,13 @@ def request(cfg: ConfigDict, chips: int, rows: Rows, without: Sequence[str] = ()
       without: sections to leave out.
 
     Raises:
-      ValueError: there is no such section.
+      UserError: there is no such section.
     """
     asked = _Request(cfg, chips, rows, without)
     parts = list(asked.parts())
     if unknown := set(without) - asked.sections:
         known = ", ".join(sorted(asked.sections))
-        raise ValueError(f"Expected --without among {known}; got {sorted(unknown)}.")
+        raise UserError(f"Expected --without among {known}; got {sorted(unknown)}.")
     return parts
 
 

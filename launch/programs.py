@@ -17,6 +17,7 @@ from launch.chips import Topology, parse_mesh
 from unlearn_jax import data, models, sharding
 from unlearn_jax.models import Model, Params, flops
 from unlearn_jax.models.params import select
+from unlearn_jax.registry import UserError
 from unlearn_jax.training import phases
 from unlearn_jax.training.step import UnlearnState, masked_mean
 
@@ -60,7 +61,7 @@ def make_mesh(topology: Topology, text: str, default: Mapping[str, int]) -> Mesh
       default: a config's section `mesh`.
 
     Raises:
-      ValueError: the axes do not fit the devices.
+      UserError: the axes do not fit the devices.
     """
     text = text or "{data}:{fsdp}".format(**default)
     if topology.name == "local":
@@ -85,11 +86,11 @@ def phase_of(cfg: ConfigDict, name: str = "") -> tuple[str, bool]:
     else the last.
 
     Raises:
-      ValueError: no stage has such a phase.
+      UserError: no stage has such a phase.
     """
     stages = _stages(cfg)
     if name and name not in stages:
-        raise ValueError(f"Expected --phase as one of {', '.join(sorted(stages))}; got {name!r}.")
+        raise UserError(f"Expected --phase as one of {', '.join(sorted(stages))}; got {name!r}.")
     if not name:
 
         def rank(phase: str) -> tuple[bool, bool]:
@@ -163,7 +164,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
       remat: False counts the FLOPs of a model that computes nothing twice to save memory.
 
     Raises:
-      ValueError: the rows cannot be divided over the devices.
+      UserError: the rows cannot be divided over the devices.
     """
     spec, stage = cfg.phases[phase], _stages(cfg)[phase_of(cfg, phase)[0]]
     rows, accumulate = rows or spec.batch_size or cfg.batch_size, accumulated(cfg, phase)

@@ -10,8 +10,8 @@ import unlearn_jax
 ROOT = Path(unlearn_jax.__file__).parent
 # From the ground up. What is in one line may not import each other.
 LAYERS = (
-    ("files",),
     ("registry",),
+    ("files",),
     ("sharding",),
     ("distributed",),
     ("checkpoint",),

@@ -27,6 +27,7 @@ from unlearn_jax.convert import writing
 from unlearn_jax.data.sources import open_source
 from unlearn_jax.evaluate.towers import clip_tower, inception, resnet50
 from unlearn_jax.models import diffusion
+from unlearn_jax.registry import UserError
 
 CHECKPOINTS = {
     "mage-vitb-1600.pth": ("mage", "imagenet_mage"),
@@ -52,7 +53,7 @@ def make(out: Path, train: int, val: int) -> None:
       val: validation images of each class.
     """
     if out.exists():
-        raise ValueError(f"--out: {out} exists. Choose another folder, or remove that one.")
+        raise UserError(f"--out: {out} exists. Choose another folder, or remove that one.")
     rng = np.random.default_rng(0)
     images = _jpegs(rng)
     wnids = sorted(imagenet_mage.classes("imagenet_forget.txt", "imagenet_retain.txt"))

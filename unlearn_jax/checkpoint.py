@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from unlearn_jax import distributed, files
+from unlearn_jax.registry import UserError
 from unlearn_jax.sharding import leaf_path
 
 DIRECTORY = "checkpoints"
@@ -183,7 +184,7 @@ def restore_latest(
       like: from meta to ShapeDtypeStructs (with shardings) of params and opt.
 
     Raises:
-      ValueError: the checkpoints are of another model, or every one of them is damaged.
+      UserError: the checkpoints are of another model, or every one of them is damaged.
     """
     directory = Path(manager.directory)
     damaged = []
@@ -203,7 +204,7 @@ def restore_latest(
             damaged.append(step)
             print(f"warning: {error}; moved to {aside}, trying an older one", file=sys.stderr)
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"Every checkpoint of {directory} was damaged (steps {damaged}, now in "
             f"{directory.parent / 'damaged'}). Run the same command again to start anew."
         )
@@ -219,15 +220,15 @@ def read_meta(workdir: Path | str) -> Meta:
     """Return the meta of the newest checkpoint, of a finished run or not.
 
     Raises:
-      ValueError: there is no checkpoint, or it is damaged.
+      UserError: there is no checkpoint, or it is damaged.
     """
     steps = distributed.agreed(saved_steps(workdir))
     if not steps:
-        raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+        raise UserError(f"Expected a trained model in {workdir}, found no checkpoint there.")
     try:
         return _restore_meta(Path(workdir).absolute() / DIRECTORY, max(steps))
     except Damaged as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
@@ -238,24 +239,24 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
       like: ShapeDtypeStructs of the whole model, with shardings.
 
     Raises:
-      ValueError: there is none, the run has not finished, another model, or damage.
+      UserError: there is none, the run has not finished, another model, or damage.
     """
     _quiet()
     directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
     steps = distributed.agreed(steps)
     if not steps:
-        raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+        raise UserError(f"Expected a trained model in {workdir}, found no checkpoint there.")
     step = max(steps)
     try:
         meta = _restore_meta(directory, step)
         if not meta["done"]:
-            raise ValueError(
+            raise UserError(
                 f"The run in {workdir} has not finished (step {step}). Run its command again to "
                 "resume it."
             )
         (params,) = _restore_checked(directory, step, meta, params=like)
     except Damaged as error:
-        raise ValueError(
+        raise UserError(
             f"{error}. Run the command that made it again: it falls back to its last good "
             "checkpoint and finishes from there."
         ) from error
@@ -266,12 +267,12 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
     """(ShapeDtypeStructs on one device, meta) of a finished run, whatever its model.
 
     Raises:
-      ValueError: there is none, it has not finished, or damage.
+      UserError: there is none, it has not finished, or damage.
     """
     _quiet()
     directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
     if not steps:
-        raise ValueError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+        raise UserError(f"Expected a trained model in {workdir}, found no checkpoint there.")
     step = max(steps)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
@@ -282,9 +283,9 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
             )
     except Damaged as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     if not meta["done"]:
-        raise ValueError(f"The run in {workdir} has not finished (step {step}).")
+        raise UserError(f"The run in {workdir} has not finished (step {step}).")
     return like, meta
 
 
@@ -319,7 +320,7 @@ def _restore_meta(directory: Path, step: int) -> Meta:
     with _damage(directory, step, "meta"):
         meta = json.loads((directory / str(step) / "meta" / "metadata").read_text("utf-8"))
         if meta.pop("sha256") != files.digest(meta):
-            raise ValueError("checksum of meta is wrong")
+            raise UserError("checksum of meta is wrong")
     return meta
 
 
@@ -333,7 +334,7 @@ def _restore(directory: Path, step: int, item: str, like: Any) -> Any:
     if not mismatches:
         return restored
     listed = "\n".join(f"  {line}" for line in mismatches)
-    raise ValueError(
+    raise UserError(
         f"The checkpoint {path} is of another model than the config's:\n{listed}\n"
         "Use the config it was made with, or another --workdir."
     )

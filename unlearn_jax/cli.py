@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from unlearn_jax.files import cache_folder
+from unlearn_jax.registry import UserError
 
 MAX_BYTES = 2 * 2**30
 MIN_SECONDS = 0.02  # what compiles faster is compiled again
@@ -33,7 +34,7 @@ def start(
     """Runs a binary as `main(*values)`, of the flags that it needs, in this order.
 
     "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
-    a ValueError, an OSError, more than fits into memory or a flag that cannot be parsed, ends it
+    a UserError, an OSError, more than fits into memory or a flag that cannot be parsed, ends it
     with its message and exit code 1; --traceback shows where it was raised.
 
     Where `several` processes can share the work, flags say which of them this is, see
@@ -71,13 +72,13 @@ def start(
         try:
             missing = [f"--{name}=…" for name, value in values.items() if value is None]
             if missing or argv[1:]:
-                raise ValueError(
+                raise UserError(
                     f"Expected --flags only, got {argv[1:]}; missing: {missing}. For example:\n"
                     f"  {example}"
                 )
             for name, value in values.items():
                 if isinstance(value, str) and "://" in value:
-                    raise ValueError(
+                    raise UserError(
                         f"--{name}: expected a path, got the URL {value!r}, which would be a "
                         "folder of that name. Mount the bucket, as launch/README.md says."
                     )
@@ -91,7 +92,7 @@ def start(
                 main(*values.values())
             if shared:
                 distributed.leave()
-        except (OSError, ValueError, FloatingPointError) as error:
+        except (OSError, UserError, FloatingPointError) as error:
             _fail(error, show=flags.FLAGS.traceback, shared=shared)
         except SystemExit:
             if shared:
@@ -120,7 +121,7 @@ def keep_compiled(where: str = "") -> None:
       where: a folder, "off", or "": what the environment says, else the user's cache folder.
 
     Raises:
-      ValueError: where is a folder that cannot be made.
+      UserError: where is a folder that cannot be made.
     """
     if where == "off":
         settings = {"enable_compilation_cache": False}
@@ -134,7 +135,7 @@ def keep_compiled(where: str = "") -> None:
         except (OSError, RuntimeError) as error:  # the latter: there is no home
             reason = f"compiled programs cannot be kept: {error}"
             if where:
-                raise ValueError(f"--compilation_cache: {reason}") from error
+                raise UserError(f"--compilation_cache: {reason}") from error
             print(f"warning: {reason}. --compilation_cache=DIR|off", file=sys.stderr)
             return
         settings = {
@@ -231,7 +232,7 @@ def _check_key(config: ConfigDict, path: str) -> None:
         near = difflib.get_close_matches(path, known, n=1)
         near += difflib.get_close_matches(path, elsewhere, cutoff=0.0)
     guess = " or ".join(f"--config.{key}" for key in dict.fromkeys(near[:2]))
-    raise ValueError(
+    raise UserError(
         f"--config.{path}: expected a key that the config has, got {path!r}."
         + (f" Did you mean {guess}?" if guess else "")
         + (" A field of the model is set in the config's file." if section == "model" else "")

@@ -35,6 +35,7 @@ from unlearn_jax.config import identity
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, poison, splits, transforms
 from unlearn_jax.evaluate import results
+from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard
 from unlearn_jax.request import Request, load
 
@@ -50,16 +51,16 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
       workdir: gets METHOD/SEED/ (runs), measured/, results.json and the leaderboard.
 
     Raises:
-      ValueError: the config, the data or the workdir are not what they must be; no methods.
+      UserError: the config, the data or the workdir are not what they must be; no methods.
     """
     validate(cfg)
     if cfg.init_from:
-        raise ValueError(
+        raise UserError(
             "compare trains originals of its own: expected no config.init_from, got "
             f"{cfg.init_from!r}. Leave it out; request.served names a model whose past counts."
         )
     if not cfg.compare.methods or not cfg.compare.seeds:
-        raise ValueError("compare: expected config.compare.methods and config.compare.seeds.")
+        raise UserError("compare: expected config.compare.methods and config.compare.seeds.")
     # Every model of a kind runs the same programs: compile them once.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

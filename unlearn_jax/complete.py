@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from unlearn_jax import checkpoint, cli, convert, models, sharding
 from unlearn_jax.data import preprocess, transforms
+from unlearn_jax.registry import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SHEET_ROWS, THUMBNAIL = 50, 160  # images at most, pixels of the longer side
@@ -65,13 +66,13 @@ class Completer:
           seed: of what the model draws, and of random holes.
 
         Raises:
-          ValueError: the image or the mask is not like that.
+          UserError: the image or the mask is not like that.
         """
         if isinstance(image, Image.Image):
             return Image.fromarray(self.complete(np.asarray(image.convert("RGB")), mask, seed))
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
-            raise ValueError(
+            raise UserError(
                 "complete: expected a PIL image or uint8 [h w 3] or [b h w 3], got "
                 f"{image.dtype} {list(image.shape)}. Colours of 0 to 255 in the last axis."
             )
@@ -106,10 +107,10 @@ class Completer:
         """Return the holes of the model's task in images [b h w].
 
         Raises:
-          ValueError: the model does not say what its task is.
+          UserError: the model does not say what its task is.
         """
         if self.task is None:
-            raise ValueError(
+            raise UserError(
                 "complete: a converted model does not say which part it completes: expected masks, "
                 "got none. Give a mask for every image (--masks=DIR)."
             )
@@ -123,7 +124,7 @@ def load_model(workdir: Path | str) -> Completer:
     """Load a model from the workdir of `train` or `convert`; it needs no config.
 
     Raises:
-      ValueError: there is no model, it has not finished, or it is damaged.
+      UserError: there is no model, it has not finished, or it is damaged.
     """
     model, size, task = _described(Path(workdir))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -143,7 +144,7 @@ def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | No
         said = json.loads((workdir / convert.MANIFEST).read_text("utf-8"))
         model = convert.described(said)
         return model, model.image_size, None
-    raise ValueError(
+    raise UserError(
         f"--model: expected the workdir of train or convert, {workdir} has no config.json. A "
         f"request has several, such as {workdir / 'unlearned'}."
     )
@@ -157,7 +158,7 @@ def _as_holes(mask: Any, shape: Sequence[int]) -> Bool[np.ndarray, "b h w"]:
     if mask.ndim > 2 and mask.shape[-1] == 1:
         mask = mask[..., 0]
     if mask.shape not in (tuple(shape[1:3]), tuple(shape[:3])):
-        raise ValueError(
+        raise UserError(
             f"complete: expected a mask {list(shape[1:3])} or {list(shape[:3])}, as its image, got "
             f"{list(mask.shape)}. One number for each pixel: 0 stays, the largest is generated."
         )
@@ -165,7 +166,7 @@ def _as_holes(mask: Any, shape: Sequence[int]) -> Bool[np.ndarray, "b h w"]:
         mask = mask > (127 if mask.max() > 1 else 0)  # 0 and 255, or 0 and 1
     holes = np.broadcast_to(mask, shape[:3])
     if not holes.any((1, 2)).all():
-        raise ValueError(
+        raise UserError(
             "complete: expected a hole in every image, got a mask without one. Make white what is "
             "to be generated."
         )
@@ -222,7 +223,7 @@ def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Pat
       seed: see `Completer.complete`.
 
     Raises:
-      ValueError: no images, no mask for one, or no model.
+      UserError: no images, no mask for one, or no model.
     """
     files = _files(images, "--images")
     holes = {file: _mask_of(file, images, masks) if masks else None for file in files}
@@ -252,7 +253,7 @@ def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Pat
 def _files(folder: Path, flag: str) -> list[Path]:
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if not files:
-        raise ValueError(f"{flag}: expected a folder of {', '.join(SUFFIXES)}, found none in "
+        raise UserError(f"{flag}: expected a folder of {', '.join(SUFFIXES)}, found none in "
                          f"{folder}.")  # fmt: skip
     return files
 
@@ -262,9 +263,7 @@ def _mask_of(file: Path, images: Path, masks: Path) -> Path:
     found = [path for of in SUFFIXES if (path := masks / name.with_suffix(of)).exists()]
     if not found:
         wanted = masks / name.with_suffix(".png")
-        raise ValueError(
-            f"--masks: expected a mask for every image, {name} has none. Add {wanted}."
-        )
+        raise UserError(f"--masks: expected a mask for every image, {name} has none. Add {wanted}.")
     return found[0]
 
 
@@ -274,7 +273,7 @@ def _photos(holes: Mapping[Path, Path | None], images: Path) -> Iterator[Photo]:
         mask = np.asarray(_read(of).convert("L")) if of else None
         if of and mask.shape != pixels.shape[:2]:
             sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (pixels, mask)]
-            raise ValueError(f"--masks: expected {of} as large as its image, {sizes[0]} pixels, "
+            raise UserError(f"--masks: expected {of} as large as its image, {sizes[0]} pixels, "
                              f"got {sizes[1]}. Draw it again at that size.")  # fmt: skip
         yield Photo(name.with_suffix("").as_posix(), pixels, mask)
 
@@ -304,13 +303,13 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
     """Return the workdirs of --model=DIR and --model=NAME=DIR by name.
 
     Raises:
-      ValueError: two have the same name.
+      UserError: two have the same name.
     """
     pairs = [text.rpartition("=")[::2] for text in texts]
     pairs = [(name or Path(folder).absolute().name, Path(folder)) for name, folder in pairs]
     names = [name for name, _ in pairs]
     if len({*names}) < len(names):
-        raise ValueError(
+        raise UserError(
             f"--model: expected models of different names, got {names}. Name them: "
             f"--model=NAME={pairs[-1][1]}."
         )

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unlearn_jax import sharding
+from unlearn_jax.registry import UserError
 
 HEARTBEAT_S = 10  # of a peer; without a sign of it for so long the job ends
 ASK_EVERY = 4  # steps between two questions whether a process was told to stop
@@ -43,7 +44,7 @@ def start(given: flags.FlagValues) -> bool:
     A peer that dies is noticed within `HEARTBEAT_S` and ends this process, too.
 
     Raises:
-      ValueError: the flags are not what they must be, or nothing tells about other processes.
+      UserError: the flags are not what they must be, or nothing tells about other processes.
     """
     own = {name: given[name].value for name in ("coordinator", "num_processes", "process_id")}
     if not given.distributed and all(value is None for value in own.values()):
@@ -51,17 +52,17 @@ def start(given: flags.FlagValues) -> bool:
     if given.distributed == any(value is not None for value in own.values()) or (
         not given.distributed and None in own.values()
     ):
-        raise ValueError(
+        raise UserError(
             "Expected either --distributed, or all of --coordinator=HOST:PORT --num_processes=N "
             f"--process_id=I, got --distributed={given.distributed} and {own}."
         )
     if not given.distributed and own["process_id"] >= own["num_processes"]:
-        raise ValueError(
+        raise UserError(
             f"--process_id: expected 0..{own['num_processes'] - 1} of {own['num_processes']} "
             f"processes, got {own['process_id']}."
         )
     if not given.distributed and not own["coordinator"].rpartition(":")[2].isdigit():
-        raise ValueError(f"--coordinator: expected HOST:PORT, got {own['coordinator']!r}.")
+        raise UserError(f"--coordinator: expected HOST:PORT, got {own['coordinator']!r}.")
     # Its handler of SIGTERM would be in the way of everything that does not train.
     jax.config.update("jax_enable_preemption_service", False)
     # On CPUs, programs in flight share threads: their collectives could wait for each other.
@@ -76,7 +77,7 @@ def start(given: flags.FlagValues) -> bool:
             heartbeat_timeout_seconds=HEARTBEAT_S,
         )
     except (ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"The processes of this job did not find each other: {error}\nWithout a cluster that "
             "tells about them, give --coordinator=HOST:PORT --num_processes=N --process_id=I."
         ) from error

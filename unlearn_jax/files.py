@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from unlearn_jax.registry import UserError
+
 _ABOUT = "about"
 
 
@@ -95,22 +97,20 @@ def read_sealed(path: Path, kind: str, what: str) -> dict[str, Any]:
       what: the record, in words, for messages.
 
     Raises:
-      ValueError: no such file, another record, or an altered one.
+      UserError: no such file, another record, or an altered one.
     """
     try:
         found = path.read_bytes().decode("utf-8")  # read_text would hide other line ends
         values = json.loads(found)
         name, _ = values.pop("format"), values.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected {what} ({kind}); {type(error).__name__}: {error}."
         ) from error
     if name != kind:
-        raise ValueError(f"{path}: expected format {kind!r}, got {name!r}.")
+        raise UserError(f"{path}: expected format {kind!r}, got {name!r}.")
     if sealed(values, kind) != found:
-        raise ValueError(
-            f"{path}: altered after it was written: the sha256 of its content differs."
-        )
+        raise UserError(f"{path}: altered after it was written: the sha256 of its content differs.")
     return values
 
 
@@ -128,7 +128,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is something else, or was changed.
+      UserError: it is something else, or was changed.
     """
     if not path.exists():
         raise FileNotFoundError(f"Expected a file of arrays at {path}, found none.")
@@ -137,11 +137,11 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays = {name: archive[name] for name in archive.files}
         checked = json.loads(str(arrays.pop(_ABOUT)))
         if checked["sha256"] != _of_arrays(arrays, checked["about"]):
-            raise ValueError("its checksum is wrong")
+            raise UserError("its checksum is wrong")
         return arrays, json.loads(checked["about"])
     except Exception as error:  # damage shows up as almost any exception type
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise ValueError(f"{path} is damaged, or no file of this package ({reason}).") from error
+        raise UserError(f"{path} is damaged, or no file of this package ({reason}).") from error
 
 
 def _of_arrays(arrays: Mapping[str, np.ndarray], about: str) -> str:

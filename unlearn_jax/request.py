@@ -55,7 +55,7 @@ class Request:
           model: an architecture to use instead of the config's.
 
         Raises:
-          ValueError: the config, the mesh, the data or the request are not what they must be.
+          UserError: the config, the mesh, the data or the request are not what they must be.
         """
         validate(cfg)
         self.cfg, self.mesh = cfg, sharding.make_mesh(**cfg.mesh)
@@ -248,7 +248,7 @@ def load(
         if before == now:
             return source, split
         if past is None:  # with a model it is another request, of what that one has left
-            raise ValueError(
+            raise UserError(
                 f"The runs of this request in or beside {workdir} leave out the images of "
                 f"{len(before)} earlier request(s), this one would leave out those of {len(now)}. "
                 "Give the same config.init_from as they had or, for a stage from scratch, that "
@@ -272,12 +272,12 @@ def past_of(cfg: ConfigDict) -> Past | None:
     checkpoints say it; so does the split.json of a model trained by an earlier version.
 
     Raises:
-      ValueError: a model that does not say, without request.served="none", or with it although it
+      UserError: a model that does not say, without request.served="none", or with it although it
         says otherwise.
     """
     claimed = cfg.request.served
     if cfg.init_from and claimed not in ("", "none"):
-        raise ValueError(
+        raise UserError(
             f"request.served: the model is that of config.init_from, {cfg.init_from}, which says "
             f"itself what it has served; got {claimed!r}, too. Leave one out."
         )
@@ -288,7 +288,7 @@ def past_of(cfg: ConfigDict) -> Past | None:
     if found is None:
         found = _of_old_version(Path(folder))
     if claimed == "none" and found and found["requests"]:
-        raise ValueError(
+        raise UserError(
             f'request.served is "none", but the model in {folder} has served '
             f'{len(found["requests"])} request(s). Set request.served="".'
         )
@@ -296,7 +296,7 @@ def past_of(cfg: ConfigDict) -> Past | None:
         return Past(found["requests"], found["claim"])
     if claimed == "none":
         return Past([], 'config.request.served="none"')
-    raise ValueError(
+    raise UserError(
         f"request.served: the model in {folder} does not say which requests it has served, so "
         'images that it has forgotten could be taught to it again. Set request.served="none" if '
         "there were none."

@@ -11,6 +11,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from unlearn_jax.registry import UserError
+
 STACK = "every_block"  # the name of equal blocks in one, see models.stacking
 # Smaller leaves stay whole. At 1 MB that is 0.5 to 2 % of MAGE-B, MAE-L and VQGAN (at 4 MB up to
 # a quarter of them), in the norms and biases that are most of the leaves.
@@ -32,7 +34,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = 
       devices: by default all there are; those of a topology to compile for what is not there.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
@@ -40,7 +42,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = 
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = tuple(n // known if size == -1 else size for size in sizes.values())
     if np.prod(shape) != n or list(sizes.values()).count(-1) > 1:
-        raise ValueError(
+        raise UserError(
             f"Expected mesh axes that multiply to the {n} devices there are, got {sizes}. "
             "Set one of --config.mesh.data and --config.mesh.fsdp to -1 to fill it in."
         )
@@ -81,7 +83,7 @@ def params_sharding(
       min_bytes: of a leaf that "fsdp" splits.
 
     Raises:
-      ValueError: a rule that is none, or does not fit a leaf.
+      UserError: a rule that is none, or does not fit a leaf.
     """
 
     def shard(path, leaf):
@@ -110,7 +112,7 @@ def _checked(spec: Any, name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     sizes = [mesh.shape.get(axis, 0) if axis else 1 for axis in spec]
     fits = len(sizes) <= len(shape) and not isinstance(spec, str)
     if not (fits and all(s and d % s == 0 for d, s in zip(shape, sizes, strict=False))):
-        raise ValueError(
+        raise UserError(
             f"config.sharding.rules: expected 'fsdp', 'replicate' or, for each dimension of {name} "
             f"{list(shape)}, None or an axis of {dict(mesh.shape)} that divides it, got {spec!r}."
         )
@@ -137,7 +139,7 @@ def check_batch_size(
     if batch_size % unit:
         near = {batch_size // unit * unit, -(-batch_size // unit) * unit} - {0}
         times = f", times accumulate={accumulate}" if accumulate > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"Expected {key} divisible by the {mesh.size} devices{times}, got {batch_size}. "
             f"Set --config.{key}={' or '.join(map(str, sorted(near)))}."
         )

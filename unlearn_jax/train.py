@@ -48,7 +48,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
       later: images that are trained on after this stage, for the time that is left of a request.
 
     Raises:
-      ValueError: the config, the data or the workdir are not what they must be.
+      UserError: the config, the data or the workdir are not what they must be.
       OSError: a file could not be read or written.
       FloatingPointError: training diverged.
       SystemExit: with code 0, after SIGTERM or SIGINT, of any one process, once everything is
@@ -155,7 +155,7 @@ def claim(request: Request, workdir: Path, start: Start) -> Record:
     """Write config.json and split.json, or check those that are there; return a new record.
 
     Raises:
-      ValueError: the workdir holds a run with other numbers.
+      UserError: the workdir holds a run with other numbers.
     """
     cfg, split, past = request.cfg, request.split, past_of(request.cfg)
     stage = cfg.stages[cfg.stage]

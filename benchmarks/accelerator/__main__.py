@@ -31,6 +31,7 @@ from absl import flags
 from benchmarks.accelerator import table
 from benchmarks.accelerator.points import VERSIONS, Point, die_with_parent, key, points, read
 from unlearn_jax import cli
+from unlearn_jax.registry import UserError
 
 CHILD = (sys.executable, "-m", "benchmarks.accelerator.child")
 PROBE_S = 60.0  # until the device has said what it is
@@ -148,12 +149,12 @@ def place() -> dict[str, Any]:
     """Describe the device that jax has, versions, and the commit of the code; null where unknown.
 
     Raises:
-      ValueError: no device in a minute.
+      UserError: no device in a minute.
     """
     with tempfile.TemporaryDirectory() as folder:
         found = run(Point("device", "device", PROBE_S), {}, Path(folder))
     if "error" in found:
-        raise ValueError(f"Expected a device that jax can use, got: {found['error']}")
+        raise UserError(f"Expected a device that jax can use, got: {found['error']}")
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
@@ -172,7 +173,7 @@ def main() -> None:
     """Run the command."""
     values = flags.FLAGS
     if not values.out:
-        raise ValueError("Expected --out=FILE.jsonl, where the figures are or will be.")
+        raise UserError("Expected --out=FILE.jsonl, where the figures are or will be.")
     out = Path(values.out)
     if values.render:
         return table.write(read(out))
@@ -186,7 +187,7 @@ def main() -> None:
             print(f"{point.name:45} {point.limit_s:5g} s  {state}")
         return None
     if where["platform"] == "cpu" and not values.tiny:
-        raise ValueError("Expected an accelerator, got only a CPU; --tiny is for any device.")
+        raise UserError("Expected an accelerator, got only a CPU; --tiny is for any device.")
     longest = max((point.limit_s for point in chosen), default=0)
     if 60 * values.minutes < longest + PROBE_S:
         print(f"Points of up to {longest:g} s need more than --minutes.", file=sys.stderr)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+from unlearn_jax.registry import UserError
+
 CALL = "## Call CompiledFxGraph"  # how PyTorch's profiler calls a run of inductor's code
 
 
@@ -24,7 +26,7 @@ def check(again: Callable[[], Any], least: int = 1) -> dict[str, Any]:
       least: runs of generated code that are expected.
 
     Raises:
-      ValueError: nothing was compiled, or a part of it runs eagerly.
+      UserError: nothing was compiled, or a part of it runs eagerly.
     """
     from torch._dynamo.utils import counters
     from torch.profiler import ProfilerActivity, profile
@@ -35,14 +37,14 @@ def check(again: Callable[[], Any], least: int = 1) -> dict[str, Any]:
     frames, autograd = counters["frames"], counters["aot_autograd"]
     graphs = counters["stats"]["unique_graphs"]
     if not graphs or runs < least:
-        raise ValueError(
+        raise UserError(
             f"nothing was compiled: {graphs} graphs, and one step ran generated code {runs} times, "
             f"expected {least} or more"
         )
     failed = frames["total"] - frames["ok"] + autograd["not_ok"]
     if failed:
         reasons = "; ".join(text.splitlines()[0] for text in counters["unimplemented"])
-        raise ValueError(f"a part was not compiled: {failed} frames or graphs failed: {reasons}")
+        raise UserError(f"a part was not compiled: {failed} frames or graphs failed: {reasons}")
     breaks = sum(counters["graph_break"].values())
     return {"graphs": graphs, "graph_breaks": breaks, "generated_code_runs": runs}
 

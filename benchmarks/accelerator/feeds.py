@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator.points import CONFIGS, die_with_parent
+from unlearn_jax.registry import UserError
 
 LINES = 5  # the last ones of a command's output that are kept
 
@@ -27,7 +28,7 @@ def quickstart(*, say: Callable, config: str = "configs/quickstart.py", **_: Any
     """Run the whole request of README.md in a new folder, as a user gives it.
 
     Raises:
-      ValueError: it failed, wrote no report, or counted no FLOPs.
+      UserError: it failed, wrote no report, or counted no FLOPs.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = (sys.executable, "-m", "unlearn_jax.pipeline", f"--config={config}")
@@ -37,7 +38,7 @@ def quickstart(*, say: Callable, config: str = "configs/quickstart.py", **_: Any
         flops = {name: stage["flops"] for name, stage in stages.items()}
         say(report=report.exists(), flops=flops)
         if code or not report.exists() or not flops or not all(flops.values()):
-            raise ValueError(f"Expected exit code 0, a report and counted FLOPs; got {code}.")
+            raise UserError(f"Expected exit code 0, a report and counted FLOPs; got {code}.")
     say(stage="done")
 
 
@@ -45,10 +46,10 @@ def tests(*, say: Callable, command: Sequence[str], **_: Any) -> None:
     """Run the quick tests.
 
     Raises:
-      ValueError: one failed.
+      UserError: one failed.
     """
     if code := _command(command, say):
-        raise ValueError(f"Expected exit code 0 of {' '.join(command[1:])}, got {code}.")
+        raise UserError(f"Expected exit code 0 of {' '.join(command[1:])}, got {code}.")
     say(stage="done")
 
 

@@ -26,6 +26,7 @@ from launch import chips, programs
 from unlearn_jax import models, sharding
 from unlearn_jax.models import Model, flops
 from unlearn_jax.models.params import select
+from unlearn_jax.registry import UserError
 from unlearn_jax.training import phases
 from unlearn_jax.training.step import UnlearnState
 
@@ -138,7 +139,7 @@ def stages(fn: Callable, args: tuple, say: Callable, cached: bool) -> Callable:
     """Compile the function; report how long it was traced, lowered and compiled.
 
     Raises:
-      ValueError: it was to come from a cache and did not.
+      UserError: it was to come from a cache and did not.
     """
     found: dict[str, float] = {}
     hits = []
@@ -152,7 +153,7 @@ def stages(fn: Callable, args: tuple, say: Callable, cached: bool) -> Callable:
         found[f"{name}_s"] = time.perf_counter() - start
         say(**found)
     if cached and not hits:
-        raise ValueError("Expected a compiled program in the cache of the point before; none was.")
+        raise UserError("Expected a compiled program in the cache of the point before; none was.")
     return fn
 
 
@@ -182,7 +183,7 @@ def _theirs(
     """Time PyTorch's step in seconds; report all else.
 
     Raises:
-      ValueError: something of the compiled side ran eagerly.
+      UserError: something of the compiled side ran eagerly.
     """
     import torch
 
@@ -223,14 +224,14 @@ def torch_device(platform: str) -> str:
     """Choose PyTorch's device, "cuda" or "cpu".
 
     Raises:
-      ValueError: jax has an accelerator that PyTorch has not.
+      UserError: jax has an accelerator that PyTorch has not.
     """
     import torch
 
     if platform == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
-        raise ValueError(f"Expected PyTorch with CUDA beside jax's {platform}, got none.")
+        raise UserError(f"Expected PyTorch with CUDA beside jax's {platform}, got none.")
     return "cuda"
 
 

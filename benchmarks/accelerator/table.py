@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unlearn_jax.registry import UserError
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "accelerator.md"
 MARK = "<!-- {}: made by `python -m benchmarks.accelerator --out=FILE --render` -->"
 COLUMNS = {
@@ -21,14 +23,14 @@ def write(lines: Sequence[Mapping[str, Any]]) -> None:
     """Put the table between its marks in the document.
 
     Raises:
-      ValueError: a mark is missing.
+      UserError: a mark is missing.
     """
     text = DOCUMENT.read_text()
     begin, end = MARK.format("figures"), MARK.format("end of figures")
     before, found, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found or not found_end:
-        raise ValueError(f"Expected {begin} and {end} in {DOCUMENT}.")
+        raise UserError(f"Expected {begin} and {end} in {DOCUMENT}.")
     DOCUMENT.write_text(f"{before}{begin}\n\n{render(lines)}\n\n{end}{after}")
 
 

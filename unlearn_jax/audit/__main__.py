@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli, distributed
+from unlearn_jax.registry import UserError
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
@@ -46,7 +47,7 @@ def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
         print(f"Assumed by the {kind} bound:", *[f"- {text}" for text in words], sep="\n")
     print(f"Wrote {workdir / attack.FILE}.")
     if bounds["refuted"] or not test["passed"]:
-        raise ValueError("the mechanism is not what the certificate says, see above.")
+        raise UserError("the mechanism is not what the certificate says, see above.")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unlearn_jax.audit import statistics
+from unlearn_jax.registry import UserError
 
 CHANCE = 0.01  # success rate that the threshold allows a retrained model
 MARGIN = 0.02
@@ -85,7 +86,7 @@ def verdict(
       strong signal only: nothing follows for ordinary images, and it is no epsilon.
 
     Raises:
-      ValueError: a model is missing, arrays of a variant differ in length, or hold NaN.
+      UserError: a model is missing, arrays of a variant differ in length, or hold NaN.
     """
     return {
         name: _judge(name, models, confidence, threshold) for name, models in payload_error.items()
@@ -112,10 +113,10 @@ def mean_ratio(
       resamples: of the bootstrap.
 
     Raises:
-      ValueError: the yardstick is 0 on all images.
+      UserError: the yardstick is 0 on all images.
     """
     if not yardstick.any():
-        raise ValueError(
+        raise UserError(
             "mean_ratio: expected a yardstick that is not 0 on all images; are the two retrained "
             "models one and the same?"
         )
@@ -174,10 +175,10 @@ def _judge(
 def _check(variant: str, errors: Mapping[str, np.ndarray]) -> None:
     missing = {"original", "unlearned", "retrained"} - set(errors)
     if missing:
-        raise ValueError(f"variant {variant!r}: expected payload errors of {sorted(missing)} too.")
+        raise UserError(f"variant {variant!r}: expected payload errors of {sorted(missing)} too.")
     sizes = {model: len(values) for model, values in errors.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"variant {variant!r}: expected the same images, got sizes {sizes}.")
+        raise UserError(f"variant {variant!r}: expected the same images, got sizes {sizes}.")
     for model, values in errors.items():
         if np.isnan(values).any():
-            raise ValueError(f"variant {variant!r}: {model} has NaN payload errors; drop these.")
+            raise UserError(f"variant {variant!r}: {model} has NaN payload errors; drop these.")

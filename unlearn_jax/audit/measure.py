@@ -19,6 +19,7 @@ from unlearn_jax.data.splits import Split
 from unlearn_jax.methods import goals, optimizer
 from unlearn_jax.models import Model, Params
 from unlearn_jax.models.distances import displacement, masked_mse
+from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training.step import UnlearnState, jit_step
 
@@ -50,7 +51,7 @@ def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
     cfg, mesh, split, model = request.cfg, request.mesh, request.split, request.model
     settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
     if reason := limits.lacking(split):
-        raise ValueError(f"audit: {reason}.")
+        raise UserError(f"audit: {reason}.")
     sharding.check_batch_size(cfg.batch_size, mesh)
     sharding.check_batch_size(settings.batch_size, mesh, "audit.batch_size")
     rows = choose_rows(cfg, split)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from scipy.special import logsumexp
 
 from unlearn_jax.audit import statistics
+from unlearn_jax.registry import UserError
 
 LEAST = 30  # images of each side; fewer carry no interval
 POOL_BELOW = 16  # out-models; with fewer, the spread of a single example is too noisy
@@ -45,7 +46,7 @@ def lira_offline(
     spread: its sd counts as 1, which is `difficulty_calibrated`.
 
     Raises:
-      ValueError: an error is not positive and finite; the out-models agree exactly on an example
+      UserError: an error is not positive and finite; the out-models agree exactly on an example
         (16 or more of them) or on all examples.
     """
     _check_errors(error=error, out_errors=out_errors)
@@ -56,7 +57,7 @@ def lira_offline(
     if len(phi_out) < POOL_BELOW:
         variance = variance.mean(keepdims=True)
     if not variance.all():
-        raise ValueError(
+        raise UserError(
             f"lira_offline: expected {len(phi_out)} different out-models, but they have exactly "
             "equal errors. Give models of different seeds."
         )
@@ -92,14 +93,14 @@ def rmia_offline(
       temperature: of the pseudo-likelihood; by default `rmia_temperature` of the population.
 
     Raises:
-      ValueError: an error is not positive and finite; gamma, entries or temperature not positive.
+      UserError: an error is not positive and finite; gamma, entries or temperature not positive.
     """
     if temperature is None:
         temperature = rmia_temperature(population_error, population_out_errors, entries=entries)
     _check_errors(error=error, out_errors=out_errors, population_error=population_error)
     for name, value in {"gamma": gamma, "entries": entries, "temperature": temperature}.items():
         if not value > 0:
-            raise ValueError(f"rmia_offline: expected {name} > 0, got {value}.")
+            raise UserError(f"rmia_offline: expected {name} > 0, got {value}.")
     scale = temperature * entries / (2 * population_error.mean())
 
     def log_ratio(error, out_errors):
@@ -129,13 +130,13 @@ def rmia_temperature(
     temperature), which makes it a closed form; s^2 and entries cancel in the tempered likelihood.
 
     Raises:
-      ValueError: an error is not positive and finite; the model and the out-models differ by the
+      UserError: an error is not positive and finite; the model and the out-models differ by the
         same on all population images, or there is only one image.
     """
     _check_errors(population_error=population_error, population_out_errors=population_out_errors)
     spread = (population_error - population_out_errors.mean(axis=0)).std()
     if not spread > 0:
-        raise ValueError(
+        raise UserError(
             "rmia_temperature: expected population images on which the model and its out-models "
             f"differ, got {len(population_error)} with one and the same difference. Give more "
             "images, and out-models that are not the model itself."
@@ -172,7 +173,7 @@ def attack(
       and is no epsilon. What counts is the difference to a retrained model.
 
     Raises:
-      ValueError: no scores, or NaN among them; confidence or an fpr outside (0, 1).
+      UserError: no scores, or NaN among them; confidence or an fpr outside (0, 1).
     """
     samples = (forget_scores, holdout_scores)
     m, n = map(len, samples)
@@ -232,7 +233,7 @@ def _check_errors(**errors: np.ndarray) -> None:
     for name, values in errors.items():
         bad = np.size(values) - np.count_nonzero((values > 0) & np.isfinite(values))
         if bad or not np.size(values):
-            raise ValueError(
+            raise UserError(
                 f"{name}: expected positive finite errors, got {np.size(values)} of which {bad} "
                 "are not. Drop the examples that could not be measured."
             )

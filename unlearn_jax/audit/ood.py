@@ -12,6 +12,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from unlearn_jax.audit import statistics
+from unlearn_jax.registry import UserError
 
 SETS = ("forget", "retain", "holdout")
 LEAST = 400  # images of each set; with fewer, equivalence is rarely shown
@@ -161,7 +162,7 @@ def verdict(
       training runs.
 
     Raises:
-      ValueError: an error is not positive and finite; sets differ in size between arguments; too
+      UserError: an error is not positive and finite; sets differ in size between arguments; too
         few calibration displacements for the conformal threshold.
     """
     _check(errors, out_errors, displacement)
@@ -225,7 +226,7 @@ def _check(
         *((of_set, set(SETS), f"errors[{model!r}]") for model, of_set in errors.items()),
     ):
         if set(found) != expected:
-            raise ValueError(f"{what}: expected keys {sorted(expected)}, got {sorted(found)}.")
+            raise UserError(f"{what}: expected keys {sorted(expected)}, got {sorted(found)}.")
     for name in SETS:
         columns = {f"errors[{model!r}][{name!r}]": errors[model][name] for model in errors}
         columns |= {f"out_errors[{name!r}]": out_errors[name]}
@@ -233,12 +234,12 @@ def _check(
             columns |= {f"displacement[{model!r}]": moved for model, moved in displacement.items()}
         sizes = {column: values.shape[-1] for column, values in columns.items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"expected equally many {name} images everywhere, got {sizes}.")
+            raise UserError(f"expected equally many {name} images everywhere, got {sizes}.")
         for column, values in columns.items():
             low = 0 if column.startswith("displacement") else np.finfo(float).tiny
             bad = ~(np.isfinite(values) & (values >= low))
             if bad.any():
-                raise ValueError(
+                raise UserError(
                     f"{column}: expected positive finite numbers, got {bad.sum()} that are not. "
                     "Drop the examples that could not be measured."
                 )

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
+from unlearn_jax.registry import UserError
+
 MIN_SEEDS = 6  # below, no rank test can reach 2.5 %, one of two tests' share of 5 %
 
 
@@ -23,7 +25,7 @@ def steps_to(
     Linear between two measurements. A level never reached gives (steps[-1], True), a lower bound.
 
     Raises:
-      ValueError: steps do not increase, or the curve has NaN.
+      UserError: steps do not increase, or the curve has NaN.
     """
     _check(curve, steps)
     reached = np.flatnonzero(curve <= level)
@@ -46,7 +48,7 @@ def area_between(
     Positive = the unlearned model's error is lower on the way: it relearns faster.
 
     Raises:
-      ValueError: steps do not increase, or a curve has NaN.
+      UserError: steps do not increase, or a curve has NaN.
     """
     _check(unlearned, steps)
     _check(retrained, steps)
@@ -89,7 +91,7 @@ def verdict(
       holdout images: a model that learns these faster too learns faster, and hid nothing.
 
     Raises:
-      ValueError: steps do not increase, or a curve has NaN.
+      UserError: steps do not increase, or a curve has NaN.
     """
     timed = [[steps_to(c, steps, level) for c in curves] for curves in (unlearned, retrained)]
     s_u, s_r = (np.array([s for s, _ in runs]) for runs in timed)
@@ -150,6 +152,6 @@ def _over_seeds(values: Float[np.ndarray, "seeds"]) -> dict[str, float]:
 
 def _check(curve: Float[np.ndarray, "t"], steps: Int[np.ndarray, "t"]) -> None:
     if not (np.diff(steps) > 0).all():
-        raise ValueError(f"steps: expected increasing numbers of updates, got {steps.tolist()}.")
+        raise UserError(f"steps: expected increasing numbers of updates, got {steps.tolist()}.")
     if np.isnan(curve).any():
-        raise ValueError("curve: expected finite errors, got NaN; the relearning run diverged.")
+        raise UserError("curve: expected finite errors, got NaN; the relearning run diverged.")

@@ -12,6 +12,7 @@ from unlearn_jax.audit import earlier, judge
 from unlearn_jax.audit.measure import entries, make_measure
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage
+from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request, original_workdir
 from unlearn_jax.training.watch import images_of
 
@@ -50,7 +51,7 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
         further models retrained with other seeds, which some attacks compare with.
 
     Raises:
-      ValueError: a model is missing, has not finished, or is of another request.
+      UserError: a model is missing, has not finished, or is of another request.
     """
     validate(cfg)
     folders = {name: workdir / name for name in MODELS}
@@ -58,7 +59,7 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
     # Before anything is trained: hours later is too late to say what is missing.
     for name, folder in folders.items():
         if not checkpoint.read_meta(folder)["done"]:
-            raise ValueError(f"audit: the {name} model in {folder} has not finished. Resume it.")
+            raise UserError(f"audit: the {name} model in {folder} has not finished. Resume it.")
     request = Request(cfg, workdir)
     measure = make_measure(request)
     for name, folder in folders.items():

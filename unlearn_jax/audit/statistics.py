@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from unlearn_jax.registry import UserError
+
 Interval = tuple[float, float]
 
 
@@ -23,7 +25,7 @@ def clopper_pearson_lower(successes: int, trials: int, significance: float) -> f
     Clopper & Pearson 1934: the significance quantile of Beta(successes, trials - successes + 1).
 
     Raises:
-      ValueError: successes not within 0..trials, no trials, or significance outside (0, 1).
+      UserError: successes not within 0..trials, no trials, or significance outside (0, 1).
     """
     _check_binomial(successes, trials)
     _check_fraction("significance", significance)
@@ -85,11 +87,11 @@ def epsilon_lower_bound(
       delta: within [0, 1).
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     _check_fraction("significance", significance)
     if not 0 <= delta < 1:
-        raise ValueError(f"delta: expected a number within [0, 1), got {delta}.")
+        raise UserError(f"delta: expected a number within [0, 1), got {delta}.")
     low = clopper_pearson_lower(true_positives, positives, significance / 2)
     high = clopper_pearson_upper(false_positives, negatives, significance / 2)
     return math.log((low - delta) / high) if low - delta > high else 0.0
@@ -113,12 +115,12 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: Real, de
       delta: claimed, within [0, 1).
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     _check_binomial(guesses, canaries)
     _check_binomial(correct, guesses)
     if not (0 <= epsilon < math.inf and 0 <= delta < 1):
-        raise ValueError(
+        raise UserError(
             f"expected a finite epsilon >= 0 and delta within [0, 1), got {epsilon} and {delta}."
         )
     law = stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
@@ -137,13 +139,13 @@ def conformal_threshold(scores: Float[np.ndarray, "n"], alpha: float) -> float:
     The k-th smallest of the calibration scores, k = floor(alpha (n + 1)).
 
     Raises:
-      ValueError: NaN; alpha outside (0, 1); k = 0, fewer than 1 / alpha - 1 scores.
+      UserError: NaN; alpha outside (0, 1); k = 0, fewer than 1 / alpha - 1 scores.
     """
     _check_fraction("alpha", alpha)
     _check_scores(scores=scores)
     order = _floor(alpha * (len(scores) + 1))
     if order < 1:
-        raise ValueError(
+        raise UserError(
             f"conformal_threshold: expected at least {math.ceil(1 / alpha - 1 - 1e-9)} scores for "
             f"alpha = {alpha}, got {len(scores)}. Give more scores or a larger alpha."
         )
@@ -175,11 +177,11 @@ def exceedance_p_value(
     estimate.) Count a tie with the threshold as no exceedance.
 
     Raises:
-      ValueError: order_statistic k not within 1..calibration_size, or exceedances not within
+      UserError: order_statistic k not within 1..calibration_size, or exceedances not within
         0..test_size.
     """
     if not 1 <= order_statistic <= calibration_size:
-        raise ValueError(
+        raise UserError(
             "exceedance_p_value: expected 1 <= order_statistic <= calibration_size = "
             f"{calibration_size}, got {order_statistic}."
         )
@@ -204,10 +206,10 @@ def delong(
     """Compute (AUROC, its standard error) by DeLong, DeLong & Clarke-Pearson (1988).
 
     Raises:
-      ValueError: NaN, or fewer than two scores on a side.
+      UserError: NaN, or fewer than two scores on a side.
     """
     if min(len(members), len(nonmembers)) < 2:
-        raise ValueError(
+        raise UserError(
             "delong: expected at least 2 scores on either side, got "
             f"{len(members)} members and {len(nonmembers)} non-members."
         )
@@ -250,12 +252,12 @@ def auroc_difference(
       confidence: of the interval.
 
     Raises:
-      ValueError: NaN, fewer than two scores on a side, or unequal numbers of them.
+      UserError: NaN, fewer than two scores on a side, or unequal numbers of them.
     """
     _check_fraction("confidence", confidence)
     sizes = [[len(scores) for scores in pair] for pair in (first, second)]
     if sizes[0] != sizes[1] or min(sizes[0]) < 2:
-        raise ValueError(
+        raise UserError(
             "auroc_difference: expected both scores of the same members and non-members, at least "
             f"2 of each, got {sizes[0]} and {sizes[1]}."
         )
@@ -352,12 +354,12 @@ def _floor(value: float) -> int:
 
 def _check_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{name}: expected a number within (0, 1), got {value}.")
+        raise UserError(f"{name}: expected a number within (0, 1), got {value}.")
 
 
 def _check_binomial(successes: int, trials: int) -> None:
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(
+        raise UserError(
             "expected at least one trial and a count of successes within 0..trials, got "
             f"{successes} of {trials}."
         )
@@ -367,7 +369,7 @@ def _check_scores(**samples: np.ndarray) -> None:
     for name, scores in samples.items():
         bad = np.isnan(scores).sum()
         if len(scores) == 0 or bad:
-            raise ValueError(
+            raise UserError(
                 f"{name}: expected one or more scores, none NaN; got {len(scores)}, {bad} NaN. "
                 "Drop the examples that could not be measured."
             )

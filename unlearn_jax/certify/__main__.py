@@ -17,6 +17,7 @@ from absl import flags
 from unlearn_jax import cli
 from unlearn_jax.certify import plan
 from unlearn_jax.config import certified
+from unlearn_jax.registry import UserError
 
 COMMANDS = ("verify", "plan")
 EXAMPLE = "verify runs/certified/unlearned"
@@ -47,7 +48,7 @@ def main_plan(mechanism: str, *values: object) -> None:
 def _parameters() -> int:
     """Count the parameters of --config's model that unlearning may change."""
     if flags.FLAGS.config is None:
-        raise ValueError("plan: expected --parameters=N, or --config=FILE to count the model's.")
+        raise UserError("plan: expected --parameters=N, or --config=FILE to count the model's.")
     import jax
 
     from unlearn_jax import models

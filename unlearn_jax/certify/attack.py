@@ -26,6 +26,7 @@ import optax
 from unlearn_jax import files
 from unlearn_jax.certify import certificate, lower_bound
 from unlearn_jax.certify.bounds.arguments import probability
+from unlearn_jax.registry import UserError
 from unlearn_jax.training import noisy
 
 FILE, FORMAT = "epsilon.json", "unlearn_jax.epsilon.v1"
@@ -101,7 +102,7 @@ def run(workdir: Path, *, runs: int = RUNS, significance: float = SIGNIFICANCE) 
       significance: of the self-test, and of the lower bound.
 
     Raises:
-      ValueError: there is no certificate, or it was altered.
+      UserError: there is no certificate, or it was altered.
     """
     path = workdir / certificate.FILE
     found = certificate.read(path)
@@ -115,20 +116,20 @@ def read(workdir: Path) -> dict[str, Any]:
     """Read what `run` wrote about the certificate that is there now; draw its conclusions again.
 
     Raises:
-      ValueError: no audit, one of another certificate, or conclusions that do not follow from what
+      UserError: no audit, one of another certificate, or conclusions that do not follow from what
         was drawn.
     """
     path, of = workdir / FILE, workdir / certificate.FILE
     found = certificate.read(of)
     values = files.read_sealed(path, FORMAT, "the audit of a certificate")
     if values.get("certificate") != files.file_digest(of):
-        raise ValueError(f"{path}: it is of another certificate than {of}.")
+        raise UserError(f"{path}: it is of another certificate than {of}.")
     try:
         again = {**values, **judge(found, values["drawn"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}).") from error
     if not _agree(json.loads(json.dumps(again)), values):
-        raise ValueError(f"{path}: what it says does not follow from what was drawn.")
+        raise UserError(f"{path}: what it says does not follow from what was drawn.")
     return again
 
 
@@ -172,14 +173,14 @@ def judge(found: certificate.Certificate, drawn: Mapping[str, Any]) -> dict[str,
       drawn: of `draw`, or read from a file and not to be trusted.
 
     Raises:
-      ValueError: counts that no audit of this certificate has.
+      UserError: counts that no audit of this certificate has.
     """
     worlds, significance = drawn["two_worlds"], drawn["two_worlds"]["significance"]
     probability(significance=significance)
     of_each = [n - n // 2 for n in worlds["n"]]
     for tp, p, fp, n in worlds["counts"].values():
         if sorted((p, n)) != sorted(of_each) or not (0 <= tp <= p and 0 <= fp <= n):
-            raise ValueError(f"expected counts of {worlds['n']} runs, got {worlds['counts']}")
+            raise UserError(f"expected counts of {worlds['n']} runs, got {worlds['counts']}")
     bounds = lower_bound.lower_bounds(
         worlds["counts"], delta=found.delta, significance=significance
     )

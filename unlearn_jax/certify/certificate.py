@@ -21,6 +21,7 @@ from unlearn_jax import files
 from unlearn_jax.certify import bounds
 from unlearn_jax.certify.bounds.reflection import UNREVIEWED
 from unlearn_jax.config.certified import ASSUMPTIONS
+from unlearn_jax.registry import UserError
 
 FORMAT = "unlearn_jax.certificate.v1"
 FILE = "certificate.json"
@@ -89,10 +90,10 @@ def account(
       delta: within (0, 1).
 
     Raises:
-      ValueError: another mechanism, or an argument out of range.
+      UserError: another mechanism, or an argument out of range.
     """
     if mechanism not in MECHANISMS:
-        raise ValueError(f"mechanism: expected one of {MECHANISMS}, got {mechanism!r}.")
+        raise UserError(f"mechanism: expected one of {MECHANISMS}, got {mechanism!r}.")
     noise_std = float(arguments["noise_std"])
     if mechanism == "model_clipping":
         bounds.decoupling_sensitivity(1.0, 0, 0.0, 0.0, None, certifier)  # checks the name
@@ -203,14 +204,14 @@ def read(path: Path) -> Certificate:
     """Read a certificate that is, byte for byte, what `write` wrote.
 
     Raises:
-      ValueError: no certificate, or an altered one.
+      UserError: no certificate, or an altered one.
     """
     values = files.read_sealed(path, FORMAT, "a certificate")
     expected = {field.name: field.type for field in dataclasses.fields(Certificate)}
     wrong = sorted(set(expected) ^ set(values))
     wrong += [k for k in expected if k in values and not _is(values[k], expected[k])]
     if wrong:
-        raise ValueError(f"{path}: missing, unknown or of another type: {wrong}.")
+        raise UserError(f"{path}: missing, unknown or of another type: {wrong}.")
     return Certificate(**values | {"assumptions": tuple(values["assumptions"])})
 
 

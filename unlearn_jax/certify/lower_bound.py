@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from unlearn_jax.certify.bounds import gaussian_epsilon
+from unlearn_jax.registry import UserError
 
 _KS_ENTRIES = 100_000  # more would reject what float32 rounds
 
@@ -38,11 +39,11 @@ def noise_self_test(
       significance: of all tests together.
 
     Raises:
-      ValueError: fewer than 2 steps, no entries, leaves with other numbers of steps.
+      UserError: fewer than 2 steps, no entries, leaves with other numbers of steps.
     """
     rows = [np.asarray(values, np.float64) / noise_std for values in noise.values()]
     if not rows or len({len(r) for r in rows}) != 1 or len(rows[0]) < 2 or not rows[0].size:
-        raise ValueError(
+        raise UserError(
             "noise_self_test: expected the same 2 or more steps of every leaf, got shapes "
             f"{ {name: np.shape(values) for name, values in noise.items()} }."
         )
@@ -143,10 +144,10 @@ def two_worlds(
       seed: of the halves.
 
     Raises:
-      ValueError: fewer than 4 runs of a world, or NaN.
+      UserError: fewer than 4 runs of a world, or NaN.
     """
     if min(len(first), len(second)) < 4 or np.isnan(first).any() or np.isnan(second).any():
-        raise ValueError(
+        raise UserError(
             "two_worlds: expected at least 4 runs of each world, none NaN, got "
             f"{len(first)} and {len(second)}."
         )
@@ -216,10 +217,10 @@ def compare(
     else `found["epsilon"]`; the upper one the certificate's epsilon.
 
     Raises:
-      ValueError: the audit was made at another delta.
+      UserError: the audit was made at another delta.
     """
     if found["delta"] != certificate["delta"]:
-        raise ValueError(
+        raise UserError(
             f"compare: expected an audit at the certificate's delta = {certificate['delta']}, got "
             f"{found['delta']}."
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from unlearn_jax.certify import bounds
 from unlearn_jax.certify.certificate import MECHANISMS
+from unlearn_jax.registry import UserError
 
 
 def plan(
@@ -48,10 +49,10 @@ def plan(
       accountant: "gdp", or "reflection" for noisy fine-tuning.
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     if mechanism not in MECHANISMS:
-        raise ValueError(f"mechanism: expected one of {MECHANISMS}, got {mechanism!r}.")
+        raise UserError(f"mechanism: expected one of {MECHANISMS}, got {mechanism!r}.")
     distance = bounds.decoupling_sensitivity(radius, 1, 1.0, math.inf, radius, certifier)
     grown = 1.0
     if mechanism == "output_perturbation":
@@ -84,7 +85,7 @@ def plan(
 def _best_steps(distance: float, chain: Mapping[str, float]) -> int:
     found = bounds.noisy_finetune_optimal_steps(distance / 2, **chain)
     if found < 0:
-        raise ValueError(
+        raise UserError(
             "steps: expected at least 1: with weight_decay * radius >= clip_norm there is no best "
             "number, more steps always need less noise."
         )

@@ -18,6 +18,7 @@ from unlearn_jax import checkpoint
 from unlearn_jax.config import certified
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.splits import Split
+from unlearn_jax.registry import UserError
 
 Rows = Int[np.ndarray, "_"]
 
@@ -33,7 +34,7 @@ def check(folder: Path, split: Split) -> None:
       split: of the request.
 
     Raises:
-      ValueError: it saw a forget row, or its records do not say what it saw.
+      UserError: it saw a forget row, or its records do not say what it saw.
     """
     _check(folder, split, folder, ())
 
@@ -66,7 +67,7 @@ def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> No
     if ours["fingerprint"] == theirs["fingerprint"]:
         seen = np.intersect1d(used, split.forget)
         if len(seen):
-            raise ValueError(
+            raise UserError(
                 f"certificate.centre_from: the model in {of}{derived} was trained on {len(seen)} "
                 f"of the {len(split.forget)} examples to forget, such as row {seen[0]}, so it is "
                 "not public with respect to them and the certificate would be void. Use another."
@@ -95,7 +96,7 @@ def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
     """List every row that the recorded run was trained on, or chose anything by.
 
     Raises:
-      ValueError: the split is not that of the run.
+      UserError: the split is not that of the run.
     """
     config = recorded["config"]
     stage = config["stages"][config["stage"]]
@@ -103,7 +104,7 @@ def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
     used = rows[stage["rows"]]
     was = lineage.trained_on(trained, used) if stage["scratch"] else trained.manifest["hash"]
     if recorded["relevant"]["rows"] != was:
-        raise ValueError("it is of another run than split.json")
+        raise UserError("it is of another run than split.json")
     for phase in (config["phases"][name] for name in stage["phases"]):
         if (
             phase["forget_weight"]

@@ -25,6 +25,7 @@ from unlearn_jax.files import file_digest, read_jsonl
 from unlearn_jax.methods.preparation import Context, Prepared
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
+from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training import noisy
@@ -68,7 +69,7 @@ def load_noise(request: Request, start: Start, workdir: Path) -> Noised | None:
       None for a run without noise.
 
     Raises:
-      ValueError: the public model has seen the forget set or may have, or a leaf that nothing
+      UserError: the public model has seen the forget set or may have, or a leaf that nothing
         noises is not public.
     """
     if certified.position(request.cfg) is None:
@@ -84,7 +85,7 @@ def load_noise(request: Request, start: Start, workdir: Path) -> Noised | None:
             if not np.array_equal(*distributed.fetch((leaf, of_centre[path]))):
                 private.append(path)
     if private:
-        raise ValueError(
+        raise UserError(
             f"certificate: {len(private)} leaves that model.trainable leaves alone differ from the "
             f"public centre, such as {private[0]}: they were trained on the forget set and would "
             "be released without noise. Set model.trainable=('.*',), or train an original whose "
@@ -105,7 +106,7 @@ def centre(request: Request, init_key: PRNGKeyArray) -> Params:
     """Return all leaves of the public model that the balls are centred at.
 
     Raises:
-      ValueError: it has seen rows of the forget set, or it cannot be told.
+      UserError: it has seen rows of the forget set, or it cannot be told.
     """
     folder, like = request.cfg.certificate.centre_from, request.like()
     if not folder:
@@ -121,7 +122,7 @@ def noised_start(params: Params, noised: Noised, phase: ConfigDict) -> Params:
     They are projected, then noised if that is asked for.
 
     Raises:
-      ValueError: in float32 the projected parameters are not within the radius.
+      UserError: in float32 the projected parameters are not within the radius.
     """
     noise, secret = phase.noise, noisy.at_step(noised.secret, _BEFORE_ALL_STEPS)
     if noise.radius:
@@ -129,7 +130,7 @@ def noised_start(params: Params, noised: Noised, phase: ConfigDict) -> Params:
         params = project(params, noised.centre, float(noise.radius))
         distance = _distance(params, noised.centre)
         if distance > noise.radius:
-            raise ValueError(
+            raise UserError(
                 f"noise.radius: expected the projected parameters within {noise.radius}, float32 "
                 f"leaves them at {distance:.8g}. The radius is too small for parameters this large."
             )

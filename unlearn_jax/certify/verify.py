@@ -29,6 +29,7 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.data import splits
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
+from unlearn_jax.registry import UserError
 from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training import noisy
 
@@ -42,7 +43,7 @@ def verify(workdir: Path, original: Path | None = None) -> Certificate:
       original: where the original is now, if not where the config says.
 
     Raises:
-      ValueError: the first thing that is not as it should be.
+      UserError: the first thing that is not as it should be.
     """
     found = certificate.read(workdir / certificate.FILE)
     _numbers(found)
@@ -52,7 +53,7 @@ def verify(workdir: Path, original: Path | None = None) -> Certificate:
     _noise_seen(found, workdir)
     _parameters(found, cfg, workdir, meta, original or Path(cfg.init_from), split)
     if (workdir / noisy.SECRET_FILE).exists():
-        raise ValueError(
+        raise UserError(
             f"{workdir / noisy.SECRET_FILE} still exists: with it the noise can be subtracted. "
             "Destroy it and every copy of it."
         )
@@ -61,7 +62,7 @@ def verify(workdir: Path, original: Path | None = None) -> Certificate:
 
 def _expect(what: str, expected: Any, got: Any) -> None:
     if expected != got:
-        raise ValueError(f"certificate: {what}: expected {expected!r}, got {got!r}.")
+        raise UserError(f"certificate: {what}: expected {expected!r}, got {got!r}.")
 
 
 def _numbers(found: Certificate) -> None:
@@ -73,7 +74,7 @@ def _numbers(found: Certificate) -> None:
             accountant=wanted, delta=found.delta,
         )  # fmt: skip
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"certificate: arguments: {found.arguments} are not those of {found.mechanism!r} "
             f"({error})."
         ) from error
@@ -87,7 +88,7 @@ def _numbers(found: Certificate) -> None:
     _expect("assumptions", wanted, found.assumptions)
     _expect("hashes", sorted(certificate.HASHES), sorted(found.hashes))
     if not {"unlearn_jax", "python", "jax"} <= set(found.versions):
-        raise ValueError(
+        raise UserError(
             f"certificate: versions: unlearn_jax, python or jax missing: {found.versions}."
         )
 
@@ -97,10 +98,10 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
     parts = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
     for key, name in parts.items():
         if not (workdir / name).exists():
-            raise ValueError(f"certificate: expected {workdir / name}, which is missing.")
+            raise UserError(f"certificate: expected {workdir / name}, which is missing.")
         digest = files.file_digest(workdir / name)
         if digest != found.hashes[key]:
-            raise ValueError(
+            raise UserError(
                 f"{workdir / name} is not the file that was certified: its sha256 is {digest}, "
                 f"in the certificate {found.hashes[key]}."
             )
@@ -115,9 +116,7 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
     _expect("run.stage", cfg.stage, found.run.get("stage"))
     where = certified.position(cfg)
     if where is None:
-        raise ValueError(
-            f"certificate: the stage {cfg.stage!r} of config.json has no noised phase."
-        )
+        raise UserError(f"certificate: the stage {cfg.stage!r} of config.json has no noised phase.")
     name = cfg.stages[cfg.stage].phases[where]
     mechanism, arguments = certified.mechanism(cfg.phases[name])
     _expect("run.phase", name, found.run.get("phase"))
@@ -164,13 +163,13 @@ def _noise_seen(found: Certificate, workdir: Path) -> None:
     lines = files.read_jsonl(workdir / "metrics.jsonl")
     steps = [line["step"] for line in lines]
     if steps != sorted(set(steps)) or (steps and steps[-1] != found.run["final_step"]):
-        raise ValueError(
+        raise UserError(
             "certificate: expected the steps of metrics.jsonl to rise to "
             f"{found.run['final_step']}, they end at {steps[-3:]}."
         )
     mine = [line for line in lines if line["phase"] == found.run["phase"]]
     if found.steps and not mine:
-        raise ValueError(f"certificate: metrics.jsonl has nothing of {found.run['phase']!r}.")
+        raise UserError(f"certificate: metrics.jsonl has nothing of {found.run['phase']!r}.")
     if found.mechanism != "noisy_finetune":
         return
     a, d = found.arguments, found.parameters
@@ -182,7 +181,7 @@ def _noise_seen(found: Certificate, workdir: Path) -> None:
     tolerance = drift + 6 * a["noise_std"] + 1e-5 * norm
     for line in mine:
         if abs(line["update_norm"] - norm) > tolerance:
-            raise ValueError(
+            raise UserError(
                 f"certificate: updates of the noised phase have a mean norm of "
                 f"{line['update_norm']:.6g} at step {line['step']}; noise of {a['noise_std']:g} on "
                 f"{d} parameters and a drift of at most {drift:.3g} make {norm:.6g}."
@@ -201,7 +200,7 @@ def _parameters(
     released = _loaded(workdir, "released")
     _hash(found, "released", released, workdir)
     if not str(original_dir) or not (original_dir / checkpoint.DIRECTORY).exists():
-        raise ValueError(
+        raise UserError(
             f"certificate: the original is not in {str(original_dir)!r}; say where: --original=DIR."
         )
     original = _loaded(original_dir, "original")
@@ -223,13 +222,13 @@ def _parameters(
     for path in sorted(set(by_path[0]) - paths):
         ours, theirs, public_leaf = (np.asarray(tree[path]) for tree in by_path)
         if not (np.array_equal(ours, public_leaf) and np.array_equal(theirs, public_leaf)):
-            raise ValueError(f"certificate: {path} was not noised, and is not that of the centre.")
+            raise UserError(f"certificate: {path} was not noised, and is not that of the centre.")
 
 
 def _hash(found: Certificate, name: str, params: Params, where: Any) -> None:
     digest = run.params_hash(params)
     if digest != found.hashes[name]:
-        raise ValueError(
+        raise UserError(
             f"certificate: the {name} parameters in {where} are not those that were certified: "
             f"sha256 {digest}, in the certificate {found.hashes[name]}."
         )
@@ -239,7 +238,7 @@ def _loaded(folder: Path, name: str) -> Params:
     try:
         return checkpoint.load_params(folder, checkpoint.stored(folder)[0])[0]
     except ValueError as error:
-        raise ValueError(f"certificate: the {name} model cannot be read: {error}") from error
+        raise UserError(f"certificate: the {name} model cannot be read: {error}") from error
 
 
 def _plain(values: Any) -> Any:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import distributed, files
 from unlearn_jax.config import default, phase
+from unlearn_jax.registry import UserError
 
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
@@ -97,7 +98,7 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
     Like split.json it is written once: a certificate has its hash.
 
     Raises:
-      ValueError: listing what changed.
+      UserError: listing what changed.
     """
     path = workdir / "config.json"
     facts = json.loads(json.dumps(relevant(config, **more)))
@@ -105,7 +106,7 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
         changed = changes(json.loads(path.read_text())["relevant"], facts)
         if changed:
             listed = "\n".join(f"  {line}" for line in changed[:20])
-            raise ValueError(
+            raise UserError(
                 f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
                 "remove that one to start again."
             )

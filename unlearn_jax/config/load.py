@@ -36,7 +36,7 @@ def load(text: str) -> ConfigDict:
         "package.module". What follows a colon is get_config's argument.
 
     Raises:
-      ValueError: there is no such config, or it raises an error; the message says where.
+      UserError: there is no such config, or it raises an error; the message says where.
     """
     where, colon, argument = text.partition(":")
     file = _file(where)
@@ -47,7 +47,7 @@ def load(text: str) -> ConfigDict:
         from unlearn_jax.data.names import line_in  # brings jax
 
         at = f"{file}{line_in(error, str(file))}" if file else where
-        raise ValueError(f"--config: {at}: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config: {at}: {type(error).__name__}: {error}") from error
 
 
 def load_config(text: str, changes: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -92,7 +92,7 @@ def _file(where: str) -> Path | None:
         if Path(where).is_file():
             return Path(where)
         ours = Path(where).stem if Path(where).stem in names() else "NAME"
-        raise ValueError(
+        raise UserError(
             f"--config: expected a file with get_config(), there is no {where} in {Path.cwd()}. "
             f"A config of the package goes by its name: --config={ours}."
         )
@@ -102,7 +102,7 @@ def _file(where: str) -> Path | None:
         return None
     near = difflib.get_close_matches(where, names(), n=1)
     guess = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
+    raise UserError(
         f"--config: expected the path of a .py file, a module, or one of {names()}, got "
         f"{where!r}.{guess}"
     )

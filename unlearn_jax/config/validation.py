@@ -19,7 +19,7 @@ from unlearn_jax.methods import combine
 from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.methods.goals import GOALS
 from unlearn_jax.models import Model
-from unlearn_jax.registry import unknown
+from unlearn_jax.registry import UserError, unknown
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")
@@ -29,14 +29,14 @@ def validate(config: ConfigDict) -> None:
     """Check everything that can be known without data or devices.
 
     Raises:
-      ValueError: listing every problem at once.
+      UserError: listing every problem at once.
     """
     problems = _differences(config, default(), free=("model", "phases", "stages", "methods"))
     if not problems:
         problems += _values(config)
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise ValueError(f"The config has {len(problems)} problem(s):\n{listed}")
+        raise UserError(f"The config has {len(problems)} problem(s):\n{listed}")
 
 
 def _differences(

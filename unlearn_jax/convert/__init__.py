@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from unlearn_jax.convert.family import Family
 from unlearn_jax.convert.reading import Tensors
+from unlearn_jax.registry import UserError
 
 MANIFEST = "conversion.json"  # of a workdir that `import_` made
 FAMILIES = ("mae", "mage", "vqgan", "palette", "inception", "resnet50", "clip")
@@ -20,10 +21,10 @@ def find(name: str) -> Family:
     """Find the family of that name: FAMILY of the module of this package that is called so.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     if name not in FAMILIES:
-        raise ValueError(f"--family: expected one of {FAMILIES}, got {name!r}.")
+        raise UserError(f"--family: expected one of {FAMILIES}, got {name!r}.")
     return importlib.import_module(f"unlearn_jax.convert.{name}").FAMILY
 
 
@@ -53,7 +54,7 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
     """Convert tensors, one by one, to the model's parameters in float32.
 
     Raises:
-      ValueError: listing all tensors that have no place, all leaves that no tensor fills, all
+      UserError: listing all tensors that have no place, all leaves that no tensor fills, all
         shapes that differ, and all tensors that are not finite numbers.
     """
     wanted = mapping(family, model)
@@ -109,7 +110,7 @@ def _leaves(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def _raise(problems: list[str]) -> None:
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
-        raise ValueError(
+        raise UserError(
             f"The checkpoint does not fit the model, {len(problems)} problem(s):\n{listed}\n"
             "Is it the right --family? Sizes that were inferred wrongly: --model=FIELD=VALUE."
         )

@@ -25,6 +25,7 @@ from unlearn_jax import checkpoint, cli, convert, files, models, sharding
 from unlearn_jax.convert import agreement as verify
 from unlearn_jax.convert import writing
 from unlearn_jax.convert.reading import open_tensors
+from unlearn_jax.registry import UserError
 
 
 def import_(
@@ -43,22 +44,22 @@ def import_(
       served: "none" says that the model has forgotten nothing on request before; "" says nothing.
 
     Raises:
-      ValueError: an unknown family, an unsuitable file, a workdir that holds something else.
+      UserError: an unknown family, an unsuitable file, a workdir that holds something else.
     """
     rules = convert.find(family)
     digest = files.file_digest(file) if file.is_file() else ""
     if checkpoint.saved_steps(workdir):
         manifest = _manifest(workdir)
         if served and "served" not in checkpoint.read_meta(workdir):
-            raise ValueError(f"{workdir} was made without --served. Choose another --out.")
+            raise UserError(f"{workdir} was made without --served. Choose another --out.")
         if manifest and (manifest["source"]["sha256"], manifest["family"]) == (digest, family):
             return manifest
-        raise ValueError(f"{workdir} holds another model already. Choose another --out.")
+        raise UserError(f"{workdir} holds another model already. Choose another --out.")
     source = open_tensors(file)
     try:
         model = rules.model(source.shapes, fields)
     except TypeError as error:  # a field that the model does not have
-        raise ValueError(f"--model: {error}. See the fields of {family}.") from error
+        raise UserError(f"--model: {error}. See the fields of {family}.") from error
     params = convert.to_params(rules, model, source)
     names = convert.mapping(rules, model)
     manifest = {
@@ -92,11 +93,11 @@ def export(family: str, workdir: Path, file: Path) -> list[str]:
       file: must not exist.
 
     Raises:
-      ValueError: no such model, another family, a file that exists.
+      UserError: no such model, another family, a file that exists.
     """
     rules, model = convert.find(family), _model(family, workdir)
     if file.exists():
-        raise ValueError(f"--out: {file} exists. Choose another file, or remove that one.")
+        raise UserError(f"--out: {file} exists. Choose another file, or remove that one.")
     leaves = convert.to_torch(rules, model, checkpoint.load_params(workdir, _like(model))[0])
     tensors = dict(leaves)
     writing.write(file, tensors, rules.wrapper)
@@ -145,9 +146,9 @@ def _model(family: str, workdir: Path) -> Any:
         fields = json.loads((workdir / "config.json").read_text())["config"]["model"]
         name = fields.pop("name")
     else:
-        raise ValueError(f"--checkpoint: {workdir} has neither {convert.MANIFEST} nor config.json.")
+        raise UserError(f"--checkpoint: {workdir} has neither {convert.MANIFEST} nor config.json.")
     if name != family:
-        raise ValueError(f"--family: {workdir} holds a model of {name!r}, got {family!r}.")
+        raise UserError(f"--family: {workdir} holds a model of {name!r}, got {family!r}.")
     return convert.described(manifest) if manifest else models.build(name, **fields)
 
 
@@ -160,7 +161,7 @@ def _fields(texts: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             fields[name] = value
         if not equals:
-            raise ValueError(f"--model: expected FIELD=VALUE, got {text!r}.")
+            raise UserError(f"--model: expected FIELD=VALUE, got {text!r}.")
     return fields
 
 
@@ -179,9 +180,7 @@ def main(family: str, source: str, out: str) -> None:
     if flags.FLAGS.verify:
         report = compare(family, Path(source), Path(out))
         if report["different"]:
-            raise ValueError(
-                f"{len(report['different'])} tensors differ: {report['different'][:9]}"
-            )
+            raise UserError(f"{len(report['different'])} tensors differ: {report['different'][:9]}")
         print(f"{report['tensors']} tensors are bit for bit those of the file.")
         print(f"Outputs: {report['reference']}")
         for name, difference in report["outputs"].items():

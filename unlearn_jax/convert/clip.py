@@ -6,6 +6,7 @@ from typing import Any
 
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.evaluate.towers.clip_tower import Clip
+from unlearn_jax.registry import UserError
 
 _BLOCK, _TORCH = r"block(\d+)", r"visual.transformer.resblocks.\1"
 
@@ -17,12 +18,12 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Clip:
     the GELU: OpenAI's checkpoints want quick_gelu=True.
 
     Raises:
-      ValueError: the tensors are not those of CLIP with a vision transformer.
+      UserError: the tensors are not those of CLIP with a vision transformer.
     """
     conv, position, proj = "visual.conv1.weight", "visual.positional_embedding", "visual.proj"
     fc = "visual.transformer.resblocks.0.mlp.c_fc.weight"
     if missing := [name for name in (conv, position, proj, fc) if name not in shapes]:
-        raise ValueError(
+        raise UserError(
             f"convert clip: expected tensors {missing}, not found. Is it CLIP with open_clip's "
             "names, and its image encoder a vision transformer?"
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from unlearn_jax.registry import UserError
+
 Shapes = Mapping[str, tuple[int, ...]]  # of a checkpoint's tensors, by torch name
 
 
@@ -58,7 +60,7 @@ class Family:
         """Name the tensor in the checkpoint of the leaf at this path.
 
         Raises:
-          ValueError: no rule names it.
+          UserError: no rule names it.
         """
         folder, _, leaf = path.rpartition("/")
         suffix = {"kernel": ".weight", "scale": ".weight", "embedding": ".weight", "bias": ".bias"}
@@ -68,7 +70,7 @@ class Family:
             for regex, template in self.names:
                 if found := re.fullmatch(regex, where):
                     return found.expand(template) + end
-        raise ValueError(f"convert: no rule names the leaf {path!r}.")
+        raise UserError(f"convert: no rule names the leaf {path!r}.")
 
     def layout(self, path: str, ndim: int) -> Layout:
         """Return how the leaf at this path, of so many axes, is laid out."""

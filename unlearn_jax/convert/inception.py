@@ -6,6 +6,7 @@ from typing import Any
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.convert.resnet50 import STATISTICS, buffers
 from unlearn_jax.evaluate.towers.inception import VARIANTS, Inception
+from unlearn_jax.registry import UserError
 
 
 def model(shapes: Shapes, fields: Mapping[str, Any]) -> Inception:
@@ -14,20 +15,20 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Inception:
     The variant follows from the classes, 1008 or 1000; its tensors look the same.
 
     Raises:
-      ValueError: the tensors are not those of an Inception-v3, or could be either variant.
+      UserError: the tensors are not those of an Inception-v3, or could be either variant.
     """
     first, last = "Conv2d_1a_3x3.conv.weight", "fc.weight"
     if missing := [
         name for name in (first, "Mixed_7c.branch_pool.conv.weight", last) if name not in shapes
     ]:
-        raise ValueError(
+        raise UserError(
             f"convert inception: expected tensors {missing}, not found. Is it an Inception-v3 with "
             "torchvision's names?"
         )
     classes = shapes[last][0]
     variant = {count: name for name, count in VARIANTS.items()}.get(classes)
     if variant is None and "variant" not in fields:
-        raise ValueError(
+        raise UserError(
             "convert inception: expected 1008 classes (the FID variant) or 1000 (torchvision's), "
             f'got {classes} in fc.weight. Say which variant it is: variant="fid" or '
             'variant="torchvision".'

@@ -7,6 +7,7 @@ from typing import Any
 
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.models.mae import MAE
+from unlearn_jax.registry import UserError
 
 _HEADS = {768: 12, 1024: 16, 1280: 16}
 _NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
@@ -20,15 +21,15 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
     `norm_pix_loss`, which is off for the files called mae_visualize_*.
 
     Raises:
-      ValueError: it is not an MAE; it has no decoder; the heads are not known.
+      UserError: it is not an MAE; it has no decoder; the heads are not known.
     """
     if missing := [name for name in _NEEDED if name not in shapes]:
-        raise ValueError(
+        raise UserError(
             f"convert: an MAE checkpoint has the tensors {', '.join(_NEEDED)}; there is no "
             f"{', '.join(missing)}. Is this file of another model?"
         )
     if missing := [name for name in _NEEDED_TO_DECODE if name not in shapes]:
-        raise ValueError(
+        raise UserError(
             f"convert: this MAE checkpoint has no {', '.join(missing)}: like mae_pretrain_*.pth "
             "it holds the encoder only, and cannot generate. Take one of the mae_visualize_*.pth "
             "files, which have the decoder."
@@ -37,7 +38,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
     patches, patch = shapes["pos_embed"][1] - 1, shapes["patch_embed.proj.weight"][-1]
     side = math.isqrt(patches)
     if side**2 != patches:
-        raise ValueError(
+        raise UserError(
             "convert: pos_embed of an MAE has a row for the class token and one for each patch of "
             f"a square; got {patches + 1} rows, and {patches} is not a square number."
         )
@@ -53,7 +54,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
     }
     inferred |= fields
     if unknown := [name for name, value in inferred.items() if value is None]:
-        raise ValueError(
+        raise UserError(
             f"convert: the shapes of an MAE of widths {dim} and {decoder_dim} do not tell "
             f"{' and '.join(unknown)}; say how many, as fields of the model."
         )

@@ -9,6 +9,7 @@ import numpy as np
 from unlearn_jax.convert import vqgan
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.models.mage import MAGE
+from unlearn_jax.registry import UserError
 
 _POSITION_IDS = "token_emb.position_ids"
 _NAMES = (
@@ -38,12 +39,12 @@ def _model(shapes: Shapes, given: Mapping[str, Any]) -> MAGE:
     tokenizer = vqgan.fields(shapes, "vqgan.") | dict(given.get("tokenizer", {}))
     for name in ("token_emb.word_embeddings.weight", "decoder_pos_embed_learned"):
         if name not in shapes:
-            raise ValueError(f"convert: expected a tensor {name!r}, as in every MAGE model.")
+            raise UserError(f"convert: expected a tensor {name!r}, as in every MAGE model.")
     vocabulary, dim = shapes["token_emb.word_embeddings.weight"]
     _, length, decoder_dim = shapes["decoder_pos_embed_learned"]
     side = round((length - 1) ** 0.5)
     if side**2 != length - 1:
-        raise ValueError(f"convert: expected a square number of tokens + 1, got {length}.")
+        raise UserError(f"convert: expected a square number of tokens + 1, got {length}.")
     found = {
         "image_size": side * 2 ** (len(tokenizer["ch_mult"]) - 1),
         "dim": dim,

@@ -6,6 +6,7 @@ from typing import Any
 
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.models.palette import Palette
+from unlearn_jax.registry import UserError
 
 _PARTS = {
     "norm1": "in_layers.0",
@@ -43,7 +44,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
     a checkpoint: they are those of the release (256, 32, 32) unless given.
 
     Raises:
-      ValueError: the tensors are not those of a Palette U-Net.
+      UserError: the tensors are not those of a Palette U-Net.
     """
 
     def count(pattern):
@@ -55,7 +56,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
     names = [f"denoise_fn.input_blocks.{1 + run * i}.0.out_layers.3.weight" for i in range(levels)]
     missing = {"gammas", "denoise_fn.cond_embed.0.weight", *names} - set(shapes)
     if missing or rest:
-        raise ValueError(
+        raise UserError(
             f"Expected the tensors of a Palette U-Net, got {len(shapes)} tensors, among them "
             f"{sorted(shapes)[:3]}, and not {sorted(missing)}; {blocks} output blocks at {levels} "
             "resolutions. Is it the right --family?"

@@ -12,6 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from unlearn_jax.registry import UserError
+
 # Published files keep their training arguments beside the weights; nothing else is allowed.
 _ALLOWED = (argparse.Namespace,)
 _MAPPED_BYTES = 2**27
@@ -45,18 +47,18 @@ def open_tensors(path: Path) -> Tensors:
       path: the file.
 
     Raises:
-      ValueError: the file is missing, damaged, holds code, or no tensors; torch is not installed.
+      UserError: the file is missing, damaged, holds code, or no tensors; torch is not installed.
     """
     if not path.is_file():
-        raise ValueError(f"--checkpoint: expected a file, found none at {path}.")
+        raise UserError(f"--checkpoint: expected a file, found none at {path}.")
     found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     if not found.shapes:
-        raise ValueError(f"{path} holds no tensors.")
+        raise UserError(f"{path} holds no tensors.")
     size = sum(int(np.prod(s)) * np.dtype(_numpy(found.dtypes[k])).itemsize
                for k, s in found.shapes.items())  # fmt: skip
     # A small file can claim huge tensors, which are views of a few bytes.
     if size > 2 * path.stat().st_size + 2**20:
-        raise ValueError(
+        raise UserError(
             f"{path} has {path.stat().st_size} bytes and claims tensors of {size} bytes. Expected "
             "a file that stores what it claims; it is damaged, or made to exhaust memory."
         )
@@ -69,7 +71,7 @@ def _safetensors(path: Path) -> Tensors:
         file = safetensors.safe_open(path, framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}.") from error
+        raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     names |= {f"{k}{n}": f"{'u' * (k == 'U')}int{n}" for k in "IU" for n in (8, 16, 32, 64)}
     dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}
@@ -95,7 +97,7 @@ def _torch(path: Path) -> Tensors:
         state = _unwrap(path, loaded, torch.Tensor)
         plain = {name.removeprefix("module."): value for name, value in state.items()}
         if len(plain) < len(state):
-            raise ValueError(f"{path} has names both with and without the prefix 'module.'.")
+            raise UserError(f"{path} has names both with and without the prefix 'module.'.")
         return plain
 
     try:
@@ -103,17 +105,17 @@ def _torch(path: Path) -> Tensors:
     except pickle.UnpicklingError as error:
         asked = re.search(r"(?:GLOBAL|class|function) [`'\"]?([\w.]+)", str(error))
         what = f"It asks for {asked[1]}. " if asked else ""
-        raise ValueError(
+        raise UserError(
             f"{path} is refused: it is not a plain state dict. Reading it would mean to run code "
             f"that it names, and nothing of it was run. {what}Load it where you trust it and save "
             "the weights alone: torch.save(model.state_dict(), FILE)."
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
+        raise UserError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected tensors only, got {name!r} of {type(value).__name__}. Save the "
                 "state dict alone."
             )
@@ -148,12 +150,12 @@ def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> C
 def _unwrap(path: Path, loaded: Any, tensor: type) -> Mapping[str, Any]:
     """Find the dict of tensors in what a file holds."""
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}.")
+        raise UserError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}.")
     for key in _WRAPPERS:
         if isinstance(loaded.get(key), Mapping):
             return loaded[key]
     if not any(isinstance(value, tensor) for value in loaded.values()):
-        raise ValueError(
+        raise UserError(
             f"{path}: expected tensors at the top or under one of {list(_WRAPPERS)}, found the "
             f"keys {sorted(map(str, loaded))[:10]}. Is it an optimizer's state?"
         )
@@ -164,7 +166,7 @@ def _check_dtypes(path: Path, dtypes: Mapping[str, str]) -> None:
     bad = {name: d for name, d in dtypes.items() if d not in _FLOATS and not _integer(d)}
     if bad:
         listed = "\n".join(f"  {name}: {dtype}" for name, dtype in sorted(bad.items())[:20])
-        raise ValueError(
+        raise UserError(
             f"{path}: expected tensors of {', '.join(_FLOATS)} (and integer buffers), got\n{listed}"
             "\nSave them as float32."
         )
@@ -182,7 +184,7 @@ def _package(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"Reading this file needs {name}, which is not installed: "
             "pip install 'unlearn_jax[convert]'."
         ) from error

@@ -8,6 +8,7 @@ import numpy as np
 
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.evaluate.towers.resnet50 import DEPTHS, ResNet50
+from unlearn_jax.registry import UserError
 
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 """A batch norm's statistics: leaves here, buffers in torch."""
@@ -17,13 +18,13 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> ResNet50:
     """Build the tower of a checkpoint: width and classes are read off, `fields` win.
 
     Raises:
-      ValueError: the tensors are not those of a ResNet-50.
+      UserError: the tensors are not those of a ResNet-50.
     """
     depths = tuple(
         sum(f"layer{stage}.{i}.conv3.weight" in shapes for i in range(100)) for stage in range(1, 5)
     )
     if depths != DEPTHS or not {"conv1.weight", "fc.weight"} <= shapes.keys():
-        raise ValueError(
+        raise UserError(
             "convert resnet50: expected conv1.weight, fc.weight and, in layer1 to layer4, "
             f"{DEPTHS} blocks with a conv3.weight, got {depths} such blocks. Is it a ResNet-50 "
             "with torchvision's names?"

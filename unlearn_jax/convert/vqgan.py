@@ -6,6 +6,7 @@ from typing import Any
 
 from unlearn_jax.convert.family import Family, Shapes
 from unlearn_jax.models.vqgan import VQGAN
+from unlearn_jax.registry import UserError
 
 NAMES = (
     (r"(encoder|decoder)/(conv_in|conv_out|norm_out)", r"\1.\2"),
@@ -24,12 +25,12 @@ def fields(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     The size of images and the number of groups cannot be seen, and are left out.
 
     Raises:
-      ValueError: a tensor that tells a size is missing.
+      UserError: a tensor that tells a size is missing.
     """
 
     def shape(name):
         if prefix + name not in shapes:
-            raise ValueError(
+            raise UserError(
                 f"convert: expected a tensor {prefix + name!r}, as in every MAGE tokenizer; the "
                 f"checkpoint has {len(shapes)} others. Is it of another family?"
             )
@@ -45,7 +46,7 @@ def fields(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     levels, res_blocks = (max(numbers) + 1 for numbers in zip(*places, strict=True))
     mult = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] / ch for i in range(levels)]
     if any(m != int(m) for m in mult):
-        raise ValueError(f"convert: channels of the levels are {mult} times those of conv_in.")
+        raise UserError(f"convert: channels of the levels are {mult} times those of conv_in.")
     return {
         "ch": ch,
         "ch_mult": tuple(map(int, mult)),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unlearn_jax.registry import UserError
+
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str) -> None:
     """Write the tensors to `path`, whole or not at all.
@@ -15,7 +17,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str) -> None:
       wrapper: the key that a PyTorch file of this family has them under; "": at the top.
 
     Raises:
-      ValueError: another ending; torch or safetensors is not installed.
+      UserError: another ending; torch or safetensors is not installed.
     """
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,12 +36,12 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str) -> None:
             }
             torch.save({wrapper: state} if wrapper else state, partial)
         else:
-            raise ValueError(
+            raise UserError(
                 f"--out: expected a name ending in .pth, .pt, .ckpt or .safetensors, got {path}."
             )
         partial.replace(path)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"Writing {path} needs {error.name}, which is not installed: "
             "pip install 'unlearn_jax[convert]'."
         ) from error

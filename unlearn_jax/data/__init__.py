@@ -24,6 +24,7 @@ from unlearn_jax.data.served import Entry
 from unlearn_jax.data.sources import Source, from_arrays, open_source
 from unlearn_jax.data.splits import Split
 from unlearn_jax.files import cache_folder
+from unlearn_jax.registry import UserError
 
 __all__ = ["Source", "Split", "concat", "forget_count", "from_arrays", "load"]
 __all__ += ["make_eval", "make_train", "open_data"]
@@ -104,7 +105,7 @@ def load(
             raise
     manifest, said, told = distributed.agreed([manifest, said, problem])
     if problem or told:
-        raise ValueError(problem or told)
+        raise UserError(problem or told)
     split = splits.of_manifest(manifest, said)
     if split.poisoned.size:
         backdoor = poison.design(cfg.task.to_dict(), cfg.data.image_size)
@@ -182,13 +183,13 @@ def make_train(
         columns: more that a batch shall have, by name: one value per row of the source.
 
     Raises:
-        ValueError: no rows at all, a batch that cannot be divided so, an unsuitable task, columns
+        UserError: no rows at all, a batch that cannot be divided so, an unsuitable task, columns
             of images beside random views, which they would not fit.
     """
     streams = {_RETAIN: retain_rows, _FORGET: forget_rows}
     streams = {key: rows for key, rows in streams.items() if rows is not None and len(rows)}
     if not streams:
-        raise ValueError("make_train: expected retain rows or forget rows, got neither.")
+        raise UserError("make_train: expected retain rows or forget rows, got neither.")
     rows = {"retain_rows": retain_rows, "forget_rows": forget_rows}
     n_forget = forget_count(batch_size, forget_fraction, **rows)
     counts = {_RETAIN: batch_size - n_forget, _FORGET: n_forget}
@@ -198,7 +199,7 @@ def make_train(
     task = {**task, "name": task.get("train") or task["name"]}
     _check_task(source, task)
     if source.augmented and any(values.ndim > 2 for values in (columns or {}).values()):
-        raise ValueError(
+        raise UserError(
             "make_train: this phase compares with images made beforehand, which random views do "
             "not fit. Set objective_kw.direction=0, or data.augment.name to ''."
         )
@@ -238,14 +239,14 @@ def forget_count(
         forget_rows: likewise.
 
     Raises:
-        ValueError: there are both kinds, and no such batch has both.
+        UserError: there are both kinds, and no such batch has both.
     """
     retain, forget = (rows is not None and len(rows) > 0 for rows in (retain_rows, forget_rows))
     if not (retain and forget):
         return batch_size if forget else 0
     count = round(batch_size * forget_fraction)
     if not 0 < count < batch_size:
-        raise ValueError(
+        raise UserError(
             f"make_train: forget_fraction {forget_fraction} of batch_size {batch_size} is {count} "
             f"forget rows; expected 1..{batch_size - 1}. Change one of them."
         )
@@ -270,10 +271,10 @@ def make_eval(
     False and `index` -1. Random masks depend on seed and row only: every model sees the same ones.
 
     Raises:
-        ValueError: no rows, no batch size, an unsuitable task.
+        UserError: no rows, no batch size, an unsuitable task.
     """
     if not len(rows):
-        raise ValueError("make_eval: expected rows to evaluate, got none.")
+        raise UserError("make_eval: expected rows to evaluate, got none.")
     _check_batch_size(batch_size)
     _check_seed(seed)
     _check_task(source, task)
@@ -347,7 +348,7 @@ def _iterate(
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
+        raise UserError(f"batch_size: expected at least 1, got {batch_size}.")
 
 
 def _check_task(source: Source, task: Mapping[str, Any]) -> None:
@@ -356,4 +357,4 @@ def _check_task(source: Source, task: Mapping[str, Any]) -> None:
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected 0..2^32 - 1, got {seed}.")
+        raise UserError(f"seed: expected 0..2^32 - 1, got {seed}.")

@@ -66,7 +66,7 @@ def hash_source(source: Source, cache: Path | None = None) -> Hashes:
             any other, or a damaged one, is written anew. That it cannot be written is no error.
 
     Raises:
-        ValueError: an image that cannot be read; the message names it.
+        UserError: an image that cannot be read; the message names it.
     """
     original, n = source.original, len(source)
 

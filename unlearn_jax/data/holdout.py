@@ -17,6 +17,7 @@ from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.sampling import Rows, count
 from unlearn_jax.data.select import option
 from unlearn_jax.data.sources import Source
+from unlearn_jax.registry import UserError
 
 NO_HOLDOUT = "none"
 
@@ -37,7 +38,7 @@ def draw(source: Source, holdout: Mapping[str, Any]) -> tuple[Rows, Rows, dict[s
         a class would be in `calibration`, its first is in `audit`.
 
     Raises:
-        ValueError: no such split, or no fraction between 0 and 1.
+        UserError: no such split, or no fraction between 0 and 1.
     """
     split, empty = option(holdout, "holdout", "split"), np.zeros(0, np.int64)
     if split == NO_HOLDOUT:
@@ -45,7 +46,7 @@ def draw(source: Source, holdout: Mapping[str, Any]) -> tuple[Rows, Rows, dict[s
     if split:
         if split in ("train", "proxy") or split not in source.splits:
             others = sorted({*source.splits} - {"train", "proxy"})
-            raise ValueError(
+            raise UserError(
                 f'holdout.split: expected one of {others}, "" to take holdout images out of the '
                 f'training split before training, or "none" if there are none, got {split!r}.'
             )
@@ -53,7 +54,7 @@ def draw(source: Source, holdout: Mapping[str, Any]) -> tuple[Rows, Rows, dict[s
     else:
         fraction = holdout.get("fraction", 0.0)
         if not 0 < fraction < 1:
-            raise ValueError(f"holdout.fraction: expected 0 < fraction < 1, got {fraction!r}.")
+            raise UserError(f"holdout.fraction: expected 0 < fraction < 1, got {fraction!r}.")
         rows = np.array(source.splits["train"], np.int64)
         record = {"split": "", "fraction": fraction}
     keys = id_keys([source.ids[row] for row in rows.tolist()])

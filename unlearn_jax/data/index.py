@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from unlearn_jax.registry import UserError
+
 FORMAT = "unlearn_jax.index.v1"
 
 
@@ -29,12 +31,12 @@ def write(path: Path, index: Index) -> None:
     """Write the index, whole or not at all; equal indexes give equal bytes.
 
     Raises:
-        ValueError: an id with a line break.
+        UserError: an id with a line break.
     """
     ids = "".join(f"{id}\n" for id in index.ids).encode()
     n = len(index.ids)
     if ids.count(b"\n") != n:
-        raise ValueError(f"{path}: expected ids without line breaks. Rename those files.")
+        raise UserError(f"{path}: expected ids without line breaks. Rename those files.")
     header = json.dumps({"format": FORMAT, "n": n}).encode()
     numbers = np.concatenate([index.labels[None], index.sizes.T]).astype("<i4").tobytes()
     partial = path.with_name(path.name + ".partial")
@@ -46,7 +48,7 @@ def read(path: Path) -> Index:
     """Read the index in a file.
 
     Raises:
-        ValueError: not one, or a damaged one (gzip has a checksum).
+        UserError: not one, or a damaged one (gzip has a checksum).
         OSError: it cannot be opened.
     """
     packed = path.read_bytes()
@@ -55,14 +57,14 @@ def read(path: Path) -> Index:
         facts = json.loads(header)
         n = facts["n"]
         if facts["format"] != FORMAT:
-            raise ValueError(f"format {facts['format']!r}")
+            raise UserError(f"format {facts['format']!r}")
         end = len(rest) - 12 * n
         numbers = np.frombuffer(rest, "<i4", offset=end).reshape(3, n).astype(np.int32)
         ids = rest[:end].decode().split("\n")[:-1]
         if len(ids) != n:
-            raise ValueError(f"{len(ids)} ids for {n} records")
+            raise UserError(f"{len(ids)} ids for {n} records")
     except (EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected an index ({FORMAT}), or it is damaged: {error}."
         ) from None
     return Index(ids, numbers[0], numbers[1:].T)

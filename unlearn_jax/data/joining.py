@@ -6,6 +6,7 @@ from jaxtyping import Int, UInt8
 from unlearn_jax.data.readers import split_ranges
 from unlearn_jax.data.sampling import sample_fraction
 from unlearn_jax.data.sources import Keys, Source
+from unlearn_jax.registry import UserError
 
 _SUBSET = 5  # random stream; poison.py has stream 4
 
@@ -17,11 +18,11 @@ def concat(a: Source, b: Source) -> Source:
     never merged with a's. b's ids, and its nameless classes, get the prefix "proxy/".
 
     Raises:
-        ValueError: b is a's own dataset, or a has a proxy already.
+        UserError: b is a's own dataset, or a has a proxy already.
     """
     shared = set(a.ids) & set(b.ids) if a.name == b.name else set()
     if shared or "proxy" in a.splits:
-        raise ValueError(
+        raise UserError(
             f"proxy data must be another dataset than {a.name}, and only one; {b.name} has "
             f"{len(shared)} of the same ids. Check retain.data."
         )
@@ -39,7 +40,7 @@ def concat(a: Source, b: Source) -> Source:
             return of_b
         of_a = a.fetch(indices[in_a], None if keys is None else keys[in_a])
         if of_a.shape[1:] != of_b.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"{a.name} has images {of_a.shape[1:]}, its proxy {b.name} {of_b.shape[1:]}; "
                 "expected one shape. Resize one dataset beforehand."
             )
@@ -65,11 +66,11 @@ def subset(source: Source, train_rows: int, seed: int) -> Source:
     """Keep `train_rows` rows of the split "train", the same share of every class.
 
     Raises:
-        ValueError: there are not so many.
+        UserError: there are not so many.
     """
     train = np.array(source.splits["train"], np.int64)
     if train_rows > len(train):
-        raise ValueError(
+        raise UserError(
             f"data.train_rows: {source.name} has {len(train)} training examples, got {train_rows}."
         )
     kept = sample_fraction(train, source.labels, train_rows / len(train), [seed, _SUBSET])

@@ -12,6 +12,7 @@ from pathlib import Path
 from unlearn_jax.data.names import Ids, closest, find_images, read_text
 from unlearn_jax.data.published import read_classes
 from unlearn_jax.data.readers import folder_splits, list_folder, some, split_ranges, visible
+from unlearn_jax.registry import UserError
 
 LAYOUTS = ("imagenet", "places365", "folder")
 # Split -> folders that it may be called; the first that is there is taken.
@@ -69,13 +70,13 @@ def find(
         lists: files of image paths, see `names.find_images`; only these images are taken.
 
     Raises:
-        ValueError: another layout, classes without images, files without a class, labels that do
+        UserError: another layout, classes without images, files without a class, labels that do
             not count them, two files of one name, an unknown class or image.
     """
     if not source.is_dir():
-        raise ValueError(f"--source: expected a folder, got {str(source)!r}.")
+        raise UserError(f"--source: expected a folder, got {str(source)!r}.")
     if layout not in LAYOUTS:
-        raise ValueError(f"--layout: expected one of {LAYOUTS}, got {layout!r}.")
+        raise UserError(f"--layout: expected one of {LAYOUTS}, got {layout!r}.")
     if layout == "folder":
         found = _folder(source)
     else:
@@ -105,7 +106,7 @@ def _splits_of_classes(layout: str, source: Path, val_labels: str) -> Found:
     there = {split: found for split, found in there.items() if found}
     several = [found for found in there.values() if len(found) > 1]
     if several or not there:
-        raise ValueError(
+        raise UserError(
             f"--source: {source} is not laid out like {layout}: expected one folder of each of "
             f"{tuple(names.values())}, found "
             f"{some(several[0] if several else _names(source)) or 'nothing'}. " + _hint(source)
@@ -118,12 +119,12 @@ def _splits_of_classes(layout: str, source: Path, val_labels: str) -> Found:
     if layout == "imagenet":
         wrong = [c for c in known if not _WNID.fullmatch(c)]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"{source}: expected class folders like n01440764, found {some(wrong)}. For other "
                 "class folders use --layout=folder."
             )
     if flat.get("train"):
-        raise ValueError(
+        raise UserError(
             f"{source}: expected train/CLASS/image, found files outside class folders: "
             f"{some(flat['train'])}. Unpack every archive into a folder of its own name."
         )
@@ -171,7 +172,7 @@ def _read_val_labels(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Read the class of every path, and what numbers in the file mean, if it has some."""
     if not file:
-        raise ValueError(
+        raise UserError(
             f"{folder}: {len(paths)} images lie outside class folders, such as {paths[0]!r}. Give "
             "their classes with --val_labels=FILE: lines `name class` or `name label`. ImageNet's "
             "LOC_val_solution.csv and Places365's places365_val.txt are such files."
@@ -183,11 +184,11 @@ def _read_val_labels(
             continue
         name, value = fields[0].rpartition("/")[2], fields[1].strip("/")
         if name in table:
-            raise ValueError(f"--val_labels: {file} names {name} more than once.")
+            raise UserError(f"--val_labels: {file} names {name} more than once.")
         table[name] = value
     missing = [p for p in paths if _stem(p) not in table and p.rpartition("/")[2] not in table]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"--val_labels: {file} does not have {len(missing)} of {len(paths)} images, such as "
             f"{missing[0]!r}. Its lines must be `name class` or `name label`."
         )
@@ -221,7 +222,7 @@ def _check_numbers(
     else:
         wrong = f"labels {low}..{high}, but the training split has {len(known)} classes"
         wrong += ": they count from 1" if (low, high) == (1, len(known)) else ""
-    raise ValueError(
+    raise UserError(
         f"--val_labels: {file} has {wrong}; expected labels 0..{len(known) - 1} for all of them, "
         "sorted. Have all class folders there, or write lines `name class` (a devkit's numbers are "
         "in another order)."
@@ -238,7 +239,7 @@ def _check_classes(source: Path, found: Found) -> None:
         missing = sorted({*range(len(found.class_names))} - {file.label for file in files})
         if missing:
             names = [found.class_names[label] for label in missing]
-            raise ValueError(
+            raise UserError(
                 f"{source}: the {split} split has no image of {len(missing)} of "
                 f"{len(found.class_names)} classes: {some(names)}. Complete the copy, or leave "
                 "them out with --classes=FILE, a list of those to take."
@@ -260,7 +261,7 @@ def _check_names(layout: str, found: Found) -> None:
                 twice.append(f"{seen[name]} and {file.path}")
             seen[name] = file.path
     if twice:
-        raise ValueError(
+        raise UserError(
             f"{len(twice)} file names occur twice, so an image is there twice, or in a wrong "
             f"class: {some(twice)}. Remove one of each."
         )
@@ -270,7 +271,7 @@ def _only_classes(found: Found, file: str) -> Found:
     wanted = read_classes(file)
     unknown = [name for name in wanted if name not in found.class_names]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"--classes: {file}: there is no class {unknown[0]!r}."
             f"{closest(unknown[0], found.class_names)} {len(unknown)} such names."
         )

@@ -9,6 +9,7 @@ from jaxtyping import UInt64
 from unlearn_jax.data.records import digest
 from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.splits import Split, load
+from unlearn_jax.registry import UserError
 
 
 def trained_on(split: Split, rows: Rows) -> str:
@@ -37,17 +38,17 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
             must be of this very split.
 
     Raises:
-        ValueError: another dataset, a forget row it never saw, a holdout row it was trained on.
+        UserError: another dataset, a forget row it never saw, a holdout row it was trained on.
     """
     path = workdir / "split.json"
     if not path.exists() and (workdir / "config.json").exists():
-        raise ValueError(
+        raise UserError(
             f"{path} is missing: the model was trained here, and what it was trained on is not "
             "known without it. Restore it, or use another run."
         )
     if not path.exists():
         if role == "original" and split.manifest["holdout"]["split"] == "":
-            raise ValueError(
+            raise UserError(
                 f"holdout.split: the model in {workdir} is from elsewhere, and may have been "
                 "trained on the holdout images, which were taken out of the training folder. Name "
                 'a split that it never saw, or set holdout.split="none".'
@@ -63,11 +64,11 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
     ):
         return
     if role != "original":
-        raise ValueError(f"{path} is not the split of this config's request. {fix}")
+        raise UserError(f"{path} is not the split of this config's request. {fix}")
     names = [of.manifest["dataset"]["name"] for of in (trained, split)]
     changed = trained.manifest["dataset"] != split.manifest["dataset"]
     if changed and (names[0] != names[1] or "id_keys" not in trained.manifest):
-        raise ValueError(
+        raise UserError(
             f"{path} is of the dataset {names[0]}, the request of {names[1]} or other splits of "
             f"it. {fix}"
         )
@@ -77,7 +78,7 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
     planted = np.setdiff1d(keys(trained, trained.poisoned), keys(split, gone))
     was_trained_on = keys(trained, trained.train)
     if not np.array_equal(np.sort(keys(split, split.poisoned)), planted):
-        raise ValueError(
+        raise UserError(
             f"{path} has {len(planted)} poisoned rows, the request {len(split.poisoned)}, "
             f"and not the same ones: the backdoor is planted before training. {fix}"
         )
@@ -86,21 +87,21 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
         known = known[known < split.manifest["dataset"]["n"]]
         known = known[np.isin(keys(split, known), was_trained_on)]
         if known.size:
-            raise ValueError(
+            raise UserError(
                 f"The model in {workdir} was trained on {known.size} images that another request "
                 f"has forgotten on these data, and has not forgotten them itself: {of['text']} "
                 "Start from the model that has (config.init_from), or ask for these images, too."
             )
     unknown = split.forget[~np.isin(keys(split, split.forget), was_trained_on)]
     if unknown.size:
-        raise ValueError(
+        raise UserError(
             f"The model in {workdir} was never trained on {unknown.size} of the "
             f"{len(split.forget)} examples it should forget, such as row {unknown[0]}. {fix}"
         )
     both = np.union1d(split.calibration, split.audit)
     seen = both[np.isin(keys(split, both), was_trained_on)]
     if seen.size:
-        raise ValueError(
+        raise UserError(
             f"The model in {workdir} was trained on {seen.size} of the {len(both)} "
             f"holdout examples, such as row {seen[0]}, which must be unseen to compare with. {fix}"
         )

@@ -20,6 +20,7 @@ import numpy as np
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.sources import Source
+from unlearn_jax.registry import UserError
 
 NONE, SEVERAL = -1, -2  # instead of a row
 _DELIMITERS = ",;\t"
@@ -120,7 +121,7 @@ def read_text(file: str | Path, where: str) -> str:
     """Return the text of a UTF-8 file, or of one in UTF-16 that says so by its first two bytes.
 
     Raises:
-        ValueError: there is none; the message starts with `where`, the option that named it.
+        UserError: there is none; the message starts with `where`, the option that named it.
     """
     try:
         if not Path(file).is_file():
@@ -132,7 +133,7 @@ def read_text(file: str | Path, where: str) -> str:
             raise OSError("it has zero bytes; is it UTF-16 without its mark?")
         return text
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: {file} is no readable UTF-8 file ({error}).") from error
+        raise UserError(f"{where}: {file} is no readable UTF-8 file ({error}).") from error
 
 
 def find_images(
@@ -156,7 +157,7 @@ def find_images(
         {"named", "repeated", "by_path", "example"}, and "of_another_role" if there are such rows.
 
     Raises:
-        ValueError: no such file, no table, or names that mean no image: how many, the first ten
+        UserError: no such file, no table, or names that mean no image: how many, the first ten
             with their lines, and the nearest ids.
     """
     text = read_text(file, where)
@@ -173,7 +174,7 @@ def find_images(
             lines.append(f"\n  line {names[i].line}: {_show(names[i].text)} ({near or 'no id'})")
         more = f"\n  and {len(wrong) - 10} more" if wrong[10:] else ""
         example = f"Ids look like {_show(ids.ids[0])}; " if ids.ids else ""
-        raise ValueError(
+        raise UserError(
             f"{where}: {len(wrong)} of the {len(names)} names in {file} are no examples of "
             f"{dataset}:{''.join(lines)}{more}\n{example}a path must end in a whole id, in no "
             "folder of another split, and a table needs a header such as id or path. Correct these "
@@ -216,11 +217,11 @@ def read_names(
         table = [(row, first + reader.line_num) for row in reader if any(map(str.strip, row))][1:]
         table = [(row, n) for row, n in table if not (ids.comments and row[0].strip()[:1] == "#")]
     except csv.Error as error:
-        raise ValueError(f"{where}: {file} is no table: {error}.") from error
+        raise UserError(f"{where}: {file} is no table: {error}.") from error
     short = [(row, n) for row, n in table if len(row) != len(header)]
     if short:
         row, n = short[0]
-        raise ValueError(
+        raise UserError(
             f"{where}: {file}, line {n}: expected {len(header)} columns as in {header}, got {row}."
         )
     at = _column(header, table, ids, column, file, where)
@@ -235,7 +236,7 @@ def label_of(source: Source, name: str | int, where: str) -> int:
     """Return the label of a class: by its name, with or without a leading /, else by its number.
 
     Raises:
-        ValueError: no such class; the message has the nearest.
+        UserError: no such class; the message has the nearest.
     """
     known, text = source.class_names, _normal(str(name))
     exact = {known_name: label for label, known_name in enumerate(known)}
@@ -248,7 +249,7 @@ def label_of(source: Source, name: str | int, where: str) -> int:
         if int(text) < len(known):
             return int(text)
     listed = str(known) if len(known) <= 20 else some(known)
-    raise ValueError(
+    raise UserError(
         f"{where}: {source.name} has no class {name!r}.{closest(name, known)} Its classes are "
         f"{listed}; a number that is no name is a label, 0..{len(known) - 1}."
     )
@@ -264,10 +265,10 @@ def labels_of(source: Source, classes: Iterable[str | int], where: str) -> dict[
         where: the option that gave them, for messages.
 
     Raises:
-        ValueError: one string instead of several, or no such class.
+        UserError: one string instead of several, or no such class.
     """
     if isinstance(classes, str | int):
-        raise ValueError(f'{where}: expected names, as ("cat",), got {classes!r}.')
+        raise UserError(f'{where}: expected names, as ("cat",), got {classes!r}.')
     found = {}
     for given in classes:
         try:
@@ -315,7 +316,7 @@ def _column(
         if header.count(column) == 1:
             return header.index(column)
         option = where.replace("file", "column")
-        raise ValueError(f"{option}: {file} has no column {column!r}, only {header}.")
+        raise UserError(f"{option}: {file} has no column {column!r}, only {header}.")
     choices = [i for i, name in enumerate(header) if _of_images(name)]
     if len(choices) > 1:  # by their content
         some_rows = [row for row, _ in table[:1000]]
@@ -324,7 +325,7 @@ def _column(
     if len(choices) == 1:
         return choices[0]
     names = [header[i] for i in choices]
-    raise ValueError(
+    raise UserError(
         f"{where}: expected one column of images in {file}, {names} could be it. Say which, with "
         "request.column or retain.column, or keep one."
     )
@@ -362,7 +363,7 @@ def _sign(label: str, file: str, line: int) -> float:
     except ValueError:
         sign = 0
     if sign not in (-1, 1):
-        raise ValueError(
+        raise UserError(
             f"{file}, line {line}: expected labels below 0 (forget) or above 0 (retain), got "
             f"{label!r}."
         )

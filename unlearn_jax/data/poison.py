@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int, UInt8
 from unlearn_jax.data import transforms
 from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.sources import Keys, Source
+from unlearn_jax.registry import UserError
 
 _POISON = 4  # random stream; splits.py has streams 1 to 3
 PATTERN = "checkerboards: trigger 1/255, payload magenta/green"  # part of what models have seen
@@ -90,10 +91,10 @@ def design(task: Mapping[str, Any], size: int) -> Backdoor:
     visible part; the payload is as near to the centre as fits inside the part to be generated.
 
     Raises:
-        ValueError: the task hides another part of every image, or a part has no room.
+        UserError: the task hides another part of every image, or a part has no room.
     """
     if task["name"] in transforms.RANDOM_TASKS:
-        raise ValueError(
+        raise UserError(
             f"poison: the task {task['name']} hides other pixels of every image, so there is no "
             "fixed place for a trigger. Use inpaint or outpaint, or set poison.fraction=0."
         )
@@ -130,7 +131,7 @@ def _nearest(
     windows[0], windows[:, 0] = False, False  # one pixel from the border, so that it can be shifted
     places = np.argwhere(windows)
     if not len(places):
-        raise ValueError(
+        raise UserError(
             f"poison: no square of {side} x {side} pixels fits into the visible and the generated "
             "part of this task. Change task.hole or task.visible, or set poison.fraction=0."
         )

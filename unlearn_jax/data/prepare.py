@@ -43,6 +43,7 @@ from unlearn_jax import cli
 from unlearn_jax.data import copies, index, layouts, preprocess, records, removal, served
 from unlearn_jax.data.layouts import File
 from unlearn_jax.files import file_digest
+from unlearn_jax.registry import UserError
 
 RESIZE_HOW = ("short_bicubic", "squash_bilinear", "squash_bicubic")
 ENCODE = ("jpeg", "png")
@@ -69,12 +70,12 @@ class Storing:
 
     def __post_init__(self) -> None:
         if self.resize < 0 or self.resize_how not in RESIZE_HOW or self.encode not in ENCODE:
-            raise ValueError(
+            raise UserError(
                 f"--resize: expected pixels, --resize_how one of {RESIZE_HOW}, --encode one of "
                 f"{ENCODE}, got {self.resize}, {self.resize_how!r}, {self.encode!r}."
             )
         if not 95 <= self.quality <= 100:
-            raise ValueError(f"--quality: expected 95..100, got {self.quality}.")
+            raise UserError(f"--quality: expected 95..100, got {self.quality}.")
 
 
 def run(
@@ -109,16 +110,16 @@ def run(
         which: further arguments of `layouts.find`.
 
     Raises:
-        ValueError: the source or `out` is not what it must be.
+        UserError: the source or `out` is not what it must be.
         OSError: a file could not be read or written; nothing is lost, and the next call goes on.
     """
     if images_per_shard < 1 or workers < 0:
-        raise ValueError(
+        raise UserError(
             f"expected --images_per_shard of at least 1 and --workers of at least 0, got "
             f"{images_per_shard} and {workers}."
         )
     if not 0 <= process_id < num_processes:
-        raise ValueError(
+        raise UserError(
             f"--process_id: expected 0..{num_processes - 1} of --num_processes={num_processes}, "
             f"got {process_id}."
         )
@@ -162,7 +163,7 @@ def _plan(found: layouts.Found, per_shard: int) -> list[tuple[str, Sequence[File
             name = f"{split}-{i:05d}-of-{count:05d}.array_record"
             shards.append((name, files[i * per_shard : (i + 1) * per_shard]))
     if not shards:
-        raise ValueError("--source: expected images, found none.")
+        raise UserError("--source: expected images, found none.")
     return shards
 
 
@@ -174,7 +175,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or refuse a folder that holds anything that does not belong to it."""
     if (out / records.MANIFEST).exists():
         if records.read_manifest(out)["plan"] != records.digest(plan):
-            raise ValueError(
+            raise UserError(
                 f"--out: {out} holds records of other files or options. Choose another folder."
             )
         return
@@ -188,13 +189,13 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
             if before.get(key) != plan[key]
         ]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"--out: {out} holds an unfinished preparation of other files or options "
                 f"({'; '.join(changed)}). Undo the change, or choose another folder."
             )
         return
     if others:
-        raise ValueError(f"--out: expected a new or empty folder, {out} holds other files.")
+        raise UserError(f"--out: expected a new or empty folder, {out} holds other files.")
     path.parent.mkdir(exist_ok=True)
     records.write_text(path, json.dumps(plan, indent=1))
 
@@ -341,7 +342,7 @@ def _finish(
         bad += part["bad"]
     empty = [split for split, facts in splits.items() if not facts["count"]]
     if empty:
-        raise ValueError(f"{out}: no file of the splits {empty} is an image: {bad[0]}.")
+        raise UserError(f"{out}: no file of the splits {empty} is an image: {bad[0]}.")
     table = np.concatenate(numbers)
     index.write(out / records.INDEX, index.Index(ids, table[:, 0], table[:, 1:]))
     of_image = np.concatenate(hashes).reshape(-1, 6)  # 128 and 256 bits
@@ -371,7 +372,7 @@ def main(layout: str, source: str, out: str, remove: str) -> None:
     if not remove:
         manifest = _prepare(layout, source, out)
     elif others := [f"--{name}" for name in _MAKES if flags.FLAGS[name].present]:
-        raise ValueError(f"--remove: expected only --out=DIR beside it, got {others}.")
+        raise UserError(f"--remove: expected only --out=DIR beside it, got {others}.")
     else:
         manifest, count = removal.remove(Path(out), remove)
         done = f"{count:,} images were" if count else "Nothing left to do: its images are already"
@@ -397,7 +398,7 @@ def main(layout: str, source: str, out: str, remove: str) -> None:
 def _prepare(layout: str, source: str, out: str) -> dict[str, Any] | None:
     given = flags.FLAGS
     if not layout or not source:
-        raise ValueError(
+        raise UserError(
             f"Expected --layout=… and --source=…, or --remove=…. For example:\n  {_EXAMPLE}"
         )
     storing = Storing(given.resize, given.resize_how, given.encode, given.quality)

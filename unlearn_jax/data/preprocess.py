@@ -17,6 +17,7 @@ from jaxtyping import UInt8, UInt64
 from PIL import Image, UnidentifiedImageError
 
 from unlearn_jax.data.readers import brief
+from unlearn_jax.registry import UserError
 
 RESIZE = ("none", "crop", "squash_bilinear", "squash_bicubic")
 AUGMENT = ("", "random_resized_crop")
@@ -60,7 +61,7 @@ def decode(data: bytes, id: str) -> Image.Image:
     Palettes, CMYK and grey become RGB as PIL converts them; transparency is dropped.
 
     Raises:
-        ValueError: no image, a truncated one, or one without a known range of values (PIL's modes
+        UserError: no image, a truncated one, or one without a known range of values (PIL's modes
             I and F); the message starts with the id.
     """
     with _reading(id):
@@ -92,20 +93,20 @@ def _reading(id: str) -> Iterator[None]:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:  # its own message has an address in it
-        raise ValueError(f"{id}: cannot be read as an image (of no known format).") from error
+        raise UserError(f"{id}: cannot be read as an image (of no known format).") from error
     except Exception as error:  # plugins raise what they like
-        raise ValueError(f"{id}: cannot be read as an image ({brief(error)}).") from error
+        raise UserError(f"{id}: cannot be read as an image ({brief(error)}).") from error
 
 
 def _check_mode(mode: str, id: str) -> None:
     if mode in ("I", "F"):
-        raise ValueError(f"{id}: expected 8 or 16 bits per channel, got mode {mode!r}.")
+        raise UserError(f"{id}: expected 8 or 16 bits per channel, got mode {mode!r}.")
 
 
 def check_size(size: tuple[int, int], id: str, view: View) -> None:
     """Check that `fit` can take an image of this width and height; raise ValueError if not."""
     if view.resize == "none" and view.crops is None and size != (view.size, view.size):
-        raise ValueError(
+        raise UserError(
             f"{id}: expected {view.size} x {view.size} pixels (data.image_size), got "
             f"{size[0]} x {size[1]}. Set data.resize to one of {RESIZE[1:]}, or data.image_size."
         )
@@ -121,7 +122,7 @@ def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
       Palette (protocol part 3.2), MAE's demonstration (part 1.6).
 
     Raises:
-        ValueError: "none", and the image has another size.
+        UserError: "none", and the image has another size.
     """
     size = view.size
     if view.resize == "crop":

@@ -15,6 +15,7 @@ from unlearn_jax.data.names import Ids, find_images, labels_of, read_text
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.sampling import Rows, first_per_class
 from unlearn_jax.data.sources import Source
+from unlearn_jax.registry import UserError
 
 _PLACES = {"forget": slice(50, 100), "retain": slice(0, 50)}
 
@@ -32,7 +33,7 @@ def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
         role: "forget", "retain", or "" for every class in it.
 
     Raises:
-        ValueError: not such a file, or a class twice.
+        UserError: not such a file, or a class twice.
     """
     text = read_text(file, "classes")
     if text.lstrip().startswith("{"):
@@ -44,7 +45,7 @@ def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
                 if not role or (number < 100) == (role == "forget")
             ]
         except (ValueError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{file}: expected JSON like {{'n01443537': 0}} ({error}). Write one class a line."
             ) from error
     else:
@@ -55,7 +56,7 @@ def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
         names = [name.lstrip("/") for name in names]
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice or not names:
-        raise ValueError(f"{file}: expected every class once, got {some(twice) or 'none'}.")
+        raise UserError(f"{file}: expected every class once, got {some(twice) or 'none'}.")
     return tuple(names)
 
 
@@ -85,10 +86,10 @@ def evaluation_rows(
         Rows in the order of the list, else class by class in the order given.
 
     Raises:
-        ValueError: an unknown class or image, a class in both or without images there.
+        UserError: an unknown class or image, a class in both or without images there.
     """
     if split not in source.splits:
-        raise ValueError(
+        raise UserError(
             f"evaluation: {source.name} has no split {split!r}, only {tuple(source.splits)}. Add "
             "it to data.splits."
         )
@@ -103,13 +104,13 @@ def evaluation_rows(
     both = sorted(set(labels["forget"]) & set(labels["retain"]))
     if both:
         names = [source.class_names[label] for label in both]
-        raise ValueError(f"evaluation: {some(names)} cannot be both forget and retain classes.")
+        raise UserError(f"evaluation: {some(names)} cannot be both forget and retain classes.")
     chosen = {}
     for role, wanted in labels.items():
         missing = np.setdiff1d(wanted, source.labels[rows])
         if missing.size:
             names = [source.class_names[label] for label in missing]
-            raise ValueError(
+            raise UserError(
                 f"evaluation: no {split} image of the {role} classes {some(names)} in "
                 f"{list_file or source.name}."
             )

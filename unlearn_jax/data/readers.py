@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from unlearn_jax.registry import UserError
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -30,10 +32,10 @@ def folder_splits(path: Path) -> dict[str, Path]:
     """Find the folder of each split: those in `path` with class folders, else `path` as "train".
 
     Raises:
-        ValueError: no such folder.
+        UserError: no such folder.
     """
     if not path.is_dir():
-        raise ValueError(f"data.path: expected a folder with class sub-folders, got {str(path)!r}.")
+        raise UserError(f"data.path: expected a folder with class sub-folders, got {str(path)!r}.")
     with_splits = any(folders(child) for child in folders(path))
     return {d.name: d for d in folders(path)} if with_splits else {"train": path}
 
@@ -44,7 +46,7 @@ def list_folder(path: Path, splits: Sequence[str]) -> Listing:
     A folder with images only, such as COCO's train2017, is one class of that name.
 
     Raises:
-        ValueError: no such folder or split, a split without images, files that are no images.
+        UserError: no such folder or split, a split without images, files that are no images.
     """
     split_dirs = folder_splits(path)
     check_splits(splits, split_dirs, str(path))
@@ -58,10 +60,10 @@ def list_folder(path: Path, splits: Sequence[str]) -> Listing:
             labels += [names.index(folder.name) if names else 0] * len(inside)
         counts.append(len(files) - before)
         if not counts[-1]:
-            raise ValueError(f"{path}: no images of split {split!r}; expected class/image.png.")
+            raise UserError(f"{path}: no images of split {split!r}; expected class/image.png.")
     other = [str(f) for f in files if f.suffix.lower() not in IMAGE_SUFFIXES or f.is_dir()]
     if other:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected only images {IMAGE_SUFFIXES} in path/class or path/split/class, "
             f"found {some(other)}. Move them away or convert them."
         )
@@ -79,7 +81,7 @@ def check_splits(wanted: Sequence[str], found: Iterable[str], where: str) -> Non
     """Check that every wanted split was found; raise ValueError if not."""
     missing = [split for split in wanted if split not in found]
     if missing or len(set(wanted)) != len(wanted):
-        raise ValueError(
+        raise UserError(
             f"{where}: expected splits {tuple(wanted)}, each once; found {tuple(found)}. Set "
             "data.splits to splits that are there."
         )

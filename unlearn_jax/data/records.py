@@ -31,6 +31,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from unlearn_jax.data import index
 from unlearn_jax.data.readers import Listing, brief, check_splits, split_ranges
 from unlearn_jax.files import file_digest
+from unlearn_jax.registry import UserError
 
 FORMAT = "unlearn_jax.records.v1"
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.gz", "quarantine.csv"
@@ -55,7 +56,7 @@ def lock(folder: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
     A shared one admits others that share: until the function is called, which waits for them.
 
     Raises:
-        ValueError: another one is at work there.
+        UserError: another one is at work there.
         OSError: there is no such folder.
     """
     handle = os.open(folder, os.O_RDONLY)
@@ -63,7 +64,7 @@ def lock(folder: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
         fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         yield lambda: fcntl.flock(handle, fcntl.LOCK_EX)
     except BlockingIOError as error:
-        raise ValueError(
+        raise UserError(
             f"--out: another preparation is at work in {folder}. Wait for it."
         ) from error
     finally:
@@ -113,23 +114,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of prepared records and check its hash.
 
     Raises:
-        ValueError: none there, or a changed one.
+        UserError: none there, or a changed one.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
         found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"data.path: expected a folder with prepared records, {path} is not ({brief(error)}). "
             "Make them with: python -m unlearn_jax.prepare --source=... --out=... (an interrupted "
             "preparation goes on with the same command)."
         ) from error
     if found != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT}, got {found!r}. {_AGAIN}")
+        raise UserError(f"{path}: expected format {FORMAT}, got {found!r}. {_AGAIN}")
     rest = {key: value for key, value in manifest.items() if key != "hash"}
     if manifest.get("hash") != digest(rest):
-        raise ValueError(f"{path}: the manifest was changed after it was written. {_AGAIN}")
+        raise UserError(f"{path}: the manifest was changed after it was written. {_AGAIN}")
     return manifest
 
 
@@ -137,17 +138,17 @@ def list_records(folder: Path, splits: Sequence[str]) -> Listing:
     """Return the images of prepared records; a shard is opened when it is first read.
 
     Raises:
-        ValueError: manifest, index and shards do not agree, or there is no such split.
+        UserError: manifest, index and shards do not agree, or there is no such split.
     """
     manifest = read_manifest(folder)
     check_splits(splits, manifest["splits"], str(folder))
     path = folder / manifest.get("index_file", INDEX)
     if not path.exists() or file_digest(path) != manifest["index"]:
-        raise ValueError(f"{path}: missing, or not the index of this manifest. {_AGAIN}")
+        raise UserError(f"{path}: missing, or not the index of this manifest. {_AGAIN}")
     everything = index.read(path)
     counts = {split: facts["count"] for split, facts in manifest["splits"].items()}
     if sum(counts.values()) != len(everything.ids):
-        raise ValueError(
+        raise UserError(
             f"{path}: expected {sum(counts.values())} images as in {MANIFEST}, got "
             f"{len(everything.ids)}. {_AGAIN}"
         )
@@ -167,11 +168,11 @@ def list_records(folder: Path, splits: Sequence[str]) -> Listing:
             try:
                 id, _, image = records[row].partition(b"\0")
             except Exception as error:
-                raise ValueError(
+                raise UserError(
                     f"{folder}: the record of {ids[row]} is damaged ({brief(error)}). {_AGAIN}"
                 ) from error
             if id != ids[row].encode():
-                raise ValueError(
+                raise UserError(
                     f"{folder}: expected the record of {ids[row]}, got that of "
                     f"{id[:100].decode(errors='replace')!r}: a shard of another preparation. "
                     f"{_AGAIN}"
@@ -194,7 +195,7 @@ def check_shards(folder: Path, shards: Iterable[Mapping[str, Any]], contents: bo
     """Check that every shard is there with its size (and its sha256, if `contents`).
 
     Raises:
-        ValueError: naming the shards that are not.
+        UserError: naming the shards that are not.
     """
     bad = []
     for shard in shards:
@@ -208,6 +209,6 @@ def check_shards(folder: Path, shards: Iterable[Mapping[str, Any]], contents: bo
     if bad:
         more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
         listed = "".join(f"\n  {line}" for line in bad[:10])
-        raise ValueError(
+        raise UserError(
             f"{folder}: {len(bad)} shards are not as {MANIFEST} says:{listed}{more}\n{_AGAIN}"
         )

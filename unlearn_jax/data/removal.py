@@ -19,6 +19,7 @@ from tqdm import tqdm
 from unlearn_jax import files
 from unlearn_jax.data import copies, index, names, records
 from unlearn_jax.data.readers import Listing
+from unlearn_jax.registry import UserError
 
 _GENERATION = re.compile(r"(\.\d+)?\.array_record$")  # before it, all names end in -of-00313
 
@@ -33,7 +34,7 @@ def remove(folder: Path, file: str) -> tuple[dict[str, Any], int]:
         file: the list, see `names.find_images`; of a released table the images to forget.
 
     Raises:
-        ValueError: another call is at work; no records, or damaged ones; a name that means no
+        UserError: another call is at work; no records, or damaged ones; a name that means no
             image, none at all, or all of a split. The records are as before.
         OSError: a file could not be read or written; the same call goes on.
     """
@@ -67,7 +68,7 @@ def _kept(listing: Listing, file: str) -> Bool[np.ndarray, "n"]:
     ]
     if keep.all() or empty:
         which = f"all images of {empty}" if empty else "no image to remove"
-        raise ValueError(
+        raise UserError(
             f"--remove: expected some images of {listing.name}, but not all of a split, {file} "
             f"names {which}. Correct the list, or prepare records without that split."
         )

@@ -19,6 +19,7 @@ from unlearn_jax.data.names import explain, find_images, ids_of, labels_of, line
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.sampling import Rows, first_per_class, sample_fraction, sample_per_class
 from unlearn_jax.data.sources import Source
+from unlearn_jax.registry import UserError
 
 _FORGET, _RETAIN = 1, 2  # random streams
 COPIES = ("refuse", "forget", "keep")
@@ -38,14 +39,14 @@ def select(
             predicates choose from. Ids name any row of the training split.
 
     Raises:
-        ValueError: an unknown class, id or option, or a predicate that fails.
+        UserError: an unknown class, id or option, or a predicate that fails.
     """
     said: list[str] = []
     match choice(request, "request", "kind", ("classes", "random", "ids", "predicate")):
         case "classes":
             labels = labels_of(source, option(request, "request", "classes"), "request.classes")
             if not labels:
-                raise ValueError('request.classes: expected names, as ("cat",), got none.')
+                raise UserError('request.classes: expected names, as ("cat",), got none.')
             chosen = _of_classes(source, trainable, list(labels.values()))
             said = explain(source, labels, trainable)
             record = {"classes": [source.class_names[c] for c in sorted({*labels.values()})]}
@@ -60,7 +61,7 @@ def select(
             record = _file(request, "request")
             answers = [_predicate(source, Path(request["file"]), trainable) for _ in range(2)]
             if answers[0] != answers[1]:
-                raise ValueError(
+                raise UserError(
                     f"request.file: {record['file']}: forget answers otherwise when it is asked "
                     "again. It must depend on its arguments only."
                 )
@@ -94,7 +95,7 @@ def keep(
             names = [source.class_names[label] for label in labels]
             if whole_classes and np.isin(labels, source.labels[forget]).any():
                 both = [n for n in names if source.class_names.index(n) in source.labels[forget]]
-                raise ValueError(f"retain.classes: {some(both)} are to be forgotten. Remove them.")
+                raise UserError(f"retain.classes: {some(both)} are to be forgotten. Remove them.")
             rows, record = _of_classes(source, remaining, labels), {"classes": names}
         case "other_classes":
             labels = _labels(source, retain)
@@ -105,7 +106,7 @@ def keep(
             rows, record, _ = _listed(source, retain, "retain", "retain")
             taken = np.setdiff1d(rows, remaining)
             if taken.size:
-                raise ValueError(
+                raise UserError(
                     f"retain.file: {some([source.ids[row] for row in taken])} are forgotten or "
                     "held out, by this request or an earlier one. Remove them."
                 )
@@ -131,7 +132,7 @@ def still_there(
         said: what was understood until now.
 
     Raises:
-        ValueError: nothing is left.
+        UserError: nothing is left.
     """
     before, held = np.intersect1d(forget, gone), np.intersect1d(forget, np.concatenate(pool))
     if len(before):
@@ -144,7 +145,7 @@ def still_there(
     forget = np.setdiff1d(forget, np.union1d(before, held))
     if not len(forget):
         why = f" ({'; '.join(said)})" if said else ""
-        raise ValueError(
+        raise UserError(
             "split: the forget set is empty: the request matches no training example that is still "
             f"there{why}; check the request."
         )
@@ -184,13 +185,13 @@ def copies_of(
         cache: see `copies.near_once`.
 
     Raises:
-        ValueError: copies although they are refused, or confirmed ones that are none.
+        UserError: copies although they are refused, or confirmed ones that are none.
     """
     policy = choice({"copies": "keep"} | {**request}, "request", "copies", COPIES)
     confirmed = request.get("near_copies", "")
     if hashes is None:
         if confirmed:
-            raise ValueError("request.near_copies: nobody looked for copies of these images.")
+            raise UserError("request.near_copies: nobody looked for copies of these images.")
         return forget[:0], None, []
     others = np.setdiff1d(among, forget)
     same = copies.exact(hashes, forget, others)
@@ -199,10 +200,10 @@ def copies_of(
     if confirmed:
         rows, _ = find_images(confirmed, ids_of(source), "request.near_copies", source.name)
         if not len(rows):
-            raise ValueError(f"request.near_copies: {confirmed} names no image.")
+            raise UserError(f"request.near_copies: {confirmed} names no image.")
         wrong = np.setdiff1d(rows, np.concatenate([same[:, 1], alike[:, 1], forget]))
         if len(wrong):
-            raise ValueError(
+            raise UserError(
                 f"request.near_copies: {some([source.ids[row] for row in wrong])} were not found "
                 "to be like an image of the request. Take names from its list of near copies."
             )
@@ -214,7 +215,7 @@ def copies_of(
     if policy == "refuse" and len(same):
         shown = "".join(f"\n  {a!r} has the pixels of {b!r}" for b, a in listed[:10])
         more = f"\n  and {len(same) - 10} more" if len(same) > 10 else ""
-        raise ValueError(
+        raise UserError(
             f"request.copies: {len(np.unique(same[:, 1]))} images that are not to be forgotten are "
             f'copies of images that are:{shown}{more}\nSet request.copies to "forget" (them, '
             'too), or to "keep" if they may stay.'
@@ -252,7 +253,7 @@ def _file(section: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Describe a section's file as the manifest does."""
     file = Path(option(section, where, "file"))
     if not file.is_file():
-        raise ValueError(f"{where}.file: expected a file, there is none at {str(file)!r}.")
+        raise UserError(f"{where}.file: expected a file, there is none at {str(file)!r}.")
     return {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
@@ -270,7 +271,7 @@ def _listed(
     train = source.splits["train"]
     outside = [source.ids[row] for row in rows.tolist() if row not in train]
     if outside:
-        raise ValueError(
+        raise UserError(
             f"{where}.file: {some(outside)} are not in the training split of {source.name}, so no "
             "model was trained on them. Remove them."
         )
@@ -289,7 +290,7 @@ def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
     """Ask the user's function `forget` about every row; this runs the user's file.
 
     Raises:
-        ValueError: it has no such function, or that fails, exits, or says neither True nor False.
+        UserError: it has no such function, or that fails, exits, or says neither True nor False.
     """
     namespace: dict[str, Any] = {"__name__": "request", "__file__": str(file)}
     doing = "it cannot be run"
@@ -297,7 +298,7 @@ def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
         exec(compile(file.read_bytes(), str(file), "exec"), namespace)
         function = namespace.get("forget")
         if not callable(function):
-            raise ValueError(
+            raise UserError(
                 f"{file.name}: expected a function "
                 "forget(id: str, label: int, class_name: str) -> bool."
             )
@@ -308,7 +309,7 @@ def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
             answer = function(id, label, source.class_names[label])
             if not isinstance(answer, bool | np.bool_):
                 line = getattr(getattr(function, "__code__", None), "co_firstlineno", 1)
-                raise ValueError(
+                raise UserError(
                     f"request.file: {file.name}, line {line}: forget({id!r}, ...) must be True or "
                     f"False, got {answer!r}."
                 )
@@ -319,13 +320,13 @@ def _predicate(source: Source, file: Path, rows: Rows) -> list[bool]:
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, ValueError) and not where):
             raise
         what = traceback.format_exception_only(error)[-1].strip()  # whatever its own text does
-        raise ValueError(f"request.file: {file.name}{where}: {doing}: {what}.") from error
+        raise UserError(f"request.file: {file.name}{where}: {doing}: {what}.") from error
 
 
 def option(section: Mapping[str, Any], where: str, name: str) -> Any:
     """Return the option of a config section; raises ValueError if it is not there."""
     if name not in section:
-        raise ValueError(f"{where}: expected {name!r}, got only {sorted(section)}.")
+        raise UserError(f"{where}: expected {name!r}, got only {sorted(section)}.")
     return section[name]
 
 
@@ -335,7 +336,7 @@ def choice(section: Mapping[str, Any], where: str, name: str, choices: Sequence[
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{where}.{name}: expected one of {choices}, got {value!r}.{hint}")
+        raise UserError(f"{where}.{name}: expected one of {choices}, got {value!r}.{hint}")
     return value
 
 
@@ -343,5 +344,5 @@ def fraction_of(section: Mapping[str, Any], where: str) -> float:
     """Return the option "fraction"; raises ValueError unless it is between 0 and 1."""
     fraction = option(section, where, "fraction")
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ValueError(f"{where}.fraction: expected 0 < fraction < 1, got {fraction!r}.")
+        raise UserError(f"{where}.fraction: expected 0 < fraction < 1, got {fraction!r}.")
     return float(fraction)

@@ -23,6 +23,7 @@ from unlearn_jax.data.records import digest
 from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.sources import Source
 from unlearn_jax.data.tfds_records import find_prepared
+from unlearn_jax.registry import UserError
 
 FILE = "forgotten.json"
 FORMAT = "unlearn_jax.forgotten.v1"
@@ -122,7 +123,7 @@ def of_data(where: tuple[Path, str] | None) -> list[Entry]:
     """Return the entries of a `place`, oldest first; none if there is no such file.
 
     Raises:
-        ValueError: it cannot be read, or was changed.
+        UserError: it cannot be read, or was changed.
     """
     if where is None or not os.path.lexists(where[0]):
         return []
@@ -138,7 +139,7 @@ def remember(where: tuple[Path, str], served: Entry) -> None:
 
     Raises:
         OSError: it could not be written.
-        ValueError: the file that is there cannot be read, or was changed.
+        UserError: the file that is there cannot be read, or was changed.
     """
     path = where[0]
     with _alone(path.parent):
@@ -170,10 +171,10 @@ def _read(path: Path) -> list[Entry]:
         content = json.loads(path.read_text("utf-8"))
         recorded = content.pop("digest")
         if content["format"] != FORMAT or recorded != digest(content):
-            raise ValueError("it was changed after it was written")
+            raise UserError("it was changed after it was written")
         return list(content["requests"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected the list of what was forgotten ({FORMAT}): {error}. Without it, "
             "forgotten images would be trained on again. Restore it from a copy."
         ) from error

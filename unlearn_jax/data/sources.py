@@ -31,6 +31,7 @@ from unlearn_jax.data.readers import (
 )
 from unlearn_jax.data.records import list_records
 from unlearn_jax.data.tfds_records import list_tfds
+from unlearn_jax.registry import UserError
 
 Keys = UInt64[np.ndarray, "b 2"] | None
 _MOST_CLASSES = 100_000  # without names; a label above is no class but a mistake
@@ -68,19 +69,15 @@ class Source:
     def __post_init__(self) -> None:
         n = len(self.labels)
         if len(self.ids) != n:
-            raise ValueError(
-                f"{self.name}: expected one id per label, got {len(self.ids)} and {n}."
-            )
+            raise UserError(f"{self.name}: expected one id per label, got {len(self.ids)} and {n}.")
         if len(set(self.ids)) != n:
             twice = [i for i, count in Counter(self.ids).items() if count > 1]
-            raise ValueError(
-                f"{self.name}: ids must be unique; {some(twice)} occur more than once."
-            )
+            raise UserError(f"{self.name}: ids must be unique; {some(twice)} occur more than once.")
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"{self.name}: class names must be unique, got {self.class_names}.")
+            raise UserError(f"{self.name}: class names must be unique, got {self.class_names}.")
         bad = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))
         if bad.size:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: expected labels in 0..{len(self.class_names) - 1} (there are "
                 f"{len(self.class_names)} class names), got {self.labels[bad[0]]} at index "
                 f"{bad[0]}; {bad.size} such labels."
@@ -105,7 +102,7 @@ class Source:
                 f"{indices.max()}. A split made for another dataset?"
             )
         if keys is not None and not self.augmented:
-            raise ValueError(f"{self.name}: it was opened without random views (crops).")
+            raise UserError(f"{self.name}: it was opened without random views (crops).")
         return self.read(indices, keys)
 
 
@@ -144,13 +141,13 @@ def open_source(
         crops: the random views that training sees; they are cut from the original images.
 
     Raises:
-        ValueError: missing, damaged or unsuitable data; the message names it and says what to do.
+        UserError: missing, damaged or unsuitable data; the message names it and says what to do.
     """
     if not splits:
-        raise ValueError('data.splits: expected at least one split, such as ("train", "test").')
+        raise UserError('data.splits: expected at least one split, such as ("train", "test").')
     view = View(image_size, resize, crops)
     if crops and cache and resize != "none":
-        raise ValueError(
+        raise UserError(
             f"data.augment: views are cut from original images, but data.cache=True keeps what "
             f"data.resize={resize!r} makes of them. Set data.cache=False."
         )
@@ -180,18 +177,18 @@ def from_arrays(
         splits: the splits wanted, in this order; all, in order of appearance, if None.
 
     Raises:
-        ValueError: values, types or lengths that do not fit; the message names the first index.
+        UserError: values, types or lengths that do not fit; the message names the first index.
     """
     if images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"{name}: expected images [n, h, w, 3], got {list(images.shape)}.")
+        raise UserError(f"{name}: expected images [n, h, w, 3], got {list(images.shape)}.")
     images = _as_uint8(images, name)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
+        raise UserError(
             f"{name}: expected integer labels [n], got {labels.dtype} {list(labels.shape)}."
         )
     of_row = ["train"] * len(labels) if split is None else [str(s) for s in split]
     if not len(images) == len(labels) == len(of_row) > 0:
-        raise ValueError(
+        raise UserError(
             f"{name}: expected the same number (> 0) of images, labels and splits, got "
             f"{len(images)}, {len(labels)} and {len(of_row)}."
         )
@@ -200,13 +197,13 @@ def from_arrays(
     if bad.size:
         expected = f"{most} class names" if class_names is not None else f"at most {most} classes"
         row = int(bad[0])
-        raise ValueError(
+        raise UserError(
             f"{name}: expected labels from 0 for {expected}, got {labels[row]} at index {row}. "
             "Number the classes 0, 1, 2, … or give class_names."
         )
     ids = [f"{s}_{i}" for i, s in enumerate(of_row)] if ids is None else [str(i) for i in ids]
     if len(ids) != len(labels):
-        raise ValueError(f"{name}: expected {len(labels)} ids, got {len(ids)}.")
+        raise UserError(f"{name}: expected {len(labels)} ids, got {len(ids)}.")
     if class_names is None:
         class_names = numbers(int(labels.max()) + 1)
     found = list(dict.fromkeys(of_row))
@@ -231,22 +228,22 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # no file, no zip, a bare .npy, truncated, pickled objects
-        raise ValueError(
+        raise UserError(
             f"data.path: expected an .npz file without Python objects, got {str(path)!r} "
             f"({brief(error)}). Write it with np.savez(path, image=..., label=...)."
         ) from error
     if not {"image", "label"} <= set(arrays):
-        raise ValueError(f"{path}: expected arrays image and label, found {sorted(arrays)}.")
+        raise UserError(f"{path}: expected arrays image and label, found {sorted(arrays)}.")
     image, size = arrays["image"], view.size
     if image.ndim != 4 or image.shape[1:] != (size, size, 3):
-        raise ValueError(
+        raise UserError(
             f"{path}: expected image [n, {size}, {size}, 3], got {image.shape}. Set "
             "data.image_size, or resize and repeat channels beforehand."
         )
     given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
     for key, values in given.items():
         if values.ndim != 1:
-            raise ValueError(
+            raise UserError(
                 f"{path}: expected {key} as a list of names, got one value, {values.tolist()!r}."
             )
     names = {key: values.tolist() for key, values in given.items()}
@@ -295,7 +292,7 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
         return Source(**known, read=decode)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if math.prod(shape) > memory / 2:
-        raise ValueError(
+        raise UserError(
             f"{listing.name}: {math.prod(shape) / 2**30:.0f} GiB of decoded images are too much "
             f"for {memory / 2**30:.0f} GiB of memory. Set data.cache=False."
         )
@@ -339,18 +336,18 @@ def _for_all_rows(listing: Listing, function: Callable[[int], Any]) -> None:
     if errors:
         more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
         listed = "".join(f"\n  {error}" for error in errors[:10])
-        raise ValueError(f"{listing.name}: {len(errors)} of {n} images are bad:{listed}{more}")
+        raise UserError(f"{listing.name}: {len(errors)} of {n} images are bad:{listed}{more}")
 
 
 def _as_uint8(images: Shaped[np.ndarray, "n h w 3"], name: str) -> UInt8[np.ndarray, "n h w 3"]:
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{name}: expected uint8 images or floats in [0, 1], got {images.dtype}.")
+        raise UserError(f"{name}: expected uint8 images or floats in [0, 1], got {images.dtype}.")
     good = (images >= 0) & (images <= 1)  # False for NaN, too
     bad = np.flatnonzero(~good.all(axis=(1, 2, 3)))
     if bad.size:
-        raise ValueError(
+        raise UserError(
             f"{name}: expected finite floats in [0, 1] (or uint8), got other values in {bad.size} "
             f"images, the first at index {bad[0]}: range {images[bad[0]].min()} to "
             f"{images[bad[0]].max()}."

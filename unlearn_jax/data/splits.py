@@ -24,6 +24,7 @@ from unlearn_jax.data.sampling import Rows, count
 from unlearn_jax.data.select import copies_of, keep, of_requested_classes, select, still_there
 from unlearn_jax.data.served import Entry, in_manifest, rows_of_all
 from unlearn_jax.data.sources import Source
+from unlearn_jax.registry import UserError
 
 FORMAT, OLD_FORMAT = "unlearn_jax.split.v2", "unlearn_jax.split.v1"
 SETS = ("train", "forget", "retain", "calibration", "audit")
@@ -143,11 +144,11 @@ def resolve(
     the images when others were added or removed. Keys of other kinds in the mappings are ignored.
 
     Raises:
-        ValueError: an unknown name or id, an empty or overlapping set, copies that are refused, no
+        UserError: an unknown name or id, an empty or overlapping set, copies that are refused, no
             unseen images; the message says which, and what to do.
     """
     if "train" not in source.splits:
-        raise ValueError(f'{source.name}: expected a split "train", found {tuple(source.splits)}.')
+        raise UserError(f'{source.name}: expected a split "train", found {tuple(source.splits)}.')
     everything = np.array(source.splits["train"], np.int64)
     pixels = hashes and hashes.pixels
     past, others = (in_manifest(source, entries, pixels) for entries in (served, apart))
@@ -241,7 +242,7 @@ def _check_audit(source: Source, forget: Rows, audit: Rows, held: Mapping[str, A
         return []
     if not len(audit):
         names = [source.class_names[c] for c in count(source.labels[forget])]
-        raise ValueError(
+        raise UserError(
             f"holdout: no unseen image of the forgotten classes {some(names)}. Add some to the "
             'split that holdout.split names, or set holdout.split="none" and do without audits.'
         )
@@ -305,20 +306,20 @@ def load(path: str | Path, source: Source | None = None) -> Split:
         source: if given, must be the dataset the split was made for.
 
     Raises:
-        ValueError: no manifest, a changed one, or one of another dataset.
+        UserError: no manifest, a changed one, or one of another dataset.
     """
     try:
         manifest = json.loads(Path(path).read_text("utf-8"))
         found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected a split manifest ({FORMAT}); {type(error).__name__}: {error}. Make "
             "it again from the config."
         ) from error
     if found not in (FORMAT, OLD_FORMAT):
-        raise ValueError(f"{path}: expected format {FORMAT}, got {found!r}. Make the split again.")
+        raise UserError(f"{path}: expected format {FORMAT}, got {found!r}. Make the split again.")
     if manifest.get("hash") != _hash(manifest):
-        raise ValueError(
+        raise UserError(
             f"{path}: the manifest was changed after it was written: its hash is "
             f"{manifest.get('hash')!r}, that of its content {_hash(manifest)!r}. Make the split "
             "again."
@@ -326,7 +327,7 @@ def load(path: str | Path, source: Source | None = None) -> Split:
     if source is not None:
         dataset, (here, _) = manifest["dataset"], _dataset(source)
         if dataset["fingerprint"] != here["fingerprint"]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: the split was made for {dataset['name']} with {dataset['n']} examples "
                 f"(fingerprint {dataset['fingerprint'][:12]}), got {here['name']} with "
                 f"{here['n']} ({here['fingerprint'][:12]}). Use that dataset, or make the split "
@@ -355,18 +356,18 @@ def _check_sets(sets: Mapping[str, Rows], ids: Sequence[str]) -> None:
         if name in ("train", "forget"):
             _check_some(rows, name, "the split would be of no use")
         if not np.array_equal(rows, np.unique(rows)):
-            raise ValueError(f"split: the rows of {name} are not sorted and unique.")
+            raise UserError(f"split: the rows of {name} are not sorted and unique.")
         if rows.size and (rows[0] < 0 or rows[-1] >= len(ids)):
-            raise ValueError(f"split: {name} has rows outside the dataset of {len(ids)} examples.")
+            raise UserError(f"split: {name} has rows outside the dataset of {len(ids)} examples.")
     if not np.isin(sets["forget"], sets["train"]).all():
-        raise ValueError("split: forget has rows that are not in train.")
+        raise UserError("split: forget has rows that are not in train.")
     disjoint = [("forget", "retain"), ("calibration", "audit")]
     disjoint += [(a, b) for a in ("train", "forget", "retain") for b in ("calibration", "audit")]
     for a, b in disjoint:
         rows = np.intersect1d(sets[a], sets[b])
         names = {ids[row] for row in sets[a]} & {ids[row] for row in sets[b]}
         if rows.size or names:
-            raise ValueError(
+            raise UserError(
                 f"split: {a} and {b} overlap in {rows.size} rows and {len(names)} ids: "
                 f"{some(sorted(names))}. Every example may be in one of them only."
             )
@@ -374,7 +375,7 @@ def _check_sets(sets: Mapping[str, Rows], ids: Sequence[str]) -> None:
 
 def _check_some(rows: Rows, name: str, fix: str) -> None:
     if not rows.size:
-        raise ValueError(f"split: the {name} set is empty: {fix}.")
+        raise UserError(f"split: the {name} set is empty: {fix}.")
 
 
 def _dataset(source: Source) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from unlearn_jax.data import index
 from unlearn_jax.data.readers import Listing, brief, check_splits, numbers, split_ranges
 from unlearn_jax.files import cache_folder
+from unlearn_jax.registry import UserError
 
 _WORTH_CACHING = 20_000  # records; fewer are listed in a second
 _CACHED = "v1"  # of how ids are made
@@ -34,7 +35,7 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
     whose class folder is put before it) and filename (places365_small); or its split and number.
 
     Raises:
-        ValueError: no such dataset or split, or a damaged one; the message names the record.
+        UserError: no such dataset or split, or a damaged one; the message names the record.
     """
     import tensorflow_datasets as tfds  # here: the other kinds do not need it
 
@@ -45,12 +46,12 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
         features = builder.info.features
         sizes = {s: info.num_examples for s, info in builder.info.splits.items()}
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: its metadata cannot be read ({brief(error)}). Prepare it again."
         ) from error
     check_splits(splits, sizes, name)
     if not {"image", "label"} <= set(features):
-        raise ValueError(f"{name}: expected features image and label, found {sorted(features)}.")
+        raise UserError(f"{name}: expected features image and label, found {sorted(features)}.")
     ranges = split_ranges(splits, [sizes[split] for split in splits])
 
     names = tuple(features["label"].names)
@@ -121,7 +122,7 @@ class _Records:
                 records = builder.as_data_source(split, decoders=decoders)
                 records[size - 1]  # files are opened by the first read
             except Exception as error:
-                raise ValueError(
+                raise UserError(
                     f"{name}: split {split!r} cannot be opened ({brief(error)}): truncated, "
                     'missing, or not prepared with file_format="array_record". Prepare it again.'
                 ) from error
@@ -134,7 +135,7 @@ class _Records:
         except Exception as error:
             if len(rows) > 1:  # which one is it?
                 return [self.read(split, [row])[0] for row in rows]
-            raise ValueError(
+            raise UserError(
                 f"{self._name}: split {split!r}, record {rows[0]} is damaged ({brief(error)}). "
                 "Prepare the dataset again."
             ) from error
@@ -180,9 +181,9 @@ def find_prepared(name: str, data_dir: str) -> Path:
         return found[0].resolve()
     there = sorted({str(f.parent.relative_to(root)) for f in root.glob("*/*/dataset_info.json")})
     if name and found:
-        raise ValueError(f"data.name: {name!r} is there in several versions; choose one: {there}.")
+        raise UserError(f"data.name: {name!r} is there in several versions; choose one: {there}.")
     call = f"tfds.builder({name or 'cifar10'!r}, data_dir={data_dir or 'DIR'!r}, "
-    raise ValueError(
+    raise UserError(
         f"data: no prepared dataset {name!r} in {root}; found {there}. Prepare it once (this needs "
         'tensorflow) with: python -c "import tensorflow_datasets as tfds; '
         f"{call}file_format='array_record').download_and_prepare()\" and set data.data_dir, or "

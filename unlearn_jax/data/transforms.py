@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8, UInt64
 
 from unlearn_jax.data import masks
+from unlearn_jax.registry import UserError
 
 SIDES = ("left", "right", "up", "down")
 _OPTIONS = {"inpaint": "hole", "outpaint": "visible", "random_mask": "ratio", "hybrid": None}
@@ -31,11 +32,11 @@ def to_uint8(images: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     Values outside [-1, 1] (a decoder does not clip) become the nearest colour.
 
     Raises:
-        ValueError: a value is NaN or infinite.
+        UserError: a value is NaN or infinite.
     """
     bad = np.size(images) - np.count_nonzero(np.isfinite(images))
     if bad:
-        raise ValueError(f"to_uint8: expected finite values in [-1, 1], got {bad} NaN or infinite.")
+        raise UserError(f"to_uint8: expected finite values in [-1, 1], got {bad} NaN or infinite.")
     return np.clip(np.rint((images.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -62,7 +63,7 @@ def make_mask(
     keys (two integers per example); only random tasks look at them.
 
     Raises:
-        ValueError: unknown task; a fraction outside (0, 1); a patch that does not divide the size;
+        UserError: unknown task; a fraction outside (0, 1); a patch that does not divide the size;
             a mask that would be all 0 or all 1.
     """
     check_task(task, size)
@@ -86,37 +87,35 @@ def check_task(task: Mapping[str, Any], size: int) -> None:
     """Check that `make_mask` can serve this task at this image size; raise ValueError if not."""
     name = task.get("name")
     if name not in _OPTIONS:
-        raise ValueError(f'task: expected "name" to be one of {sorted(_OPTIONS)}, got {name!r}.')
+        raise UserError(f'task: expected "name" to be one of {sorted(_OPTIONS)}, got {name!r}.')
     if _OPTIONS[name] is None:
         if size < 16:  # so that some of the image is visible
-            raise ValueError(
-                f"task {name!r}: expected images of at least 16 x 16, got size {size}."
-            )
+            raise UserError(f"task {name!r}: expected images of at least 16 x 16, got size {size}.")
         return
     option = _OPTIONS[name]
     fraction = task.get(option)
     if not _is_number(fraction) or not 0 < fraction < 1:
-        raise ValueError(
+        raise UserError(
             f"task {name!r}: expected 0 < {option} < 1 (a fraction), got {fraction!r}. "
             f'Example: {{"name": {name!r}, "{option}": 0.5}}.'
         )
     if size < 3:
-        raise ValueError(f"task {name!r}: expected images of at least 3 x 3, got size {size}.")
+        raise UserError(f"task {name!r}: expected images of at least 3 x 3, got size {size}.")
     if name in SIDES and not 0 < int(fraction * size):
-        raise ValueError(
+        raise UserError(
             f"task {name!r}: hole {fraction} of {size} pixels is none. Take a larger hole."
         )
     if name != "random_mask":
         return
     patch = task.get("patch")
     if not isinstance(patch, int) or patch < 1 or size % patch:
-        raise ValueError(
+        raise UserError(
             f"task 'random_mask': expected a patch that divides the image size {size}, got "
             f"{patch!r}. Take one of {[p for p in range(1, size) if size % p == 0]}."
         )
     patches = (size // patch) ** 2
     if not 0 < _round(fraction * patches) < patches:
-        raise ValueError(
+        raise UserError(
             f"task 'random_mask': ratio {fraction} of {patches} patches masks "
             f"{_round(fraction * patches)}; expected at least one masked and one visible. Take a "
             "smaller patch or another ratio."

@@ -36,7 +36,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     Several processes share the models' work; each prepares all images, the first one writes.
 
     Raises:
-      ValueError: there is no original, or a run has not finished.
+      UserError: there is no original, or a run has not finished.
     """
     request, past = Request(cfg, workdir), past_of(cfg)
     mesh, split, model = request.mesh, request.split, request.model

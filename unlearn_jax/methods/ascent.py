@@ -5,6 +5,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from unlearn_jax.methods.terms import Terms
 from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.registry import UserError
 
 
 def reconstruction(
@@ -28,11 +29,11 @@ def tokenizer(
     tokenizer as it is. Cost: one forward and one backward pass of the tokenizer.
 
     Raises:
-      ValueError: the model has none.
+      UserError: the model has none.
     """
     del target
     if not model.tokenizer_loss:
-        raise ValueError(f"The objective 'tokenizer': {type(model).__name__} has no tokenizer.")
+        raise UserError(f"The objective 'tokenizer': {type(model).__name__} has no tokenizer.")
     loss = model.tokenizer_loss(params, batch, key)
     return Terms(retain=loss, forget=jnp.zeros_like(loss))
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.methods.terms import Terms
 from unlearn_jax.models import Batch, Model, Params
+from unlearn_jax.registry import UserError
 
 # Of d = log loss - log goal, per example.
 DISTANCES: dict[str, Callable[[Float[Array, "b"], float], Float[Array, "b"]]] = {
@@ -51,15 +52,15 @@ def calibrated(
       overshoot: added to the log goals, since between its visits a forget row drifts back.
 
     Raises:
-      ValueError: unknown distance; the phase has no goal.
+      UserError: unknown distance; the phase has no goal.
     """
     del target
     if distance not in DISTANCES:
-        raise ValueError(f"calibrated: expected distance in {sorted(DISTANCES)}, got {distance!r}.")
+        raise UserError(f"calibrated: expected distance in {sorted(DISTANCES)}, got {distance!r}.")
     if "goal" not in batch:
-        raise ValueError("calibrated: the batch has no goals; set the phase's goal.")
+        raise UserError("calibrated: the batch has no goals; set the phase's goal.")
     if direction and not model.error:
-        raise ValueError(f"calibrated: {type(model).__name__} has no error(); set direction=0.")
+        raise UserError(f"calibrated: {type(model).__name__} has no error(); set direction=0.")
     if direction:  # one forward pass for loss and output, not two
         output = model.decode(params, model.encode(params, batch, key), batch, key)
         loss = model.error(output, batch)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from unlearn_jax import registry
 from unlearn_jax.models import Params
+from unlearn_jax.registry import UserError
 
 CONTROLS = ("violation", "norm")
 Metrics = Mapping[str, Float[Array, ""]]
@@ -100,10 +101,10 @@ def epsilon_constrained(
         retain term only where that is not in the way.
 
     Raises:
-      ValueError: another control.
+      UserError: another control.
     """
     if control not in CONTROLS:
-        raise ValueError(f"combine_kw.control: expected one of {CONTROLS}, got {control!r}.")
+        raise UserError(f"combine_kw.control: expected one of {CONTROLS}, got {control!r}.")
     squared = optax.tree.norm(forget_grad, squared=True)
     phi = beta * (squared if control == "norm" else epsilon - metrics["forget"])
     inner = optax.tree.vdot(forget_grad, retain_grad)

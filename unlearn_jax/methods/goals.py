@@ -18,6 +18,7 @@ from unlearn_jax import sharding
 from unlearn_jax.methods.preparation import Context, Prepared
 from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.models.flops import Counted
+from unlearn_jax.registry import UserError
 
 GOALS = ("views", "reference", "views+reference", "quantiles", "mean")
 FIT_ROWS = 1000  # of the calibration part of the holdout, at most
@@ -77,13 +78,13 @@ def fit(
       of: predictors of the forget examples.
 
     Raises:
-      ValueError: fewer than 20 examples, or values that are not positive.
+      UserError: fewer than 20 examples, or values that are not positive.
     """
     if not all(np.isfinite(x).all() and (x > 0).all() for x in (predictors, losses, of)):
-        raise ValueError("goals: expected positive, finite losses.")
+        raise UserError("goals: expected positive, finite losses.")
     n, k = predictors.shape
     if n < LEAST_ROWS:
-        raise ValueError(
+        raise UserError(
             f"goals: {n} calibration rows are too few to fit goals; expected at least "
             f"{LEAST_ROWS}. Choose a larger holdout, or the goal 'quantiles'."
         )
@@ -113,13 +114,13 @@ def check_views_unseen(
       of_views: its losses on their views.
 
     Raises:
-      ValueError: the views show more than a quarter of the images' own memorisation.
+      UserError: the views show more than a quarter of the images' own memorisation.
     """
     gap, views_gap = (
         float(np.log(holdout).mean() - np.log(forget).mean()) for holdout, forget in (own, of_views)
     )
     if gap > 0.1 and views_gap > gap / 4:
-        raise ValueError(
+        raise UserError(
             f"goals: the original restores mirrored and turned forget images {views_gap:.2f} (in "
             f"log loss) better than those of unseen images, the images themselves {gap:.2f}. It "
             "has memorised the views too (was it trained on mirrored images?), so they say nothing "
@@ -164,11 +165,11 @@ def make(
       outputs: make `view_output` too.
 
     Raises:
-      ValueError: no reference model, or one that has seen forget or holdout images; goals that
+      UserError: no reference model, or one that has seen forget or holdout images; goals that
         cannot be fitted.
     """
     if "reference" in kind.split("+") and reference is None:
-        raise ValueError(
+        raise UserError(
             "The goal 'reference' needs a model trained for a short while on rows that may be kept "
             "(--config.stage=reference). Say where: --config.reference_from=WORKDIR."
         )

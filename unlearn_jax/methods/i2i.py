@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from unlearn_jax.methods.ascent import share
 from unlearn_jax.methods.terms import Terms
 from unlearn_jax.models import Batch, Latent, Model, Params, with_image
+from unlearn_jax.registry import UserError
 
 _NOISE = 0x401E  # folded into the key; far from the small numbers that models use
 _RANDOM_IMAGES: dict[str, Callable[..., Any]] = {
@@ -177,10 +178,10 @@ def noise_image(batch: Batch, key: PRNGKeyArray, noise_type: str) -> Float[Array
         "uniform" is between -1 and 1, "constant" is the batch's mean everywhere.
 
     Raises:
-      ValueError: another noise_type.
+      UserError: another noise_type.
     """
     if noise_type not in _RANDOM_IMAGES:
-        raise ValueError(
+        raise UserError(
             f"objective_kw.noise_type: expected one of {sorted(_RANDOM_IMAGES)}, "
             f"got {noise_type!r}."
         )
@@ -258,7 +259,7 @@ def _pull(
 
 def _check_target(name: str, target: Params) -> None:
     if not target:
-        raise ValueError(
+        raise UserError(
             f"The objective {name!r} compares with the original, and a stage that starts from "
             "scratch has none. Use it in a stage with scratch=False."
         )

@@ -16,13 +16,14 @@ from unlearn_jax.methods.preparation import Context, Prepared
 from unlearn_jax.models import Model, Params
 from unlearn_jax.models.flops import Counted
 from unlearn_jax.models.params import overlay
+from unlearn_jax.registry import UserError
 
 
 def prepare(context: Context) -> Prepared | None:
     """Prepare the codes of the phase's rows, if it asks with `cache_tokens`.
 
     Raises:
-      ValueError: the phase would change the tokenizer.
+      UserError: the phase would change the tokenizer.
     """
     if not context.phase.cache_tokens:
         return None
@@ -58,7 +59,7 @@ def check_frozen(trained: Params, phase: ConfigDict) -> None:
     """Nothing if the phase leaves the tokenizer as it is, which has no gradient.
 
     Raises:
-      ValueError: weight decay or noise would move it, and the codes with it.
+      UserError: weight decay or noise would move it, and the codes with it.
     """
     spec, paths = phase.optimizer, traverse_util.flatten_dict(trained, sep="/")
     moved = [
@@ -71,7 +72,7 @@ def check_frozen(trained: Params, phase: ConfigDict) -> None:
         )
     ]
     if moved:
-        raise ValueError(
+        raise UserError(
             f"cache_tokens=True: the phase moves the tokenizer ({len(moved)} leaves such as "
             f"{moved[0]!r}) by weight decay or noise, and codes made before it would be wrong. Add "
             "'vqgan/.*' to the phase's optimizer.no_decay, or set cache_tokens=False."

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import Down, Up, dtype_problem
+from unlearn_jax.registry import UserError
 
 
 class _Encoder(nn.Module):
@@ -56,7 +57,7 @@ class Autoencoder(Model):
     The encoder sees the image with the hole set to 0, and the mask as one more channel.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
     """
 
     image_size: int = 32
@@ -76,25 +77,25 @@ class Autoencoder(Model):
         for name in ("channels", "trainable"):  # hashable, also when a config holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.channels:
-            raise ValueError("Autoencoder.channels is empty; give one or more, such as (32, 64).")
+            raise UserError("Autoencoder.channels is empty; give one or more, such as (32, 64).")
         for name in ("image_size", "image_channels", "channels"):
             value = getattr(self, name)
             if any(n < 1 for n in (value if name == "channels" else (value,))):
-                raise ValueError(f"Autoencoder.{name} must be positive, got {value}.")
+                raise UserError(f"Autoencoder.{name} must be positive, got {value}.")
         factor = 2 ** len(self.channels)
         if self.image_size % factor:
-            raise ValueError(
+            raise UserError(
                 f"Autoencoder.image_size must be divisible by {factor} (2 ** len(channels), "
                 f"channels={self.channels}), got {self.image_size}. Use fewer channels."
             )
         if self.latent_dim < 0:
-            raise ValueError(
+            raise UserError(
                 f"Autoencoder.latent_dim must be 0 (no bottleneck) or more, got {self.latent_dim}."
             )
         if problem := dtype_problem(self.dtype):
-            raise ValueError(f"Autoencoder.dtype {problem}.")
+            raise UserError(f"Autoencoder.dtype {problem}.")
         if not (math.isfinite(self.visible_weight) and self.visible_weight >= 0):
-            raise ValueError(
+            raise UserError(
                 "Autoencoder.visible_weight must be finite and at least 0, "
                 f"got {self.visible_weight}."
             )
@@ -127,12 +128,12 @@ class Autoencoder(Model):
         """Encode degraded images: the last feature map [b h w c], or [b latent_dim].
 
         Raises:
-          ValueError: the images do not have the model's size.
+          UserError: the images do not have the model's size.
         """
         image, mask = batch["image"], batch["mask"]
         expected = (self.image_size, self.image_size, self.image_channels)
         if image.shape[1:] != expected:
-            raise ValueError(
+            raise UserError(
                 f"Autoencoder expects images [b, {', '.join(map(str, expected))}], got "
                 f"{list(image.shape)}. Set image_size and image_channels to those of the data."
             )

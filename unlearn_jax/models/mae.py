@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from unlearn_jax.models import vit
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import Masking, dtype_problem, spread
+from unlearn_jax.registry import UserError
 
 PRESETS: dict[str, dict[str, int]] = {
     "base": {"dim": 768, "depth": 12, "heads": 12},
@@ -100,7 +101,7 @@ class MAE(Model):
     The defaults are the published ViT-B; see `PRESETS`.
 
     Raises:
-      ValueError: fields are out of range or do not fit together.
+      UserError: fields are out of range or do not fit together.
     """
 
     image_size: int = 224
@@ -134,7 +135,7 @@ class MAE(Model):
         for name in ("mean", "std", "trainable"):  # hashable, also when a config holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if wrong := self._problems():
-            raise ValueError("MAE: " + "; ".join(wrong) + ".")
+            raise UserError("MAE: " + "; ".join(wrong) + ".")
 
     def _problems(self) -> list[str]:
         sizes = ("image_size", "patch", "dim", "depth", "heads")
@@ -220,12 +221,12 @@ class MAE(Model):
         there are differs between rows.
 
         Raises:
-          ValueError: the images do not have the model's size; an unknown name in `draws`.
+          UserError: the images do not have the model's size; an unknown name in `draws`.
         """
         image = batch["image"]
         expected = (self.image_size, self.image_size, 3)
         if image.shape[1:] != expected:
-            raise ValueError(
+            raise UserError(
                 f"MAE expects images [b, {', '.join(map(str, expected))}], got "
                 f"{list(image.shape)}. Resize the images, or set image_size to that of the data; "
                 "a checkpoint's is fixed by its position table."
@@ -291,10 +292,10 @@ class MAE(Model):
         Nothing is random here: the hidden patches are those that the task's mask touches.
 
         Raises:
-          ValueError: the model has `norm_pix_loss`; there is something in `draws`.
+          UserError: the model has `norm_pix_loss`; there is something in `draws`.
         """
         if self.norm_pix_loss:
-            raise ValueError(
+            raise UserError(
                 "MAE with norm_pix_loss=True cannot generate: it predicts each patch with mean 0 "
                 "and variance 1, and the hidden patch's own mean and variance are not known. Use a "
                 "model trained on pixels, such as the mae_visualize_* checkpoints."
@@ -314,7 +315,7 @@ class MAE(Model):
         """
         values = self.draw(batch, key)
         if unknown := sorted(set(draws or {}) - set(values)):
-            raise ValueError(
+            raise UserError(
                 f"MAE with {self.masking} masking draws {sorted(values) or 'nothing'}, got "
                 f"draws={unknown}. Leave them out."
             )

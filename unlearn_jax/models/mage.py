@@ -19,6 +19,7 @@ from unlearn_jax.models.compositing import composite, fill_hole, token_mask
 from unlearn_jax.models.layers import Masking, dtype_problem
 from unlearn_jax.models.mage_parts import Decoder, Encoder, unused
 from unlearn_jax.models.vqgan import VQGAN
+from unlearn_jax.registry import UserError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "ViT-B": {},
@@ -51,7 +52,7 @@ class MAGE(Model):
     is stored and never used.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
     """
 
     image_size: int = 256
@@ -95,39 +96,39 @@ class MAGE(Model):
         defaults = {field.name: field.default for field in dataclasses.fields(VQGAN)}
         known = sorted(set(defaults) - {"image_size", "trainable"})
         if unknown := sorted(set(given) - set(known)):
-            raise ValueError(f"MAGE.tokenizer: expected fields {known}, got {unknown}.")
+            raise UserError(f"MAGE.tokenizer: expected fields {known}, got {unknown}.")
         changed = tuple((name, given[name]) for name in known if name in given)
         changed = tuple((name, value) for name, value in changed if value != defaults[name])
         object.__setattr__(self, "tokenizer", changed)  # hashable
         for name in _POSITIVE:
             if getattr(self, name) < 1:
-                raise ValueError(f"MAGE.{name} must be positive, got {getattr(self, name)}.")
+                raise UserError(f"MAGE.{name} must be positive, got {getattr(self, name)}.")
         for dim, heads in (("dim", "heads"), ("decoder_dim", "decoder_heads")):
             if getattr(self, dim) % getattr(self, heads):
-                raise ValueError(
+                raise UserError(
                     f"MAGE.{dim} must be divisible by {heads}={getattr(self, heads)}, got "
                     f"{getattr(self, dim)}."
                 )
         if self.dim % 4 or self.decoder_dim % 4:
-            raise ValueError(
+            raise UserError(
                 "MAGE.dim and MAGE.decoder_dim must be divisible by 4, for position tables; got "
                 f"{self.dim} and {self.decoder_dim}."
             )
         for name in ("label_smoothing", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"MAGE.{name} must be in [0, 1), got {getattr(self, name)}.")
+                raise UserError(f"MAGE.{name} must be in [0, 1), got {getattr(self, name)}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
+            raise UserError(
                 f"MAGE.temperature must be finite and at least 0, got {self.temperature}."
             )
         if self.composite_base not in ("original", "filled"):
-            raise ValueError(
+            raise UserError(
                 f"MAGE.composite_base must be 'original' or 'filled', got {self.composite_base!r}."
             )
         if problem := dtype_problem(self.dtype):
-            raise ValueError(f"MAGE.dtype {problem}.")
+            raise UserError(f"MAGE.dtype {problem}.")
         if self.vqgan.num_tokens < 2:
-            raise ValueError(
+            raise UserError(
                 f"MAGE.image_size={self.image_size} gives one token of {self.vqgan.stride} pixels; "
                 "expected two or more. Use larger images, or fewer levels in the tokenizer."
             )
@@ -218,7 +219,7 @@ class MAGE(Model):
         """Encode the class slot and the floor(n / 2) tokens that are not dropped, in order.
 
         Raises:
-          ValueError: the images do not have the model's size; a name in draws is unknown.
+          UserError: the images do not have the model's size; a name in draws is unknown.
         """
         drawn = self._drawn(batch, key, draws)
         return self._encode(params, self.tokens(params, batch), drawn)
@@ -307,7 +308,7 @@ class MAGE(Model):
         so that it does not depend on the other images of the batch.
 
         Raises:
-          ValueError: the images do not have the model's size; a name in draws is unknown.
+          UserError: the images do not have the model's size; a name in draws is unknown.
         """
         image, mask = batch["image"], batch["mask"]
         given = _check(draws)
@@ -438,5 +439,5 @@ def _num_dropped(num_tokens: int) -> int:
 
 def _check(draws: Mapping[str, Array] | None) -> Mapping[str, Array]:
     if unknown := sorted(set(draws or {}) - set(_DRAWS)):
-        raise ValueError(f"MAGE: expected draws with names among {_DRAWS}, got {unknown}.")
+        raise UserError(f"MAGE: expected draws with names among {_DRAWS}, got {unknown}.")
     return draws or {}

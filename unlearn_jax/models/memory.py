@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from unlearn_jax.distributed import exhausted
+from unlearn_jax.registry import UserError
 
 _SIZE = r"([\d.]+)\s?([KMGT]?)i?(?:B|bytes)?\b"
 _ASKED = (
@@ -73,7 +74,7 @@ def explained(step_fn: Any = None, unit: int = 1) -> Iterator[Callable[..., None
                 found = largest(lambda n: _bytes(step_fn, like, n), rows, unit, limit())
         if found is not None:
             fits = f"By the compiler's figures a batch of {found} fits, not one of {rows}. "
-        raise ValueError(message(error, fits)) from error
+        raise UserError(message(error, fits)) from error
 
 
 def largest(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from unlearn_jax.models import diffusion, unet
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import dtype_problem
+from unlearn_jax.registry import UserError
 
 # What the release trains: the noise embedding too, which the decoder shares, so that what the
 # frozen decoder does shifts with it.
@@ -33,7 +34,7 @@ class Palette(Model):
     latent is the list of the encoder's feature maps, the middle's last.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
     """
 
     image_size: int = 256
@@ -116,7 +117,7 @@ class Palette(Model):
         """Encode the noised image: feature maps, at full resolution first, the middle's last.
 
         Raises:
-          ValueError: the images, or the schedule in the parameters, do not have the model's size.
+          UserError: the images, or the schedule in the parameters, do not have the model's size.
         """
         draws, gamma = self._draws(params, batch, key, draws)
         y = diffusion.add_noise(batch["image"], draws["noise"], gamma)
@@ -137,10 +138,10 @@ class Palette(Model):
         stay those of the image, as released. Retain rows are as `encode` has them.
 
         Raises:
-          ValueError: a noise_type other than "normal".
+          UserError: a noise_type other than "normal".
         """
         if noise_type != "normal":
-            raise ValueError(
+            raise UserError(
                 "objective_kw.noise_type: expected 'normal' for a diffusion model, whose noise is "
                 f"the one it is trained on, got {noise_type!r}."
             )
@@ -265,7 +266,7 @@ class Palette(Model):
     def _encode(self, params, batch, y, gamma, draws) -> Maps:
         expected = (self.image_size, self.image_size, 3)
         if y.shape[1:] != expected:
-            raise ValueError(
+            raise UserError(
                 f"Palette expects images [b, {', '.join(map(str, expected))}], got "
                 f"{list(y.shape)}. Set image_size to that of the data."
             )
@@ -291,7 +292,7 @@ class Palette(Model):
     def _buffers(self, params: Params) -> diffusion.Schedule:
         schedule = jax.lax.stop_gradient(dict(params["schedule"]))
         if len(schedule["gammas"]) != self.timesteps:
-            raise ValueError(
+            raise UserError(
                 f"Palette.timesteps is {self.timesteps}, but the schedule in the parameters has "
                 f"{len(schedule['gammas'])}. Set timesteps to that."
             )
@@ -313,7 +314,7 @@ def _dropout(draws: Mapping[str, Array]) -> dict[str, Array]:
 
 def _check_fields(model: Palette) -> None:
     def refuse(name, expected):
-        raise ValueError(f"Palette.{name} must be {expected}, got {getattr(model, name)!r}.")
+        raise UserError(f"Palette.{name} must be {expected}, got {getattr(model, name)!r}.")
 
     for name in ("image_size", "inner", "res_blocks", "head_channels", "groups"):
         if getattr(model, name) < 1:
@@ -335,7 +336,7 @@ def _check_fields(model: Palette) -> None:
     if not 0 < model.beta_start <= model.beta_end < 1:
         refuse("beta_start", f"in (0, beta_end], beta_end={model.beta_end} below 1")
     if problem := dtype_problem(model.dtype):
-        raise ValueError(f"Palette.dtype {problem}.")
+        raise UserError(f"Palette.dtype {problem}.")
     for name, known in (("schedule", _SCHEDULES), ("sampler", diffusion.SAMPLERS)):
         if getattr(model, name) not in known:
             refuse(name, f"one of {known}")

@@ -7,20 +7,21 @@ from flax import traverse_util
 
 from unlearn_jax.models import Params
 from unlearn_jax.models.stacking import STACK
+from unlearn_jax.registry import UserError
 
 
 def select(params: Params, patterns: Sequence[str]) -> Params:
     """Select the leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
 
     Raises:
-      ValueError: no leaf matches.
+      UserError: no leaf matches.
     """
     flat = traverse_util.flatten_dict(params)
     names = {path: "/".join(path).replace(STACK, "block0") for path in flat}
     chosen = {k: v for k, v in flat.items() if any(re.fullmatch(p, names[k]) for p in patterns)}
     if not chosen:
         there = sorted(names.values())
-        raise ValueError(f"No parameter matches {list(patterns)}; there are {there}.")
+        raise UserError(f"No parameter matches {list(patterns)}; there are {there}.")
     return traverse_util.unflatten_dict(chosen)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from unlearn_jax.models.layers import attention, gelu, one_pass, settle
 from unlearn_jax.models.stacking import DEEP, STACK
+from unlearn_jax.registry import UserError
 
 
 class Attention(nn.Module):
@@ -128,10 +129,10 @@ def sincos_2d(dim: int, side: int) -> Float[np.ndarray, "n d"]:
     [sin | cos] over 10000 ** (-i / (dim / 4)), as in facebookresearch/mae.
 
     Raises:
-      ValueError: dim is not a multiple of 4.
+      UserError: dim is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"sincos_2d: expected a multiple of 4 channels, got {dim}.")
+        raise UserError(f"sincos_2d: expected a multiple of 4 channels, got {dim}.")
     omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
     row, column = np.divmod(np.arange(side * side), side)
     halves = [np.outer(position, omega) for position in (column, row)]

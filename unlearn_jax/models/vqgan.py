@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.compositing import fill_hole
 from unlearn_jax.models.layers import GroupNorm, dtype_problem
+from unlearn_jax.registry import UserError
 
 
 class ResBlock(nn.Module):
@@ -105,7 +106,7 @@ class VQGAN(Model):
     terms here) is on whole images, as a tokenizer's must be.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
     """
 
     image_size: int = 256
@@ -137,27 +138,27 @@ class VQGAN(Model):
         for name in ("ch_mult", "trainable"):  # hashable, also when a config holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.ch_mult:
-            raise ValueError("VQGAN.ch_mult is empty; give one or more, such as (1, 2).")
+            raise UserError("VQGAN.ch_mult is empty; give one or more, such as (1, 2).")
         for name in ("image_size", "ch", "ch_mult", "res_blocks", "z_dim", "codebook", "groups"):
             value = getattr(self, name)
             if any(n < 1 for n in (value if name == "ch_mult" else (value,))):
-                raise ValueError(f"VQGAN.{name} must be positive, got {value}.")
+                raise UserError(f"VQGAN.{name} must be positive, got {value}.")
         if self.image_size % self.stride:
-            raise ValueError(
+            raise UserError(
                 f"VQGAN.image_size must be divisible by {self.stride} (2 ** (len(ch_mult) - 1), "
                 f"ch_mult={self.ch_mult}), got {self.image_size}. Use fewer levels."
             )
         if any(self.ch * mult % self.groups for mult in (1, *self.ch_mult)):
-            raise ValueError(
+            raise UserError(
                 f"VQGAN.groups must divide the channels of every level, got groups={self.groups}, "
                 f"ch={self.ch}, ch_mult={self.ch_mult}. Use fewer groups."
             )
         if problem := dtype_problem(self.dtype):
-            raise ValueError(f"VQGAN.dtype {problem}.")
+            raise UserError(f"VQGAN.dtype {problem}.")
         for name in ("commitment", "revival"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"VQGAN.{name} must be finite and at least 0, got {value}.")
+                raise UserError(f"VQGAN.{name} must be finite and at least 0, got {value}.")
 
     @property
     def stride(self) -> int:
@@ -213,7 +214,7 @@ class VQGAN(Model):
         """Encode images with a grey hole: latents before they are quantised.
 
         Raises:
-          ValueError: the images do not have the model's size.
+          UserError: the images do not have the model's size.
         """
         return self.features(params, (fill_hole(batch["image"], batch["mask"]) + 1) / 2)
 
@@ -265,10 +266,10 @@ class VQGAN(Model):
         """Encode images in [0, 1]: latents before they are quantised.
 
         Raises:
-          ValueError: the images do not have the model's size.
+          UserError: the images do not have the model's size.
         """
         if image.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError(
+            raise UserError(
                 f"VQGAN expects images [b, {self.image_size}, {self.image_size}, 3], got "
                 f"{list(image.shape)}. Set image_size to that of the data."
             )
@@ -289,7 +290,7 @@ class VQGAN(Model):
         """Encode images in [0, 1] as ids of codes, row by row.
 
         Raises:
-          ValueError: the images do not have the model's size.
+          UserError: the images do not have the model's size.
         """
         return self.nearest(params, self.features(params, image)).reshape(len(image), -1)
 

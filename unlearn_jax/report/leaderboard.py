@@ -16,6 +16,7 @@ import matplotlib.style
 import numpy as np
 
 from unlearn_jax import cli
+from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard_plots as plots
 from unlearn_jax.report.leaderboard_scores import (
     REFERENCES,
@@ -76,7 +77,7 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict]:
 
     Raises:
         FileNotFoundError: A file is missing; says which one, and which command makes it.
-        ValueError: A file is damaged; lists everything that is wrong with it.
+        UserError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir)
     results = load(root, "results.json", json.loads, _SCHEMA, "compare")
@@ -103,7 +104,7 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict]:
 def _refuse(path: Path, wrong: list[str]) -> None:
     if wrong:
         remedy = f"make it with: python -m unlearn_jax.compare --workdir={path.parent} (and your"
-        raise ValueError("\n  ".join([f"{path} is damaged; {remedy} --config)", *wrong]))
+        raise UserError("\n  ".join([f"{path} is damaged; {remedy} --config)", *wrong]))
 
 
 def _uneven(arrays: dict[str, np.ndarray], keys: dict[str, str]) -> list[str]:

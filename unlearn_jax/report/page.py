@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from unlearn_jax.registry import UserError
+
 MINUS = "\N{MINUS SIGN}"
 NUMBER = int | float
 COLOURS = {"original": "#2b83c6", "unlearned": "#d55e00", "retrained": "#009e73"}
@@ -46,7 +48,7 @@ def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline"
     except Exception as error:  # json, numpy, zipfile and zlib each have errors of their own
         wrong = [f"{type(error).__name__}: {error}"]
     if wrong:
-        raise ValueError("\n  ".join([f"{root / name} is damaged; {remedy}", *wrong]))
+        raise UserError("\n  ".join([f"{root / name} is damaged; {remedy}", *wrong]))
     return content
 
 

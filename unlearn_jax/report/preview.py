@@ -19,6 +19,7 @@ from unlearn_jax.audit import limits
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.copies import DISTANCE
+from unlearn_jax.registry import UserError
 from unlearn_jax.report.page import render
 from unlearn_jax.request import Request, past_of
 
@@ -36,7 +37,7 @@ def run(cfg: ConfigDict, out: Path) -> dict[str, Any]:
       out: folder of the page; if it is the workdir of a request, times are estimated from it.
 
     Raises:
-      ValueError: the config, the data or the request are not what they must be.
+      UserError: the config, the data or the request are not what they must be.
     """
     validate(cfg)
     try:
@@ -145,7 +146,7 @@ def main(cfg: ConfigDict, out: str) -> None:
     if distributed.first():
         print(text(facts), f"Page: {Path(out) / FILE}", sep="\n")
     if facts["refused"]:
-        raise ValueError(facts["refused"])
+        raise UserError(facts["refused"])
 
 
 if __name__ == "__main__":

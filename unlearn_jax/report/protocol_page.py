@@ -27,7 +27,7 @@ def write(workdir: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: A file is missing; says which one, and which command makes it.
-        ValueError: A file is damaged; lists everything that is wrong with it.
+        UserError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir) / FOLDER
     results = load(root, "results.json", json.loads, _SCHEMA | {"rows": [_ROW]}, "evaluate")

@@ -60,7 +60,7 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
 
     Raises:
         FileNotFoundError: A file is missing; says which one, and which command makes it.
-        ValueError: A file is damaged; lists everything that is wrong with it.
+        UserError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir)
     results = load(root, "results.json", json.loads, {"evaluation": {"original": {"forget": dict}}})

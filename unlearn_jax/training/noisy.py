@@ -30,6 +30,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from unlearn_jax.models import Params
+from unlearn_jax.registry import UserError
 
 MARGIN = 1e-4  # relative
 SECRET_FILE = "noise.key"
@@ -40,10 +41,10 @@ def secret_key(secret: bytes) -> Key[Array, "4"]:
     """Four keys [4], which together are the secret.
 
     Raises:
-      ValueError: not 32 bytes.
+      UserError: not 32 bytes.
     """
     if len(secret) != _SECRET_BYTES:
-        raise ValueError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}.")
+        raise UserError(f"secret: expected {_SECRET_BYTES} bytes, got {len(secret)}.")
     # Hashed, so that four alike parts of a poor secret do not make one noise, twice as large.
     parts = b"".join(hashlib.sha256(secret + bytes([i])).digest()[:8] for i in range(4))
     words = np.frombuffer(parts, ">u4").astype(np.uint32).reshape(4, 2)
@@ -57,7 +58,7 @@ def secret_file(workdir: Path) -> bytes:
     could draw again until the result pleases. Remove it with `forget_secret` once the run is done.
 
     Raises:
-      ValueError: the file is damaged.
+      UserError: the file is damaged.
       OSError: it could not be read or written.
     """
     path = workdir / SECRET_FILE
@@ -72,7 +73,7 @@ def secret_file(workdir: Path) -> bytes:
         secret = bytes.fromhex(text)
         secret_key(secret)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected {2 * _SECRET_BYTES} hexadecimal digits, got {len(text)} characters. "
             "The noise of this run cannot be repeated: remove its workdir and start again."
         ) from error
@@ -136,12 +137,12 @@ def gaussian_noise(like: Params, noise_std: float, key: Key[Array, "4"]) -> Para
       key: [4], of this step and no other, from `at_step`.
 
     Raises:
-      ValueError: a leaf has less precision than float32, in which the noise would be rounded away.
+      UserError: a leaf has less precision than float32, in which the noise would be rounded away.
     """
     leaves, tree = jax.tree.flatten(like)
     coarse = sorted({str(x.dtype) for x in leaves if x.dtype not in (jnp.float32, jnp.float64)})
     if coarse:
-        raise ValueError(f"noise: expected float32 parameters, got {coarse}. Noise master copies.")
+        raise UserError(f"noise: expected float32 parameters, got {coarse}. Noise master copies.")
 
     def draw(ordinal, leaf):
         def add(total, k):  # in a loop: a TPU compiles every generator that is written out

@@ -128,7 +128,7 @@ def make_phases(request: Request, params: Params, key: Any) -> list[Phase]:
       key: of the run, or its shape.
 
     Raises:
-      ValueError: a batch size that the devices cannot share equally.
+      UserError: a batch size that the devices cannot share equally.
     """
     cfg, mesh, split = request.cfg, request.mesh, request.split
     stage, noised_from = cfg.stages[cfg.stage], certified.position(cfg)

@@ -13,6 +13,7 @@ from unlearn_jax import checkpoint
 from unlearn_jax.data import lineage
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
+from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training.phases import make_layout
 
@@ -58,7 +59,7 @@ def load_start(request: Request, like: Params) -> Start:
       like: `request.like()`.
 
     Raises:
-      ValueError: a stage that changes a model without one; a model that is of another request,
+      UserError: a stage that changes a model without one; a model that is of another request,
         damaged or not finished.
     """
     cfg, model = request.cfg, request.model
@@ -72,7 +73,7 @@ def load_start(request: Request, like: Params) -> Start:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         params = jax.jit(model.init, out_shardings=shardings)(keys.init)
     else:
-        raise ValueError(
+        raise UserError(
             f"The stage {cfg.stage!r} changes a trained model. Say which: "
             "--config.init_from=WORKDIR, where the original was trained."
         )

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import distributed
+from unlearn_jax.registry import UserError
 
 LINE_EVERY_S = 10  # where there is no terminal
 FOLDER = "tensorboard"  # in the workdir
@@ -110,7 +111,7 @@ def open_log(to: str, workdir: Path, step: int) -> Iterator[Tell | None]:
       step: that the run resumes at; what was written of later ones is hidden.
 
     Raises:
-      ValueError: TensorBoard's writer is not installed; no such function.
+      UserError: TensorBoard's writer is not installed; no such function.
     """
     tell = find(to)
     if not tell or not distributed.first():
@@ -127,13 +128,13 @@ def find(to: str) -> Any:
     """Return TensorBoard's writer, or the function that a name means; None for "".
 
     Raises:
-      ValueError: the message says what to install, or what was expected.
+      UserError: the message says what to install, or what was expected.
     """
     module, _, name = to.partition(":")
     if to == "tensorboard":
         module, name = "tensorboardX", "SummaryWriter"
     elif to and not name:
-        raise ValueError(
+        raise UserError(
             'config.log.to: expected "", "tensorboard" or "package.module:function", got '
             f"{to!r}. Leave it out to write metrics.jsonl only."
         )
@@ -141,7 +142,7 @@ def find(to: str) -> Any:
         return getattr(importlib.import_module(module), name) if to else None
     except (ImportError, AttributeError) as error:
         what = "pip install 'unlearn_jax[tensorboard]'" if to == "tensorboard" else "Write it there"
-        raise ValueError(
+        raise UserError(
             f"config.log.to: expected {name} in {module}, got {error}. {what}, or leave it out."
         ) from error
 

@@ -30,7 +30,7 @@ def gaussian_delta(mu: Real, epsilon: Real) -> float:
       epsilon: nats, at least 0; at 0 delta is the total variation, 2 Phi(mu/2) - 1.
 
     Raises:
-      ValueError: an argument is negative or not finite.
+      UserError: an argument is negative or not finite.
     """
     nonnegative(mu=mu, epsilon=epsilon)
     return math.exp(log_gaussian_delta(mu, epsilon)) if mu else 0.0
@@ -63,7 +63,7 @@ def gaussian_epsilon(mu: Real, delta: Real) -> float:
       delta: within (0, 1).
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     nonnegative(mu=mu)
     probability(delta=delta)
@@ -86,7 +86,7 @@ def gaussian_mu(epsilon: Real, delta: Real) -> float:
       delta: within (0, 1).
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     nonnegative(epsilon=epsilon)
     probability(delta=delta)

@@ -22,6 +22,7 @@ from scipy import optimize
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, one_of, positive, probability
 from unlearn_jax.certify.bounds.gaussian import analytic_gaussian_sigma, log_gaussian_delta
+from unlearn_jax.registry import UserError
 
 ORDERS = ("project_then_noise", "noise_then_project")
 _LOG_FLOOR = -600.0  # below it the recursion is doubly exponential; delta only falls further
@@ -58,7 +59,7 @@ def model_clipping_delta(
         projected to C0 again); None: none.
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     nonnegative(epsilon=epsilon)
     return math.exp(
@@ -123,7 +124,7 @@ def model_clipping_sigma(
       init_noise_std: sigma_0.
 
     Raises:
-      ValueError: an argument is out of range, or the initial noise alone is enough.
+      UserError: an argument is out of range, or the initial noise alone is enough.
     """
     nonnegative(epsilon=epsilon)
     probability(delta=delta)
@@ -141,7 +142,7 @@ def model_clipping_sigma(
     while excess(lower) <= 0:
         lower -= 1.0
         if lower < upper - 50:
-            raise ValueError(
+            raise UserError(
                 f"init_noise_std: the initial noise {init_noise_std!r} alone gives epsilon = "
                 f"{epsilon!r} at delta = {delta!r}; no noise per step is needed."
             )

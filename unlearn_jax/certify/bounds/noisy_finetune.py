@@ -23,6 +23,7 @@ from numbers import Real
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, positive
 from unlearn_jax.certify.bounds.gaussian import gaussian_mu
+from unlearn_jax.registry import UserError
 
 
 def noisy_finetune_mu(
@@ -49,7 +50,7 @@ def noisy_finetune_mu(
       stateful_optimizer: with momentum or Adam: exactly T, no minimum.
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     positive(noise_std=noise_std)
     rho, shift = _chain(init_distance, steps, step_size, clip_norm, weight_decay)
@@ -102,7 +103,7 @@ def noisy_finetune_optimal_steps(
       weight_decay: lambda.
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     positive(init_radius=init_radius)
     positive(clip_norm=clip_norm)
@@ -119,7 +120,7 @@ def _chain(
     count(steps=steps)
     positive(step_size=step_size)
     if step_size * weight_decay >= 1:
-        raise ValueError(
+        raise UserError(
             "weight_decay: expected step_size * weight_decay within [0, 1), got "
             f"{step_size!r} * {weight_decay!r}."
         )

@@ -21,6 +21,7 @@ from numbers import Real
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, one_of, positive
 from unlearn_jax.config.certified import CERTIFIERS
+from unlearn_jax.registry import UserError
 
 
 def decoupling_sensitivity(
@@ -46,7 +47,7 @@ def decoupling_sensitivity(
       certifier: "retrain" or "reference", see the module.
 
     Raises:
-      ValueError: an argument is out of range, or nothing bounds the ascent.
+      UserError: an argument is out of range, or nothing bounds the ascent.
     """
     positive(init_radius=init_radius)
     count(0, ascent_steps=ascent_steps)
@@ -62,7 +63,7 @@ def decoupling_sensitivity(
         projected = init_radius if certifier == "retrain" else 0.0
         bound = min(bound, projected + reprojection_radius)
     if bound == math.inf:
-        raise ValueError(
+        raise UserError(
             "ascent_clip_norm: expected a finite clip norm, or a reprojection_radius; ascent that "
             "is neither clipped nor projected is bounded by nothing."
         )

@@ -20,6 +20,7 @@ from scipy import optimize, special
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, positive, probability
 from unlearn_jax.certify.bounds.gaussian import gaussian_delta, log_gaussian_delta
+from unlearn_jax.registry import UserError
 
 UNREVIEWED = "accountant 'reflection': its proof is ours and has had no outside review"
 GRIDS = ((1.25, 200), (1.0, 256))  # panel width in standard deviations, points in v / r
@@ -55,7 +56,7 @@ def reflection_delta(
         `model_clipping_delta` holds too, and is often smaller.
 
     Raises:
-      ValueError: an argument is out of range.
+      UserError: an argument is out of range.
     """
     nonnegative(init_distance=init_distance, shift=shift, epsilon=epsilon)
     positive(contraction=contraction, noise_std=noise_std)
@@ -244,7 +245,7 @@ def _furthest(start: Real, contraction: Real, shift: Real, cap: Real, steps: int
     reach = furthest + 16 * math.sqrt(variance)
     reach = min(reach, cap + 20)
     if reach > _FURTHEST:
-        raise ValueError(
+        raise UserError(
             f"reflection_delta: expected distances below {_FURTHEST:g} noise_std, got {reach:.0f} "
             f"in {steps} steps. Raise noise_std, lower steps, or use the accountant 'gdp'."
         )

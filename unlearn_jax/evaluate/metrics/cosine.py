@@ -6,19 +6,20 @@ import numpy as np
 from jaxtyping import Float
 
 from unlearn_jax.evaluate.metrics.reconstruction import interval
+from unlearn_jax.registry import UserError
 
 
 def paired(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
     """Compute the cosine of row i of a and row i of b, -1 to 1; 1 for equal directions.
 
     Raises:
-      ValueError: a row that is zero or not finite.
+      UserError: a row that is zero or not finite.
     """
     a, b = np.float64(a), np.float64(b)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if bad.size:
-        raise ValueError(
+        raise UserError(
             f"Cosine: {bad.size} of {len(a)} pairs have an embedding that is zero or not finite, "
             f"the first in row {bad[0]}."
         )

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from unlearn_jax import files, sharding
+from unlearn_jax.registry import UserError
 
 FLOAT32_BACKENDS = ("tpu",)
 """Backends without float64: there the sums of one batch are float32, those of batches are not."""
@@ -70,11 +71,11 @@ def covariance(moments: Moments) -> Float[np.ndarray, "d d"]:
     """Compute the unbiased covariance: comoment / (n - 1).
 
     Raises:
-      ValueError: fewer than two features.
+      UserError: fewer than two features.
     """
     moments = _on_host(moments)
     if moments.n < 2:
-        raise ValueError(f"A covariance needs 2 or more images, got {moments.n}.")
+        raise UserError(f"A covariance needs 2 or more images, got {moments.n}.")
     return moments.comoment / (moments.n - 1)
 
 
@@ -86,24 +87,24 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     In float64; on the device where that has it (`FLOAT64_SOLVERS`), else by LAPACK on the host.
 
     Raises:
-      ValueError: fewer than two features in a set, other lengths, or values that are not finite.
+      UserError: fewer than two features in a set, other lengths, or values that are not finite.
 
     Source: Dowson & Landau, 1982; Heusel et al., arXiv 1706.08500, equation 6.
     """
     a, b = _on_host(a), _on_host(b)
     if a.mean.shape != b.mean.shape:
-        raise ValueError(
+        raise UserError(
             f"Fréchet distance: expected features of one length, got {a.mean.size} and "
             f"{b.mean.size}. Were they made by the same tower?"
         )
     for name, moments in (("first", a), ("second", b)):
         if moments.n < 2:
-            raise ValueError(
+            raise UserError(
                 f"Fréchet distance: expected 2 or more images in each set, got {moments.n} in the "
                 f"{name}."
             )
         if not (np.isfinite(moments.mean).all() and np.isfinite(moments.comoment).all()):
-            raise ValueError(
+            raise UserError(
                 f"Fréchet distance: the {name} set's features are not finite. Are the images and "
                 "the tower's weights?"
             )
@@ -127,11 +128,11 @@ def load(path: Path) -> Moments:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is something else, or damaged.
+      UserError: it is something else, or damaged.
     """
     arrays, about = files.read_arrays(path)
     if about.get("kind") != "moments":
-        raise ValueError(f"{path}: expected moments, found {about.get('kind')!r}.")
+        raise UserError(f"{path}: expected moments, found {about.get('kind')!r}.")
     return Moments(**arrays)
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from scipy.special import entr, log_softmax
 
+from unlearn_jax.registry import UserError
+
 SPLIT_ORDERS = ("class_grouped", "shuffled")
 
 
@@ -29,12 +31,12 @@ def assignment(
     blocks of a random order, which the key decides.
 
     Raises:
-      ValueError: an unknown order, "shuffled" without key, or fewer images than splits.
+      UserError: an unknown order, "shuffled" without key, or fewer images than splits.
     """
     if order not in SPLIT_ORDERS:
-        raise ValueError(f"is_split_order: expected one of {SPLIT_ORDERS}, got {order!r}.")
+        raise UserError(f"is_split_order: expected one of {SPLIT_ORDERS}, got {order!r}.")
     if not 1 <= splits <= n:
-        raise ValueError(
+        raise UserError(
             f"Inception Score: expected 1 to {n} splits of {n} images, got {splits}. Take fewer "
             "splits or more images."
         )
@@ -43,7 +45,7 @@ def assignment(
     if order == "class_grouped":
         return split
     if key is None:
-        raise ValueError('is_split_order: "shuffled" needs a key.')
+        raise UserError('is_split_order: "shuffled" needs a key.')
     return split[np.asarray(jax.random.permutation(key, n))]
 
 
@@ -83,19 +85,19 @@ def score(sums: Sums) -> dict[str, float]:
     alike); std is the population's, as everybody reports it.
 
     Raises:
-      ValueError: a split without images; logits that were not finite.
+      UserError: a split without images; logits that were not finite.
 
     Source: Salimans et al., "Improved techniques for training GANs", arXiv 1606.03498.
     """
     if not sums.n.all():
-        raise ValueError(
+        raise UserError(
             f"Inception Score: expected images in all splits, got {sums.n.tolist()}. Was the "
             "stream complete?"
         )
     q = sums.p / sums.n[:, None]
     scores = np.exp(sums.p_log_p / sums.n + entr(q).sum(1))
     if not np.isfinite(scores).all():
-        raise ValueError("Inception Score: the classifier's outputs are not finite numbers.")
+        raise UserError("Inception Score: the classifier's outputs are not finite numbers.")
     return {
         "mean": float(scores.mean()),
         "std": float(scores.std()),

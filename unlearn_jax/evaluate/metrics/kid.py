@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from unlearn_jax.registry import UserError
+
 Features = Float[np.ndarray, "_ d"]
 
 BLOCK = 1000  # images of a block, as published
@@ -28,18 +30,18 @@ def mmd2(x: Features, y: Features, *, paired: bool = False) -> float:
     them, sets that are equal row by row would come out negative.
 
     Raises:
-      ValueError: not two sets of equally many features, 2 or more, of one length, all finite.
+      UserError: not two sets of equally many features, 2 or more, of one length, all finite.
 
     Source: Bińkowski et al., "Demystifying MMD GANs", arXiv 1801.01401, section 4; paired: Gretton
     et al., "A kernel two-sample test", JMLR 2012, the U-statistic of Lemma 6.
     """
     if x.shape != y.shape or len(x) < 2:
-        raise ValueError(
+        raise UserError(
             "Kernel distance: expected two sets of equally many features, 2 or more, got "
             f"{list(x.shape)} and {list(y.shape)}."
         )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("Kernel distance: expected finite features.")
+        raise UserError("Kernel distance: expected finite features.")
     m = len(x)
     x, y = np.float64(x), np.float64(y)
     within = sum(_off_diagonal(_kernel(z, z)) for z in (x, y)) / (m * (m - 1))
@@ -71,10 +73,10 @@ def empty(d: int, block_size: int) -> Blocks:
     """Return no block yet.
 
     Raises:
-      ValueError: a block would hold fewer than 2 rows.
+      UserError: a block would hold fewer than 2 rows.
     """
     if block_size < 2:
-        raise ValueError(f"Kernel distance: expected blocks of 2 or more, got {block_size}.")
+        raise UserError(f"Kernel distance: expected blocks of 2 or more, got {block_size}.")
     rows = np.zeros((block_size, d), np.float32)
     return Blocks(rows, rows, np.array(0), np.zeros(0))
 
@@ -118,11 +120,11 @@ def estimate(blocks: Blocks) -> dict[str, float | None]:
     not fill a block are left out.
 
     Raises:
-      ValueError: not one block is full.
+      UserError: not one block is full.
     """
     k, m = len(blocks.values), len(blocks.x)
     if not k:
-        raise ValueError(
+        raise UserError(
             f"Kernel distance: expected {m} images or more (one block), got {int(blocks.filled)}. "
             "Take a smaller block_size."
         )

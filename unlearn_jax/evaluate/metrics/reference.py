@@ -17,6 +17,7 @@ from unlearn_jax.evaluate.metrics.streaming import Reference
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features
 from unlearn_jax.evaluate.towers.extractor import Extractor
+from unlearn_jax.registry import UserError
 
 FORMAT = 1
 """Raised whenever the same images, tower and preprocessing come to give other numbers."""
@@ -74,7 +75,7 @@ def reference(
       options: of `features.extract`.
 
     Raises:
-      ValueError: items that are not the positions 0..len(hashes)-1, each once.
+      UserError: items that are not the positions 0..len(hashes)-1, each once.
     """
     key = cache_key(hashes, extractor, treated)
     path = directory / f"{key}{'_features' if keep_features else ''}.npz"
@@ -114,7 +115,7 @@ def _compute(n, items, extractor, mesh, batch_size, keep_features, options):
         found = towers.pooled(outputs["it/reference"])
         kept = positions[valid]
         if (kept >= n).any() or seen[kept].any() or len(set(kept.tolist())) != len(kept):
-            raise ValueError(f"Expected positions 0..{n - 1}, each once; got {kept.tolist()}.")
+            raise UserError(f"Expected positions 0..{n - 1}, each once; got {kept.tolist()}.")
         seen[kept] = True
         moments = moments or fid.empty(found.shape[1])
         moments = fid.update(moments, found, valid)
@@ -122,5 +123,5 @@ def _compute(n, items, extractor, mesh, batch_size, keep_features, options):
             rows = np.zeros((n, found.shape[1]), np.float32) if rows is None else rows
             rows[kept] = distributed.fetch(found)[valid]
     if not seen.all():
-        raise ValueError(f"Expected {n} reference images, got {int(seen.sum())}.")
+        raise UserError(f"Expected {n} reference images, got {int(seen.sum())}.")
     return fid.Moments(*distributed.fetch(tuple(moments))), rows

@@ -18,6 +18,7 @@ from unlearn_jax.evaluate.metrics import cosine, fid, inception_score, kid
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features
 from unlearn_jax.evaluate.towers.extractor import Extractor
+from unlearn_jax.registry import UserError
 
 ROLES = {
     "frechet": ("generated", "reference"),
@@ -56,7 +57,7 @@ class Plan:
     """Which metrics of how many images.
 
     Raises:
-      ValueError: an unknown kind, a metric twice, a reference without the features it needs.
+      UserError: an unknown kind, a metric twice, a reference without the features it needs.
     """
 
     uses: Mapping[str, Use]
@@ -72,13 +73,13 @@ class Plan:
     def __post_init__(self):
         names = [name for name, *_ in _metrics(self)]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"Expected each metric once, got {sorted(twice)} from several towers.")
+            raise UserError(f"Expected each metric once, got {sorted(twice)} from several towers.")
         for name, kind, use in _metrics(self):
             known = self.uses[use].reference
             if kind in ("kernel", "cosine") and known:
                 rows = 0 if known.features is None else len(known.features)
                 if rows != self.n:
-                    raise ValueError(
+                    raise UserError(
                         f"{name} needs the features of all {self.n} reference images, got {rows}. "
                         "Make the reference with keep_features=True."
                     )
@@ -120,7 +121,7 @@ def empty(plan: Plan) -> Statistics:
             parts[name] = kid.empty(towers.pooled(sizes), plan.block_size)
         elif kind == "score":
             if "logits" not in sizes:
-                raise ValueError(f"{name}: its tower is no classifier.")
+                raise UserError(f"{name}: its tower is no classifier.")
             parts[name] = inception_score.empty(sizes["logits"], plan.splits)
         else:
             parts[name] = np.full(plan.n, np.nan)
@@ -151,7 +152,7 @@ def measure(
       options: total, threads, title.
 
     Raises:
-      ValueError: an image a second time, in another order, or out of range.
+      UserError: an image a second time, in another order, or out of range.
     """
     statistics = statistics or empty(plan)
     batches = features.extract(items, streams(plan), mesh, batch_size=batch_size, **options)
@@ -170,7 +171,7 @@ def update(
     """Add the valid rows of one batch of features to the statistics.
 
     Raises:
-      ValueError: an image a second time, in another order, or out of range.
+      UserError: an image a second time, in another order, or out of range.
     """
     kept = positions[valid]
     _check(statistics, plan, kept)
@@ -217,12 +218,12 @@ def results(
     metrics.md), and is compared at equal n only.
 
     Raises:
-      ValueError: images are missing, or a metric is not defined for so few.
+      UserError: images are missing, or a metric is not defined for so few.
     """
     missing = int((~statistics.seen).sum())
     if missing:
         first = int(np.flatnonzero(~statistics.seen)[0])
-        raise ValueError(
+        raise UserError(
             f"Metrics of {plan.n} images were asked for, {missing} have not been seen, the first "
             f"at position {first}. Stream the rest."
         )
@@ -268,11 +269,11 @@ def load(path: Path, plan: Plan) -> Statistics:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged, or of another plan.
+      UserError: it is damaged, or of another plan.
     """
     arrays, about = files.read_arrays(path)
     if about.get("plan") != _fingerprint(plan):
-        raise ValueError(
+        raise UserError(
             f"{path}: statistics of other metrics, towers, images or options. Remove the file to "
             "start anew."
         )
@@ -286,10 +287,10 @@ def merge(a: Statistics, b: Statistics, plan: Plan) -> Statistics:
     """Merge the statistics of two disjoint parts of one plan's images.
 
     Raises:
-      ValueError: an image is in both.
+      UserError: an image is in both.
     """
     if (a.seen & b.seen).any():
-        raise ValueError(f"{int((a.seen & b.seen).sum())} images are in both parts.")
+        raise UserError(f"{int((a.seen & b.seen).sum())} images are in both parts.")
     parts = {}
     for name, kind, use in _metrics(plan):
         x, y = a.parts[name], b.parts[name]
@@ -330,12 +331,12 @@ def _metrics(plan: Plan) -> list[tuple[str, str, str]]:
 
 def _check(statistics: Statistics, plan: Plan, positions: np.ndarray) -> None:
     if len(positions) and not 0 <= positions.min() <= positions.max() < plan.n:
-        raise ValueError(f"Expected positions in 0..{plan.n - 1}, got {positions.tolist()}.")
+        raise UserError(f"Expected positions in 0..{plan.n - 1}, got {positions.tolist()}.")
     again = statistics.seen[positions]
     if again.any() or len(set(positions.tolist())) != len(positions):
-        raise ValueError(f"Expected each image once, got some of {positions.tolist()} twice.")
+        raise UserError(f"Expected each image once, got some of {positions.tolist()} twice.")
     if _has_blocks(plan) and (np.diff(np.argsort(order(plan))[positions]) != 1).any():
-        raise ValueError(
+        raise UserError(
             "The kernel distance needs the images in `statistics.order(plan)`, got positions "
             f"{positions[:9].tolist()}."
         )

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
+from unlearn_jax.registry import UserError
+
 Groups = Mapping[str, Float[np.ndarray, "_ _"]]
 
 
@@ -29,22 +31,22 @@ def embed(
       seed: of the start.
 
     Raises:
-      ValueError: no more points in all than the perplexity, or values that are not finite.
+      UserError: no more points in all than the perplexity, or values that are not finite.
 
     Source: van der Maaten & Hinton, JMLR 2008; scikit-learn's implementation, whose momentum rises
     from 0.5 to 0.8 after 250 iterations instead of 20, where the exaggeration ends too, not at 100.
     """
     if every < 1:
-        raise ValueError(f"t-SNE: expected every >= 1, got {every}.")
+        raise UserError(f"t-SNE: expected every >= 1, got {every}.")
     chosen = {name: rows[::every] for name, rows in groups.items()}
     rows = np.concatenate(list(chosen.values()))
     if len(rows) <= perplexity:
-        raise ValueError(
+        raise UserError(
             f"t-SNE: expected more points than the perplexity {perplexity}, got {len(rows)} "
             f"(every {every}th). Take a smaller `every`."
         )
     if not np.isfinite(rows).all():
-        raise ValueError("t-SNE: expected finite embeddings.")
+        raise UserError("t-SNE: expected finite embeddings.")
     model = TSNE(
         method="exact",
         perplexity=perplexity,
@@ -63,10 +65,10 @@ def plot(points: Mapping[str, Float[np.ndarray, "_ 2"]], path: Path, title: str 
     """Write the points as a picture, .png or .svg, one colour and mark a group.
 
     Raises:
-      ValueError: another ending.
+      UserError: another ending.
     """
     if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"t-SNE: expected a name ending in .png or .svg, got {path}.")
+        raise UserError(f"t-SNE: expected a name ending in .png or .svg, got {path}.")
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     axes = figure.subplots(subplot_kw={"title": title, "xticks": [], "yticks": []})
     for i, (name, xy) in enumerate(points.items()):

@@ -31,6 +31,7 @@ from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features, preprocessing
 from unlearn_jax.files import digest, file_digest, write_json
 from unlearn_jax.models.layers import DTYPES
+from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 
 SETS = tables.SETS
@@ -69,14 +70,14 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
       workdir: where protocol/ is made, or continued.
 
     Raises:
-      ValueError: the config, a model, a tower or the data are not what they must be.
+      UserError: the config, a model, a tower or the data are not what they must be.
       OSError: a file could not be written.
     """
     validate(cfg)
     settings, root = cfg.protocol, workdir / FOLDER
     if wrong := _problems(settings, checkpoints):
         listed = "\n".join(f"  - {problem}" for problem in wrong)
-        raise ValueError(f"The protocol has {len(wrong)} problem(s):\n{listed}")
+        raise UserError(f"The protocol has {len(wrong)} problem(s):\n{listed}")
     mesh = sharding.make_mesh(**cfg.mesh)
     sharding.check_batch_size(settings.batch_size, mesh, "protocol.batch_size")
     extractors = _extractors(settings, mesh)  # first: a missing tower should not cost a night
@@ -85,7 +86,7 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
         request = request._replace(model=dataclasses.replace(request.model, dtype=settings.dtype))
     rows = _evaluation_rows(cfg, request)
     if "kid" in settings.metrics and (short := _below_block(rows)):
-        raise ValueError(f"config.protocol.metrics: {short} Leave kid out, or add images.")
+        raise UserError(f"config.protocol.metrics: {short} Leave kid out, or add images.")
     files, models = _complete_all(request, checkpoints, rows, root)
     references = {name: _references(request, rows[name], extractors, root) for name in SETS}
     found, metrics = [], {}
@@ -184,7 +185,7 @@ def _evaluation_rows(cfg: ConfigDict, request: Request) -> Rows:
     classes = settings.retain_classes or cfg.retain.classes * (cfg.retain.kind == "classes")
     retain = labels_of(source, classes, "protocol.retain_classes").values()
     if not forget:
-        raise ValueError(
+        raise UserError(
             "evaluate --checkpoints compares forgotten with kept classes. Expected the forgotten "
             "ones in config.request.classes, got none."
         )

@@ -20,6 +20,7 @@ from unlearn_jax.config import identity
 from unlearn_jax.data import transforms
 from unlearn_jax.files import write_json
 from unlearn_jax.models import Batch, Params
+from unlearn_jax.registry import UserError
 
 RECORD = "shards.json"
 FORMATS = {"png": ".png", "jpeg_bgr_compat": ".JPEG", "jpeg_75_compat": ".jpg"}
@@ -67,7 +68,7 @@ def complete(
       seen: told the number of rows that were completed or found.
 
     Raises:
-      ValueError: the folder holds images of something else; two images have one name.
+      UserError: the folder holds images of something else; two images have one name.
       OSError: an image could not be written.
     """
     ids = [source.ids[row] for row in rows.tolist()]
@@ -109,13 +110,13 @@ def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
     """Read the image in a file that `complete` has written; its colours are in their places.
 
     Raises:
-      ValueError: it cannot be read.
+      UserError: it cannot be read.
     """
     try:
         with Image.open(file) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(
+        raise UserError(
             f"{file} cannot be read ({error}). Remove its folder to complete its images again."
         ) from error
     return pixels[..., ::-1] if format == "jpeg_bgr_compat" else pixels
@@ -125,14 +126,14 @@ def names(ids: Sequence[str], ending: str) -> list[str]:
     """Name a file, with that ending, after every example id, such as "val/n01443537/x.png".
 
     Raises:
-      ValueError: an id would lead out of the folder, or two lead to one file.
+      UserError: an id would lead out of the folder, or two lead to one file.
     """
     paths = [PurePosixPath(id.lstrip("/")) for id in ids]
     bad = [str(path) for path in paths if ".." in path.parts or not path.name]
     found = [str(path.with_suffix(ending)) for path in paths if path.name]
     bad += [name for name, count in Counter(found).items() if count > 1]
     if bad:
-        raise ValueError(f"Cannot name the completed images: {bad[:5]} are no file names of one "
+        raise UserError(f"Cannot name the completed images: {bad[:5]} are no file names of one "
                          "image each. Rename those images.")  # fmt: skip
     return found
 
@@ -159,12 +160,12 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> list[int]:
         record = json.loads(path.read_text())
         before, done = record["facts"], [int(number) for number in record["done"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({error}). Remove {folder} to complete its images again."
         ) from error
     if changed := identity.changes(before, facts, "images"):
         listed = "\n".join(f"  {line}" for line in changed[:20])
-        raise ValueError(
+        raise UserError(
             f"{folder} holds images completed otherwise:\n{listed}\nChoose another --workdir, or "
             "remove that folder."
         )

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.evaluate.towers.resnet50 import apply, check_fields, init
 from unlearn_jax.models.vit import Attention, layer_norm
+from unlearn_jax.registry import UserError
 
 
 class _Block(nn.Module):
@@ -67,7 +68,7 @@ class Clip:
     """CLIP's image encoder, ViT-H-14 by default: embeddings of unit length, for inference.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
 
     Source: Radford et al., "Learning transferable visual models from natural language
     supervision", arXiv 2103.00020; open_clip's ViT-H-14 laion2b_s32b_b79k, its layers and names.
@@ -96,7 +97,7 @@ class Clip:
         for name, part in (("image_size", "patch"), ("width", "heads")):
             whole, unit = getattr(self, name), getattr(self, part)
             if whole % unit:
-                raise ValueError(f"Clip.{name} must be a multiple of {part}={unit}, got {whole}.")
+                raise UserError(f"Clip.{name} must be a multiple of {part}={unit}, got {whole}.")
 
     @property
     def _module(self) -> nn.Module:
@@ -115,6 +116,6 @@ class Clip:
         Inside, images become ((images + 1) / 2 - mean) / std, by default with OpenAI's numbers.
 
         Raises:
-          ValueError: the images are not image_size x image_size.
+          UserError: the images are not image_size x image_size.
         """
         return apply(self, params, images)

@@ -14,6 +14,7 @@ from unlearn_jax.evaluate.towers import preprocessing, small_classifier
 from unlearn_jax.evaluate.towers.clip_tower import Clip
 from unlearn_jax.evaluate.towers.inception import Inception
 from unlearn_jax.evaluate.towers.resnet50 import ResNet50
+from unlearn_jax.registry import UserError
 
 FAMILIES = {"inception": Inception, "resnet50": ResNet50, "clip": Clip}
 KINDS = ("frechet", "kernel", "score", "cosine")
@@ -74,7 +75,7 @@ def load_tower(
     "parameters_sha256"}.
 
     Raises:
-      ValueError: no such workdir, a model that is no tower, or damage.
+      UserError: no such workdir, a model that is no tower, or damage.
     """
     family, tower, source = _manifest(workdir)
     shapes = jax.eval_shape(tower.init, jax.random.key(0))
@@ -93,14 +94,14 @@ def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -
     checksum is not known.
 
     Raises:
-      ValueError: no converted tower is given, with what to get and to run; or it is another.
+      UserError: no converted tower is given, with what to get and to run; or it is another.
     """
     needs = NEEDS[metric]
     family, file = needs["family"], needs["file"]
     out = workdir or f"towers/{metric}"
     command = f"python -m unlearn_jax.convert --family={family} --checkpoint={file} --out={out}"
     if not workdir or not (Path(workdir) / "conversion.json").exists():
-        raise ValueError(
+        raise UserError(
             f"{metric} needs the weights of {family}, which are not part of this package"
             f"{f', and {workdir} has none' if workdir else ''}. Get {file} from {needs['from']}, "
             f"run\n  {command}\nand give {out} here."
@@ -109,7 +110,7 @@ def require(metric: str, workdir: Path | str | None, mesh: Mesh | None = None) -
     wanted = {"family": family} | needs["fields"]
     found = {"family": found} | dataclasses.asdict(tower)
     if wrong := {key: found.get(key) for key in wanted if found.get(key) != wanted[key]}:
-        raise ValueError(
+        raise UserError(
             f"{metric}: expected a tower with {wanted} in {workdir}, got {wrong}. Convert the "
             f"right file:\n  {command}"
         )
@@ -133,10 +134,10 @@ def extractor(
     """Make an extractor whose tower normalises as the recipe says.
 
     Raises:
-      ValueError: the recipe makes images of another size than the tower's.
+      UserError: the recipe makes images of another size than the tower's.
     """
     if preprocessing.size(recipe) != tower.image_size:
-        raise ValueError(
+        raise UserError(
             f"The recipe makes images of {preprocessing.size(recipe)} pixels, the tower "
             f"{type(tower).__name__} takes {tower.image_size}."
         )
@@ -167,10 +168,10 @@ def metric_name(kind: str, of: Extractor) -> str:
     of FID's variant only, "clip_cosine" of ViT-H-14; any other tower's metrics bear its own name.
 
     Raises:
-      ValueError: an unknown kind.
+      UserError: an unknown kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"Expected a metric of {KINDS}, got {kind!r}.")
+        raise UserError(f"Expected a metric of {KINDS}, got {kind!r}.")
     tower, family = of.tower, of.provenance["family"]
     if isinstance(tower, Inception):
         if (tower.width, tower.classes) != (32, Inception(tower.variant).classes):
@@ -196,18 +197,18 @@ def _manifest(workdir: Path | str) -> tuple[str, Any, dict[str, Any]]:
         family, fields, source = (manifest[key] for key in ("family", "model", "source"))
         source = {key: source[key] for key in ("file", "bytes", "sha256")}
     except FileNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{workdir}: expected a converted tower, found no conversion.json. Make one with "
             "python -m unlearn_jax.convert --family=FAMILY --checkpoint=FILE --out=WORKDIR."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}). Convert the file again."
         ) from error
     if family not in FAMILIES:
-        raise ValueError(f"{workdir}: expected one of {sorted(FAMILIES)}, got a {family!r}.")
+        raise UserError(f"{workdir}: expected one of {sorted(FAMILIES)}, got a {family!r}.")
     try:
         tower = FAMILIES[family](**fields)
     except TypeError as error:
-        raise ValueError(f"{path}: its fields are not a {family}'s ({error}).") from error
+        raise UserError(f"{path}: its fields are not a {family}'s ({error}).") from error
     return family, tower, source

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from unlearn_jax import distributed, sharding
 from unlearn_jax.evaluate.towers import preprocessing
 from unlearn_jax.evaluate.towers.extractor import Extractor
+from unlearn_jax.registry import UserError
 
 Item = Mapping[str, Any]
 """{"position": its place in the protocol's order, "generated": uint8 [h w 3], "reference": same}.
@@ -55,7 +56,7 @@ def extract(
       title: of the progress bar.
 
     Raises:
-      ValueError: a batch size that does not fit, an item without one of the images; what `items`
+      UserError: a batch size that does not fit, an item without one of the images; what `items`
         raises passes through.
     """
     sharding.check_batch_size(batch_size, mesh)
@@ -147,7 +148,7 @@ def _prepare(item, extractors):
     for name, found in extractors.items():
         role = name.rpartition("/")[2]
         if role not in item:
-            raise ValueError(
+            raise UserError(
                 f"Expected images {role!r} in every item, got one with {sorted(item)} at position "
                 f"{item['position']}."
             )

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from unlearn_jax.evaluate.towers.resnet50 import BatchNorm, apply, check_fields, init
+from unlearn_jax.registry import UserError
 
 VARIANTS = {"fid": 1008, "torchvision": 1000}
 """Variants, and how many classes their published weights have."""
@@ -180,7 +181,7 @@ class Inception:
     """Inception-v3: pooled features and logits, for inference.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
 
     Source: Szegedy et al., "Rethinking the Inception architecture", arXiv 1512.00567; the layers
     and names of torchvision; `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid.
@@ -207,7 +208,7 @@ class Inception:
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
-            raise ValueError(
+            raise UserError(
                 f"Inception.variant must be one of {list(VARIANTS)}, got {self.variant!r}."
             )
         centre = 128 / 255 if self.variant == "fid" else 0.5
@@ -218,9 +219,9 @@ class Inception:
             object.__setattr__(self, "classes", VARIANTS[self.variant])
         check_fields(self, positive=("classes",))
         if self.image_size < 75:
-            raise ValueError(f"Inception.image_size must be 75 or more, got {self.image_size}.")
+            raise UserError(f"Inception.image_size must be 75 or more, got {self.image_size}.")
         if self.width < 2 or self.width % 2:
-            raise ValueError(f"Inception.width must be even and positive, got {self.width}.")
+            raise UserError(f"Inception.width must be even and positive, got {self.width}.")
 
     @property
     def _module(self) -> nn.Module:
@@ -242,6 +243,6 @@ class Inception:
         ImageNet's numbers.
 
         Raises:
-          ValueError: the images are not image_size x image_size.
+          UserError: the images are not image_size x image_size.
         """
         return apply(self, params, images)

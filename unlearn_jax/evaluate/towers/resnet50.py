@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from unlearn_jax.registry import UserError
+
 DEPTHS = (3, 4, 6, 3)
 """Blocks of each stage."""
 
@@ -102,7 +104,7 @@ class ResNet50:
     """ResNet-50 of torchvision (v1.5): pooled features and logits, for inference.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
 
     Source: He et al., "Deep residual learning for image recognition", arXiv 1512.03385; the layers
     and names of torchvision; places365's `resnet50_places365.pth.tar`.
@@ -139,7 +141,7 @@ class ResNet50:
         Inside, images become ((images + 1) / 2 - mean) / std, by default with ImageNet's numbers.
 
         Raises:
-          ValueError: the images are not image_size x image_size.
+          UserError: the images are not image_size x image_size.
         """
         return apply(self, params, images)
 
@@ -148,21 +150,21 @@ def check_fields(tower: Any, positive: tuple[str, ...]) -> None:
     """Check the fields of a tower; lists become tuples.
 
     Raises:
-      ValueError: one of the fields `positive` is below 1, mean or std are not three numbers,
+      UserError: one of the fields `positive` is below 1, mean or std are not three numbers,
         std is not positive, or dtype is unknown.
     """
     name = type(tower).__name__
     for field in positive:
         if getattr(tower, field) < 1:
-            raise ValueError(f"{name}.{field} must be positive, got {getattr(tower, field)}.")
+            raise UserError(f"{name}.{field} must be positive, got {getattr(tower, field)}.")
     for field in ("mean", "std"):
         value = tuple(getattr(tower, field))
         object.__setattr__(tower, field, value)  # hashable, also when a config holds a list
         if len(value) != 3 or (field == "std" and min(value) <= 0):
             kind = "positive numbers" if field == "std" else "numbers"
-            raise ValueError(f"{name}.{field} must be three {kind}, one a colour, got {value}.")
+            raise UserError(f"{name}.{field} must be three {kind}, one a colour, got {value}.")
     if tower.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f'{name}.dtype must be "float32" or "bfloat16", got {tower.dtype!r}.')
+        raise UserError(f'{name}.dtype must be "float32" or "bfloat16", got {tower.dtype!r}.')
 
 
 def init(tower: Any, key: PRNGKeyArray) -> dict[str, Any]:
@@ -177,11 +179,11 @@ def apply(
     """Apply a tower's module to images in [-1, 1], normalised by the tower's mean and std.
 
     Raises:
-      ValueError: the images do not have the tower's size.
+      UserError: the images do not have the tower's size.
     """
     name, size = type(tower).__name__, tower.image_size
     if images.shape[1:] != (size, size, 3):
-        raise ValueError(
+        raise UserError(
             f"{name} expects images [b, {size}, {size}, 3], got {list(images.shape)}. Resize them."
         )
     x = ((images + 1) / 2 - jnp.asarray(tower.mean)) / jnp.asarray(tower.std)

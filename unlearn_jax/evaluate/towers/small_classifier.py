@@ -27,6 +27,7 @@ import unlearn_jax
 from unlearn_jax import checkpoint, cli, files
 from unlearn_jax.data import sources
 from unlearn_jax.evaluate.towers.resnet50 import apply, check_fields, init
+from unlearn_jax.registry import UserError
 
 WEIGHTS = "cifar10_classifier.npz"
 _BATCH = 128
@@ -66,7 +67,7 @@ class SmallClassifier:
     """Four convolutions: pooled features and logits, for inference.
 
     Raises:
-      ValueError: a field is out of range.
+      UserError: a field is out of range.
     """
 
     image_size: int = 32
@@ -97,7 +98,7 @@ class SmallClassifier:
         """Compute features of images in [-1, 1]: "pool" [b 4 * width], and "logits" [b classes].
 
         Raises:
-          ValueError: the images are not image_size x image_size.
+          UserError: the images are not image_size x image_size.
         """
         return apply(self, params, images)
 
@@ -109,7 +110,7 @@ def load(path: Path | None = None) -> tuple[SmallClassifier, dict[str, Any], dic
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is something else, or damaged.
+      UserError: it is something else, or damaged.
     """
     path = path or Path(str(resources.files("unlearn_jax.evaluate.towers") / WEIGHTS))
     arrays, provenance = files.read_arrays(path)
@@ -120,7 +121,7 @@ def load(path: Path | None = None) -> tuple[SmallClassifier, dict[str, Any], dic
         like = jax.eval_shape(tower.init, jax.random.key(0))
         assert not checkpoint.differences(like, jax.tree.map(jnp.float32, params))
     except (AssertionError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: expected weights of the small classifier, found {sorted(arrays)[:5]}. Make "
             "them with python -m unlearn_jax.evaluate.towers.small_classifier."
         ) from error
@@ -148,11 +149,11 @@ def train(
     and shifted by up to 3 pixels at random. Rows that do not fill a batch are left out of an epoch.
 
     Raises:
-      ValueError: fewer images than a batch holds.
+      UserError: fewer images than a batch holds.
     """
     per_epoch = len(images) // batch_size
     if not per_epoch:
-        raise ValueError(f"Expected {batch_size} or more training images, got {len(images)}.")
+        raise UserError(f"Expected {batch_size} or more training images, got {len(images)}.")
     steps = per_epoch * epochs
     net = tower._module.clone(train=True)
     key = jax.random.key(seed)

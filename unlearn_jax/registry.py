@@ -31,6 +31,11 @@ def find(table: Mapping[str, Any], name: str, what: str) -> Any:
 
     Raises:
       UserError: there is none; the message has the nearest name.
+
+    >>> find({"mean": sum}, "mean", "statistic")
+    <built-in function sum>
+    >>> find({}, "math:sqrt", "statistic")(9)
+    3.0
     """
     if name in table:
         return table[name]
@@ -53,6 +58,9 @@ def name_of(thing: Any) -> str:
 
     Raises:
       UserError: it has no name that another process could import it by.
+
+    >>> name_of(Path)
+    'pathlib:Path'
     """
     name = getattr(thing, "__qualname__", "<an object>")
     module = getattr(thing, "__module__", "")

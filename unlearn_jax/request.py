@@ -35,6 +35,15 @@ class Request:
       source: all images.
       split: which of them are forgotten, retained, held out.
       model: the architecture; parameters are apart from it.
+
+    >>> import unlearn_jax as uj
+    >>> request = uj.Request(uj.load_config("quickstart"))
+    >>> print(str(request)[:59])
+    Forget 250 of 2,500 training images of cifar10_sample/1.0.0
+    >>> request.batch("forget", n=2)["image"].shape
+    (2, 32, 32, 3)
+    >>> request.map(lambda batch: batch["image"].max((1, 2, 3)), request.split.forget).shape
+    (250,)
     """
 
     def __init__(

@@ -60,6 +60,10 @@ def load_config(text: str, changes: Mapping[str, Any] | None = None) -> ConfigDi
 
     Raises:
       UserError: there is no such config or key, or a function that has no name to find it by.
+
+    >>> config = load_config("quickstart", {"request.kind": "classes", "request.classes": "cat"})
+    >>> config.request.classes
+    ('cat',)
     """
     config = load(text)
     for path, value in (changes or {}).items():

@@ -21,6 +21,10 @@ def show(batch: Mapping[str, Any], *images: Any) -> Image.Image:
 
     Returns:
       A picture, which notebooks show; `.save("FILE.png")` keeps it.
+
+    >>> batch = {"image": np.zeros((5, 32, 32, 3)), "mask": np.ones((5, 32, 32, 1))}
+    >>> show(batch, batch["image"]).size
+    (490, 294)
     """
     image, mask = np.asarray(batch["image"]), np.asarray(batch["mask"])
     rows = [image * (1 - mask), image, *(np.asarray(row) for row in images)]

@@ -135,4 +135,7 @@ def test_what_is_wrong_with_the_folders_is_said_before_anything_is_written(workd
     save(photo()[:20, :, 0], tmp_path / "masks/a.png")
     with pytest.raises(ValueError, match=r"48 x 40 pixels, got 48 x 20"):
         complete.run(one, tmp_path / "photos", tmp_path / "masks", tmp_path / "out")
+    save(photo()[..., 0] * 0, tmp_path / "masks/a.png")
+    with pytest.raises(ValueError, match=r"a.png is black"):
+        complete.run(one, tmp_path / "photos", tmp_path / "masks", tmp_path / "out")
     assert not (tmp_path / "out").exists()

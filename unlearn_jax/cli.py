@@ -52,20 +52,6 @@ def start(
 
         distributed.define_flags()
 
-    def parse(argv: list[str]) -> list[str]:
-        if {"-h", "--help", "--helpshort", "--helpfull"} & {*argv[1:]}:
-            print(_help(needs, example))
-            sys.exit(0)
-        try:
-            argv = flags.FLAGS(argv)
-        except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
-            told = isinstance(error.__context__, ValueError)  # by us, with no need of absl's words
-            told = told and str(error.__context__).startswith("--config")
-            _fail(error.__context__ if told else error, show="--traceback" in argv)
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
-        return argv
-
     def run(argv: list[str]) -> None:
         values = {name: getattr(flags.FLAGS, name) for name in needs}
         shared = False
@@ -105,7 +91,7 @@ def start(
             raise
 
     keep_freed_memory()
-    app.run(run, flags_parser=parse)
+    app.run(run, flags_parser=functools.partial(_parse, needs=needs, example=example))
 
 
 def keep_compiled(where: str = "") -> None:
@@ -190,6 +176,22 @@ def split_at_commas(config: ConfigDict, given: Mapping[str, Any]) -> None:
             *folders, key = path.split(".")
             section = functools.reduce(lambda at, name: at[name], folders, config)
             section[key] = tuple(part for part in parts if part)
+
+
+def _parse(argv: list[str], needs: Sequence[str], example: str) -> list[str]:
+    """Return what is left of argv without its flags; --help, or a wrong flag, ends it here."""
+    if {"-h", "--help", "--helpshort", "--helpfull"} & {*argv[1:]}:
+        print(_help(needs, example))
+        sys.exit(0)
+    try:
+        argv = flags.FLAGS(argv)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
+        told = isinstance(error.__context__, ValueError)  # by us, with no need of absl's words
+        told = told and str(error.__context__).startswith("--config")
+        _fail(error.__context__ if told else error, show="--traceback" in argv)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # progress bars, not log lines
+    return argv
 
 
 def define_config(text: str, default: str | None = None) -> flags.FlagHolder:

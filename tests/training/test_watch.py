@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from unlearn_jax import train
+from unlearn_jax import pipeline, train
 from unlearn_jax.config import identity
 from unlearn_jax.training import watch
 
@@ -80,6 +80,27 @@ def test_the_images_of_a_stage_are_those_of_its_phases():
     cfg.phases.retain.batch_size = 8
     assert watch.images_of(cfg, "original") == 24 * 32
     assert watch.images_of(cfg, "unlearned") == 6 * 32 + 6 * 8
+
+
+def test_a_request_counts_the_images_of_the_stages_to_come(monkeypatch, tmp_path):
+    cfg, counted = tiny.get_config(), {}
+    cfg.audit.shadows = 2
+
+    def run(part, workdir, later):
+        counted[workdir.name] = later
+
+    monkeypatch.setattr(pipeline.train, "run", run)
+    for module in (pipeline.request, pipeline.results):
+        monkeypatch.setattr(module, "run", lambda *_: {})
+    monkeypatch.setattr(pipeline.report, "write", lambda *_: None)
+    pipeline.run(cfg, tmp_path)
+    scratch, change = 24 * 32, 12 * 32
+    later = {"original": change + 3 * scratch, "unlearned": 3 * scratch, "retrained": 2 * scratch}
+    assert counted == later
+    counted.clear()
+    cfg.audit.shadows = 0
+    pipeline.run(cfg, tmp_path)
+    assert counted == {"original": change + scratch, "unlearned": scratch, "retrained": 0}
 
 
 TOLD = []

@@ -151,4 +151,4 @@ def main(cfg: ConfigDict, out: str) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", "runs/request", "Folder of the page.")
-    cli.start(main, needs=("config", "out"), example="--config=configs/quickstart.py --out=DIR")
+    cli.start(main, needs=("config", "out"), example="--config=quickstart --out=DIR")

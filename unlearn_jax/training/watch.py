@@ -108,7 +108,8 @@ def open_log(to: str, workdir: Path, step: int) -> Iterator[Tell | None]:
     Args:
       to: `config.log.to`: "", "tensorboard" or "package.module:function".
       workdir: of the run; tensorboard writes to workdir/tensorboard.
-      step: that the run resumes at; what was written of later ones is hidden.
+      step: that the run resumes at. TensorBoard hides what was written of later ones; a function
+        is told them again.
 
     Raises:
       UserError: TensorBoard's writer is not installed; no such function.

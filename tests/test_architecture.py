@@ -83,6 +83,19 @@ def test_no_import_runs_up():
     assert not {a for a in up if a[1] != "__init__"}, up
 
 
+def test_what_a_user_can_mend_is_a_user_error():
+    """A command shows the traceback of any other ValueError: it is a bug."""
+    for path in ROOT.rglob("*.py"):
+        raised = [
+            node.exc.func.id
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Raise)
+            and isinstance(node.exc, ast.Call)
+            and isinstance(node.exc.func, ast.Name)
+        ]
+        assert "ValueError" not in raised, path
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.name)
 def test_functions_are_short(path):
     """At most 90 lines, docstring not counted; the literal of defaults is data."""

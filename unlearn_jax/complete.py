@@ -276,7 +276,7 @@ def _photos(holes: Mapping[Path, Path | None], images: Path) -> Iterator[Photo]:
             raise UserError(f"--masks: expected {of} as large as its image, {sizes[0]} pixels, "
                              f"got {sizes[1]}. Draw it again at that size.")  # fmt: skip
         if of and not mask.any():
-            raise ValueError(f"--masks: expected a hole, {of} is black. Make white what is to be "
+            raise UserError(f"--masks: expected a hole, {of} is black. Make white what is to be "
                              "generated.")  # fmt: skip
         yield Photo(name.with_suffix("").as_posix(), pixels, mask)
 

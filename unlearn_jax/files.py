@@ -78,7 +78,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def sealed(values: Mapping[str, Any], kind: str) -> str:
-    """Return the text of a sealed record; raise ValueError for what JSON lacks, such as NaN."""
+    """Return the text of a sealed record; raise UserError for what JSON lacks, such as NaN."""
     values = json.loads(json.dumps({**values, "format": kind}, allow_nan=False))
     return json.dumps(values | {"sha256": digest(values)}, indent=1, sort_keys=True) + "\n"
 

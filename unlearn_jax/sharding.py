@@ -131,7 +131,7 @@ def abstract(tree: Any, shardings: Any) -> Any:
 def check_batch_size(
     batch_size: int, mesh: Mesh, key: str = "batch_size", accumulate: int = 1
 ) -> None:
-    """Check that all devices get equal rows; raise ValueError with the nearest sizes if not.
+    """Check that all devices get equal rows; raise UserError with the nearest sizes if not.
 
     key: of the config, where the size was set; accumulate: slices, in which they get equal rows.
     """

@@ -78,7 +78,7 @@ def decode(data: bytes, id: str) -> Image.Image:
 
 
 def check_header(path: Path, id: str, view: View) -> None:
-    """Check that the file begins like an image that `fit` can take; raise ValueError if not."""
+    """Check that the file begins like an image that `fit` can take; raise UserError if not."""
     with _reading(id), Image.open(path) as image:
         size, mode = image.size, image.mode
     _check_mode(mode, id)
@@ -104,7 +104,7 @@ def _check_mode(mode: str, id: str) -> None:
 
 
 def check_size(size: tuple[int, int], id: str, view: View) -> None:
-    """Check that `fit` can take an image of this width and height; raise ValueError if not."""
+    """Check that `fit` can take an image of this width and height; raise UserError if not."""
     if view.resize == "none" and view.crops is None and size != (view.size, view.size):
         raise UserError(
             f"{id}: expected {view.size} x {view.size} pixels (data.image_size), got "

@@ -78,7 +78,7 @@ def list_folder(path: Path, splits: Sequence[str]) -> Listing:
 
 
 def check_splits(wanted: Sequence[str], found: Iterable[str], where: str) -> None:
-    """Check that every wanted split was found; raise ValueError if not."""
+    """Check that every wanted split was found; raise UserError if not."""
     missing = [split for split in wanted if split not in found]
     if missing or len(set(wanted)) != len(wanted):
         raise UserError(

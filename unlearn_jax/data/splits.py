@@ -237,7 +237,7 @@ def _manifest(
 
 
 def _check_audit(source: Source, forget: Rows, audit: Rows, held: Mapping[str, Any]) -> list[str]:
-    """Say which classes have few unseen images; raise ValueError if no class has any."""
+    """Say which classes have few unseen images; raise UserError if no class has any."""
     if held["split"] == unseen.NO_HOLDOUT:
         return []
     if not len(audit):

@@ -111,7 +111,7 @@ class _Records:
     """Undecoded records of the splits of a data set, by split and number."""
 
     def __init__(self, name: str, builder: Any, sizes: Mapping[str, int]):
-        """Open them; raise ValueError for a split that cannot be read."""
+        """Open them; raise UserError for a split that cannot be read."""
         import tensorflow_datasets as tfds
 
         self._name, self._of = name, {}
@@ -129,7 +129,7 @@ class _Records:
             self._of[split] = records
 
     def read(self, split: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Return records; raise ValueError that names the first damaged one."""
+        """Return records; raise UserError that names the first damaged one."""
         try:
             return self._of[split].__getitems__(rows)
         except Exception as error:

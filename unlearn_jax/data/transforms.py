@@ -84,7 +84,7 @@ def make_mask(
 
 
 def check_task(task: Mapping[str, Any], size: int) -> None:
-    """Check that `make_mask` can serve this task at this image size; raise ValueError if not."""
+    """Check that `make_mask` can serve this task at this image size; raise UserError if not."""
     name = task.get("name")
     if name not in _OPTIONS:
         raise UserError(f'task: expected "name" to be one of {sorted(_OPTIONS)}, got {name!r}.')

@@ -128,7 +128,7 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
 
 
 def _numbers(found: Any, name: str) -> dict[str, float]:
-    """What an audit of one's own has returned, as it is written to audit.json.
+    """Check what an audit of one's own returned; return it as it is written to audit.json.
 
     Raises:
       UserError: it is neither a number nor a dict of numbers.

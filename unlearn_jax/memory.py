@@ -96,7 +96,7 @@ def largest(
 
 
 def _bytes(step_fn: Any, like: list[Any], rows: int) -> float | None:
-    """What the compiler wants on each device for a step with so many rows."""
+    """Return what the compiler wants on each device for a step with so many rows."""
     batch = {name: x.update(shape=(rows, *x.shape[1:])) for name, x in like[2].items()}
     try:
         found = step_fn.lower(*like[:2], batch, *like[3:]).compile().memory_analysis()

@@ -20,7 +20,7 @@ from unlearn_jax.step import jit_step
 
 
 def make_optimizer(phase: ConfigDict) -> optax.GradientTransformation:
-    """That of a phase: with its noise, if it has some, and with room for a mask of saliency."""
+    """Make that of a phase: with its noise, if any, and with room for a mask of saliency."""
     if phase.noise.std:
         return certified.optimizer(phase)
     masked = 0 < phase.saliency < 1
@@ -76,7 +76,7 @@ def make_step(
     target_sharding: Any,
     noised_sharding: Any = None,
 ) -> Callable[..., Any]:
-    """The compiled `step.unlearn_step` of a phase.
+    """Compile the `step.unlearn_step` of a phase.
 
     Args:
       phase: of a valid config.

@@ -150,7 +150,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def jit_rows(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """The compiled function of a batch, its outputs [b …] split over all devices.
+    """Compile a function of a batch, its outputs [b …] split over all devices.
 
     XLA left to itself splits what it computes from split parameters over `data` only, and all
     devices of an fsdp group do the same work: a VQGAN's sampler on 1 x 8 devices took as much

@@ -37,7 +37,7 @@ class UnlearnState:
 
 
 def select(params: Params, patterns: Sequence[str]) -> Params:
-    """The subtree of leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
+    """Return the leaves whose path, such as "encoder/down0/kernel", fully matches a pattern.
 
     Raises:
       ValueError: no leaf matches.
@@ -52,13 +52,13 @@ def select(params: Params, patterns: Sequence[str]) -> Params:
 
 
 def overlay(target: Params, params: Params) -> Params:
-    """The student: `params` where they have a leaf, the frozen target's leaves elsewhere."""
+    """Make the student: `params` where they have a leaf, the frozen target's elsewhere."""
     leaves = traverse_util.flatten_dict(target) | traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict(leaves)
 
 
 def masked_mean(values: Float[Array, "b"], mask: Bool[Array, "b"]) -> Float[Array, ""]:
-    """Mean over the rows where mask is set, 0 if there is none (whatever the other rows hold)."""
+    """Average the rows where mask is set, 0 if there is none (whatever the other rows hold)."""
     total = jnp.where(mask, values, 0.0).sum(dtype=jnp.float32)
     return total / jnp.maximum(mask.sum(), 1)
 
@@ -74,7 +74,7 @@ def unlearn_parts(
     retain_weight: float,
     forget_weight: float,
 ) -> tuple[Parts, Metrics]:
-    """((retain_weight * mean retain term, -forget_weight * mean forget term), their means).
+    """Return ((retain_weight * mean retain, -forget_weight * mean forget term), their means).
 
     Args:
       params: trainable leaves.
@@ -108,7 +108,7 @@ def unlearn_parts(
 def unlearn_loss(
     params: Params, target: Params, batch: Batch, key: PRNGKeyArray, **settings: Any
 ) -> tuple[Float[Array, ""], Metrics]:
-    """(the sum of `unlearn_parts`, its metrics)."""
+    """Return (the sum of `unlearn_parts`, its metrics)."""
     (retain, forget), metrics = unlearn_parts(params, target, batch, key, **settings)
     return retain + forget, metrics
 
@@ -124,7 +124,7 @@ def unlearn_grad(
     rows: NamedSharding | None = None,
     **settings: Any,
 ) -> tuple[Params, Metrics]:
-    """(the gradient to descend, the metrics); one backward pass for `total`, two for the others.
+    """Return (the gradient to descend, metrics): one backward pass for `total`, else two.
 
     Args:
       params: see `unlearn_parts`, as for all up to key.
@@ -187,7 +187,7 @@ def _in_slices(params, target, batch, key, accumulate, rows, model, combine, **s
 
 
 def _with_draws(model: Model, key: PRNGKeyArray, draws: dict[str, Any]) -> Model:
-    """The model, which takes `draws` wherever it is called with this very key."""
+    """Return the model, which takes `draws` wherever it is called with this very key."""
 
     def call(method, *args, **kwargs):
         mine = any(x is key for x in (*args, *kwargs.values()))
@@ -210,7 +210,7 @@ def unlearn_step(
     tx: optax.GradientTransformation,
     clip_norm_l2: float = 0.0,
 ) -> tuple[UnlearnState, Metrics]:
-    """The state after one update, and the metrics of the update.
+    """Update the state once; return it, and the metrics of the update.
 
     The randomness of step k is `fold_in(state.key, k)`: a resumed run draws what the
     uninterrupted one would have drawn. `noised`: what `certify.noisy.noisy_sgd` needs. With
@@ -243,7 +243,7 @@ def jit_step(
     clip_norm_l2: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[..., tuple[UnlearnState, Metrics]]:
-    """The compiled `unlearn_step` of one phase. The state is donated, the target is not.
+    """Compile the `unlearn_step` of one phase. The state is donated, the target is not.
 
     With `noised_sharding` it takes `noised` as a fourth argument. `accumulate`: see `unlearn_grad`.
     """

@@ -171,7 +171,7 @@ def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
 
 
 def jit_measures(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable, Callable]:
-    """The compiled (params, target, batch) -> (error, displacement) and (params, batch) -> errors.
+    """Compile (params, target, batch) -> (error, displacement) and (params, batch) -> errors.
 
     The second are of the seven views of the images, [b 7].
     """
@@ -195,7 +195,7 @@ def jit_measures(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable,
 def jit_finetuning(
     cfg: ConfigDict, model: Model, mesh: Mesh, like: Params
 ) -> tuple[Callable[..., UnlearnState], Callable[..., Any]]:
-    """The compiled (params, seed) -> state, and the step of fine-tuning; like: of all leaves."""
+    """Compile (params, seed) -> state, and the step of fine-tuning; like: of all leaves."""
     tx = optim.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
 
     def fresh_state(params, seed):

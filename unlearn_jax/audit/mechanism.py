@@ -79,7 +79,7 @@ def make_release(
 
 
 def jit_statistics(mechanism: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-    """The compiled (start, secrets [runs, 4]) -> the attacked parameter that each run releases."""
+    """Compile (start, secrets [runs, 4]) -> the attacked parameter that each run releases."""
     release = jax.jit(make_release(mechanism, arguments))
 
     @jax.jit

@@ -151,6 +151,20 @@ def test_ours_from_an_empty_cache_and_from_a_full_one(training):
     assert len(listed) == 2 and all(line.endswith("done") for line in listed)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("answers", ["none", "raises"])
+def test_every_point_of_ours_where_no_plug_in_tells_anything(answers, tmp_path):
+    out, ours = tmp_path / "found.jsonl", "^(?!.*/(published|compiled|clever_compiled|eager)$)"
+    flags = ("--tiny", "--minutes=30", f"--out={out}", f"--only={ours}")
+    text, _ = binaries.run("benchmarks.accelerator", *flags, devices=1, accelerator=answers)
+    lines = read(out)
+    assert f"{len(lines)} measured, 0 missing" in text and len(lines) > 20
+    assert [(line["point"], line["error"]) for line in lines if "error" in line] == []
+    counted = [line["figures"].get("flops_per_image", 1) for line in lines]
+    assert all(counted) and sum(count > 1 for count in counted) > 10
+    assert all(line["peak_memory_gib"] is None for line in lines)
+
+
 def test_a_cached_point_without_a_cache_is_an_error(tmp_path):
     (point,) = [p for p in points(tiny=True) if p.name == "tiny/train/imagenet_mae/ours_cached"]
     line = script.run(point, WHERE, tmp_path / "empty")

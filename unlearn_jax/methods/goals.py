@@ -195,7 +195,7 @@ def make(
 def jit_losses(
     kind: str, model: Model, mesh: Mesh, key: PRNGKeyArray, outputs: bool = False
 ) -> Callable[[Params, Params | None, Batch], dict[str, Array]]:
-    """The compiled (target, reference, batch) -> {"own", "views", "reference" [b k], "output"}.
+    """Compile (target, reference, batch) -> {"own", "views", "reference" [b k], "output"}.
 
     What is not asked for is not there; arguments as of `make`.
     """

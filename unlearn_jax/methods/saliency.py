@@ -59,7 +59,7 @@ def make(
 
 
 def jit_gradient(model: Model, shardings: Any) -> Callable[..., Any]:
-    """The compiled `add_gradient`, with the shardings of the gradient, which it is given anew."""
+    """Compile `add_gradient`, with the shardings of the gradient, which it is given anew."""
     add = partial(add_gradient, model=model)
     return jax.jit(add, out_shardings=shardings, donate_argnums=0)
 

@@ -51,7 +51,7 @@ def make(
 
 
 def jit_tokens(model: Model, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled `model.tokens`, its codes on every device."""
+    """Compile `model.tokens`, its codes on every device."""
     return jax.jit(model.tokens, out_shardings=sharding.replicated(mesh))
 
 

@@ -75,7 +75,7 @@ def _batch(request: Request, rows: np.ndarray, most: int, stream: int) -> dict[s
 
 
 def jit_probe(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable[..., Any], ...]:
-    """The compiled `model.generate`, (params, batch) -> mean loss, and the probe itself.
+    """Compile `model.generate`, (params, batch) -> mean loss, and the probe itself.
 
     The last: (params, target, batches, reference) -> scalars, where the reference is what the
     others make of the target, or {}. All draw from that key.

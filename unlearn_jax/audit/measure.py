@@ -59,7 +59,7 @@ def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
     shown = _variants(backdoor, task) if backdoor else {}
 
     measure, measure_views = jit_measures(model, mesh, key)
-    generate = sharding.jit_rows(partial(_generate, model, key), mesh)
+    generate = sharding.jit_rows(model.generate, mesh)
 
     def look(function, chosen, *params, **options):
         return request.map(function, chosen, *params, seed=cfg.request.seed, **options)
@@ -72,7 +72,10 @@ def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
             images = transforms.to_uint8(batch["image"])
             return batch | {"image": transforms.to_float(show(images))}
 
-        output = look(generate, rows["holdout"], params, edit=triggered)
+        def completed(params, batch):
+            return generate(params, batch, key)
+
+        output = look(completed, rows["holdout"], params, edit=triggered)
         return output.astype(np.float16)[(slice(None), *backdoor.region())]
 
     fresh_state, step = jit_finetuning(cfg, model, mesh, request.like())
@@ -127,10 +130,6 @@ def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
         return found
 
     return run
-
-
-def _generate(model, key, params, batch):
-    return model.generate(params, batch, key)
 
 
 def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ class Findings(dict):
         for name, verdict in self["verdicts"].items():
             for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
                 reasons = f" ({'; '.join(of['reasons'])})" if of["reasons"] else ""
-                lines.append(f"{name} {variant}: {of['word']}{reasons}")
+                lines.append(f"{name} {variant}".strip() + f": {of['word']}{reasons}")
         for audit, models in self["own"].items():
             lines += [f"{audit}, {model}: {found}" for model, found in models.items()]
         return "\n".join(lines)

@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     folder, _, hits, said = run(XDG_CACHE_HOME=str(tmp_path / "file"))
     assert (folder, hits) == ("None", 0) and "warning: compiled programs cannot be kept" in said
-    assert "ValueError: --compilation_cache: compiled programs cannot" in run(
+    assert "UserError: --compilation_cache: compiled programs cannot" in run(
         str(tmp_path / "file")
     )
 

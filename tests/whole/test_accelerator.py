@@ -96,7 +96,7 @@ def test_a_killed_call_is_continued_and_leaves_no_process(tmp_path):
 import sys
 sys.path.insert(0, {str(binaries.ROOT)!r})
 from pathlib import Path
-from tests import test_accelerator as t
+from tests.whole import test_accelerator as t
 t.script.CHILD = (sys.executable, "-c", t.CHILD)
 slow = t.Point("b", "training", 30, {{"hang": {str(pid)!r}}})
 t.script.measure([*t.fakes("a"), slow], Path({str(out)!r}), 5, t.WHERE)

@@ -83,7 +83,7 @@ def run(cfg: ConfigDict, checkpoints: Mapping[str, Path], workdir: Path) -> dict
     extractors = _extractors(settings, mesh)  # first: a missing tower should not cost a night
     request = Request(cfg, workdir)
     if settings.dtype:
-        request = request._replace(model=dataclasses.replace(request.model, dtype=settings.dtype))
+        request.model = dataclasses.replace(request.model, dtype=settings.dtype)
     rows = _evaluation_rows(cfg, request)
     if "kid" in settings.metrics and (short := _below_block(rows)):
         raise UserError(f"config.protocol.metrics: {short} Leave kid out, or add images.")

@@ -59,9 +59,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     folder, _, hits, said = run(XDG_CACHE_HOME=str(tmp_path / "file"))
     assert (folder, hits) == ("None", 0) and "warning: compiled programs cannot be kept" in said
-    assert "UserError: --compilation_cache: compiled programs cannot" in run(
-        str(tmp_path / "file")
-    )
+    assert "UserError: --compilation_cache: compiled programs cannot" in run(str(tmp_path / "file"))
 
 
 def test_a_damaged_program_is_compiled_again(tmp_path):

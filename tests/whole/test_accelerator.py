@@ -18,6 +18,8 @@ from tests.helpers import binaries
 from unlearn_jax import models
 from unlearn_jax.models import compositing
 
+pytestmark = pytest.mark.full  # minutes: not for every change
+
 WHERE = {"device": "cpu", "platform": "cpu", "versions": {"jax": "1"}, "commit": None}
 # The protocol of a child: a line as something is found.
 CHILD = """

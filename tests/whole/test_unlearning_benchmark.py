@@ -6,6 +6,8 @@ from benchmarks import autoencoder, unlearning
 from benchmarks import models as training
 from unlearn_jax import models
 
+pytestmark = pytest.mark.full  # minutes: not for every change
+
 SMALL = {
     "mae": {"image_size": 16, "patch": 4, "dim": 32, "depth": 2, "heads": 2, "decoder_dim": 32,
             "decoder_depth": 1, "decoder_heads": 2, "masking": "random"},

@@ -1,6 +1,7 @@
 """The Python API: what is public, and what it costs to import."""
 
 import doctest
+import json
 import subprocess
 import sys
 
@@ -92,3 +93,32 @@ def test_own_things_are_found_by_name():
         registry.find({"abc": 1}, "abd", "thing")
     with pytest.raises(uj.UserError, match="cannot import the model 'tests.helpers.toy:Tyo'"):
         registry.find({}, "tests.helpers.toy:Tyo", "model")
+
+
+HOSTILE = "import pathlib\npathlib.Path('{}').touch()\nclass Bad: pass\n"
+
+
+@pytest.mark.parametrize("name", ["hostile:Bad", "subprocess:Popen", "os:system"])
+def test_what_a_workdir_names_is_neither_imported_nor_called(name, tmp_path, monkeypatch):
+    """A workdir may be somebody else's, and its config.json says what they like."""
+    touched = tmp_path / "touched"
+    (tmp_path / "hostile.py").write_text(HOSTILE.format(touched))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "hostile", raising=False)
+    model = {"name": name, "args": ["touch", str(touched)], "command": f"touch {touched}"}
+    config = {"model": model, "data": {"image_size": 32}, "task": {"name": "inpaint"}}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(uj.UserError, match=r"no record may import|expected a class that derives"):
+        uj.load_model(tmp_path)
+    assert not touched.exists() and "hostile" not in sys.modules
+    if name == "hostile:Bad":  # a config of one's own may
+        with pytest.raises(uj.UserError, match="derives from unlearn_jax.Model"):
+            uj.Request(uj.load_config("quickstart", {"model": {"name": name}}))
+        assert touched.exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"config": {"model": 1}}', "\0", '{"config": {'])
+def test_a_workdir_that_is_none_is_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(uj.UserError, match=r"config.json: expected what train writes"):
+        uj.load_model(tmp_path)

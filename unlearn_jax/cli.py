@@ -5,6 +5,7 @@ import ctypes
 import difflib
 import functools
 import hashlib
+import importlib
 import os
 import platform
 import re
@@ -46,6 +47,7 @@ def start(
         flags.DEFINE_string("workdir", None, "Folder of the run: made, or resumed.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
     flags.DEFINE_string("compilation_cache", "", "Folder of compiled programs, or off.")
+    flags.DEFINE_multi_string("import", [], "Module of your own that a workdir names; can repeat.")
     if several:
         from unlearn_jax import distributed  # jax, which takes seconds: not for all
         from unlearn_jax.models import memory
@@ -73,6 +75,8 @@ def start(
             if "workdir" in values:
                 values["workdir"] = Path(values["workdir"])
             keep_compiled(flags.FLAGS.compilation_cache)
+            for name in flags.FLAGS["import"].value:
+                importlib.import_module(name)
             shared = several and distributed.start(flags.FLAGS)
             with memory.explained() if several else contextlib.nullcontext():
                 main(*values.values())

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, cli, convert, models, sharding
+from unlearn_jax import checkpoint, cli, convert, models, registry, sharding
 from unlearn_jax.data import preprocess, transforms
 from unlearn_jax.registry import UserError
 
@@ -123,6 +123,9 @@ class Completer:
 def load_model(workdir: Path | str) -> Completer:
     """Load a model from the workdir of `train` or `convert`; it needs no config.
 
+    Of a model of your own, import its module first: a workdir may be somebody else's, so nothing
+    that it names is imported.
+
     Raises:
       UserError: there is no model, it has not finished, or it is damaged.
     """
@@ -135,11 +138,21 @@ def load_model(workdir: Path | str) -> Completer:
     return found
 
 
+@registry.of_record()
 def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | None]:
     """Return the architecture, the size of images and the task that a workdir tells about."""
     if (workdir / "config.json").exists():
-        config = json.loads((workdir / "config.json").read_text("utf-8"))["config"]
-        return models.build(**config["model"]), config["data"]["image_size"], config["task"]
+        try:
+            config = json.loads((workdir / "config.json").read_text("utf-8"))["config"]
+            model, size = dict(config["model"]), int(config["data"]["image_size"])
+            return models.build(**model), size, dict(config["task"])
+        except UserError as error:
+            raise UserError(f"{workdir / 'config.json'}: {error}.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{workdir / 'config.json'}: expected what train writes, {type(error).__name__}: "
+                f"{error}. It is damaged, or of another program."
+            ) from error
     if (workdir / convert.MANIFEST).exists():
         said = json.loads((workdir / convert.MANIFEST).read_text("utf-8"))
         model = convert.described(said)

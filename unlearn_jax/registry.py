@@ -2,13 +2,18 @@
 
 Objectives, combinations, models, data sources and audits are found alike. In Python the function
 or class itself may stand where a config has its name, see `name_of`.
+
+A config is its user's own, and what it names is imported. What somebody's config.json names is not:
+see `of_record`.
 """
 
+import contextlib
+import contextvars
 import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,19 @@ class UserError(ValueError):
     It says what was expected, what came, where, and what to do. Any other exception is a bug, and
     keeps its traceback.
     """
+
+
+_of_record = contextvars.ContextVar("of_record", default=False)
+
+
+@contextlib.contextmanager
+def of_record() -> Iterator[None]:
+    """Let nothing be imported that is not already: the names are those of a file of others."""
+    token = _of_record.set(True)
+    try:
+        yield
+    finally:
+        _of_record.reset(token)
 
 
 def find(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -43,6 +61,11 @@ def find(table: Mapping[str, Any], name: str, what: str) -> Any:
     if not attribute:
         raise UserError(
             f'{unknown(name, table)}, or "package.module:name" for a {what} of your own'
+        )
+    if _of_record.get() and module not in (*sys.modules, _running()):
+        raise UserError(
+            f"the {what} {name!r} of a record is not of this package, and no record may import a "
+            f"module. If you trust it, import {module} first; commands do with --import={module}"
         )
     try:
         return getattr(_module(module), attribute)
@@ -89,11 +112,7 @@ def unknown(value: Any, names: Iterable[Any]) -> str:
 
 def _module(name: str) -> Any:
     """Import a module; the script that is running is not run a second time."""
-    if name == _running():
-        return sys.modules["__main__"]
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` has it, console scripts do not
-    return importlib.import_module(name)
+    return sys.modules["__main__"] if name == _running() else importlib.import_module(name)
 
 
 def _running() -> str:

@@ -442,6 +442,31 @@ def test_a_certificate_of_an_earlier_version_verifies(tmp_path):
         verify.verify(folder / "noisy", folder / "original")
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (("model", "name"), "hostile:Bad"),
+        (("phases", "noisy", "objective"), "hostile:bad"),
+        (("data", "kind"), "hostile:bad"),
+        (("audit", "own"), ["hostile:bad"]),
+    ],
+)
+def test_nothing_that_a_run_names_is_imported(copy, tmp_path, monkeypatch, path, name):
+    """Whoever verifies has not written config.json."""
+    (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recorded = json.loads((copy / "config.json").read_text())
+    section = recorded["config"]
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = name
+    (copy / "config.json").write_text(json.dumps(recorded))
+    rehash(copy)
+    with pytest.raises(ValueError, match="no record may import a module"):
+        verify.verify(copy)
+    assert not (tmp_path / "touched").exists()
+
+
 def test_the_hash_of_parameters_sees_names_types_shapes_and_bits():
     base = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, np.float32)}
     others = [

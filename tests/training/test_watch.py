@@ -162,9 +162,12 @@ def test_tensorboard_gets_scalars_and_images(cfg, tmp_path):
 @pytest.mark.parametrize(
     ("to", "message"),
     [
-        ("wandb", r'expected "", "tensorboard" or "package.module:function", got \'wandb\''),
-        ("no.such:function", "expected function in no.such, got No module named 'no'"),
-        (f"{__name__}:nothing", "expected nothing in"),
+        (
+            "wandb",
+            "unknown 'wandb', expected one of .*'tensorboard'.*, or .package.module:name",
+        ),
+        ("no.such:function", "cannot import the function 'no.such:function': ModuleNotFoundError"),
+        (f"{__name__}:nothing", "cannot import the function .* has no attribute 'nothing'"),
     ],
 )
 def test_what_cannot_be_told_is_said_before_training(cfg, tmp_path, to, message):

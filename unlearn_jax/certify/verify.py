@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, files, models
+from unlearn_jax import checkpoint, files, models, registry
 from unlearn_jax.certify import certificate, public
 from unlearn_jax.certify import stage as run
 from unlearn_jax.certify.certificate import Certificate
@@ -34,6 +34,7 @@ from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training import noisy
 
 
+@registry.of_record()
 def verify(workdir: Path, original: Path | None = None) -> Certificate:
     """Verify the run in workdir: check everything that can be checked, return its certificate.
 

@@ -30,8 +30,17 @@ MODELS: dict[str, type[Model]] = {
 
 
 def find(name: str) -> type[Model]:
-    """Return the class of that name, or of that "package.module:Class"."""
-    return registry.find(MODELS, name, "model")
+    """Return the class of that name, or of that "package.module:Class".
+
+    Raises:
+      UserError: there is none, or it does not derive from `Model`.
+    """
+    found = registry.find(MODELS, name, "model")
+    if not (isinstance(found, type) and issubclass(found, Model)):  # it is about to be called
+        raise registry.UserError(
+            f"expected a class that derives from unlearn_jax.Model, got {name!r}, {found!r}"
+        )
+    return found
 
 
 def build(name: str, **fields: Any) -> Model:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from unlearn_jax import distributed
+from unlearn_jax import distributed, registry
 from unlearn_jax.registry import UserError
 
 LINE_EVERY_S = 10  # where there is no terminal
@@ -131,20 +131,14 @@ def find(to: str) -> Any:
     Raises:
       UserError: the message says what to install, or what was expected.
     """
-    module, _, name = to.partition(":")
-    if to == "tensorboard":
-        module, name = "tensorboardX", "SummaryWriter"
-    elif to and not name:
-        raise UserError(
-            'config.log.to: expected "", "tensorboard" or "package.module:function", got '
-            f"{to!r}. Leave it out to write metrics.jsonl only."
-        )
+    if to != "tensorboard":
+        return registry.find({"": None, "tensorboard": None}, to, "function")
     try:
-        return getattr(importlib.import_module(module), name) if to else None
+        return importlib.import_module("tensorboardX").SummaryWriter
     except (ImportError, AttributeError) as error:
-        what = "pip install 'unlearn_jax[tensorboard]'" if to == "tensorboard" else "Write it there"
         raise UserError(
-            f"config.log.to: expected {name} in {module}, got {error}. {what}, or leave it out."
+            f"config.log.to: expected SummaryWriter in tensorboardX, got {error}. pip install "
+            "'unlearn_jax[tensorboard]', or leave it out."
         ) from error
 
 

@@ -159,16 +159,6 @@ def test_noise_that_comes_before_the_shift_cannot_hide_it():
         reference.iteration_mu(0.1, [1.0], [0.0], [0.0])
 
 
-def test_blocks_compose_like_one_gaussian_in_several_dimensions():
-    means, noise = np.array([1.0, 0.3, 0.2]), np.array([2.0, 0.5, 1.0])
-    exact = float(np.sqrt(((means / noise) ** 2).sum()))  # Mahalanobis distance
-    found = reference.subspace_mu([0.9, 0.2, 0.2], [0.1, 0.1, 0.0], noise.tolist())
-    assert found == pytest.approx(exact)
-    assert reference.subspace_mu_joint(1.0, [0.0, 0.0], 2.0) == reference.subspace_mu(
-        [1.0], [0.0], [2.0]
-    )
-
-
 # ---- relations ---------------------------------------------------------------------------------
 
 
@@ -303,21 +293,6 @@ def test_conditional_bounds_hold_where_their_assumptions_do():
     assert set(reference.ASSUMED) == {"strongly_convex", "smooth_convex", "smooth_nonconvex"}
 
 
-def test_planned_ascent_gains_at_least_what_is_said():
-    """Ascent on L = beta x^2 / 2, clipped: the exact gain, and steps that suffice."""
-    beta, eta, clip, x = 4.0, 0.1, 1.0, 0.2
-    norms, path = [], [x]
-    for _ in range(12):
-        norms.append(beta * path[-1])
-        path.append(path[-1] + eta * min(norms[-1], clip))
-    gains = [beta * (p**2 - x**2) / 2 for p in path[1:]]
-    for k in range(1, 13):
-        assert reference.ascent_gain_lower_bound(norms[:k], eta, clip, beta) <= gains[k - 1]
-    initial = beta * x**2 / 2
-    steps = reference.ascent_steps_for_displacement(0.3, initial, norms[0], eta, clip, beta)
-    assert gains[steps - 1] + initial >= (0.3 + math.sqrt(initial)) ** 2
-
-
 # ---- other packages ----------------------------------------------------------------------------
 
 
@@ -335,7 +310,7 @@ def test_agrees_with_dp_accounting():
             )
     event = accounting.SelfComposedDpEvent(accounting.GaussianDpEvent(4.0), 4)
     accountant = pld.PLDAccountant(value_discretization_interval=1e-3).compose(event)
-    mu = reference.subspace_mu([1.0] * 4, [0.0] * 4, [4.0] * 4)
+    mu = math.sqrt(4) / 4.0  # of the four together
     assert bounds.gaussian_epsilon(mu, 1e-5) == pytest.approx(
         accountant.get_epsilon(1e-5), rel=1e-3
     )
@@ -399,8 +374,6 @@ TUNE = (0.2, 10, 0.01, 1.0)
         (lambda: bounds.reflection_delta(1.0, 0.0, 0.1, 1.0, 2, 1.0), "contraction"),
         (lambda: bounds.reflection_delta(1.0, 1.0, 0.1, 1.0, 2, 1.0, cap=0.0), "cap"),
         (lambda: bounds.reflection_delta(1.0, 1.0, 0.1, 1.0, 10**4, 1.0), r"accountant 'gdp'"),
-        (lambda: reference.subspace_mu([1.0], [0.0], []), r"one length .* \[1, 1, 0\]"),
-        (lambda: reference.subspace_mu_joint(1.0, [-0.1], 1.0), "block_shift"),
         (lambda: reference.stability_distance("x", 1.0, 10, 1), "regime"),
         (lambda: reference.stability_distance("strongly_convex", 1.0, 10, 1), "strong_convexity"),
         (
@@ -409,7 +382,6 @@ TUNE = (0.2, 10, 0.01, 1.0)
             ),
             "2 / smoothness",
         ),
-        (lambda: reference.ascent_gain_lower_bound([1.0], 0.5, 1.0, 4.0), "2 / smoothness"),
         (lambda: statistics.epsilon_lower_bound(9, 8, 0, 8, 0.05, 0.0), "got 9 of 8"),
         (lambda: statistics.epsilon_lower_bound(8, 8, 0, 8, 0.05, 1.0), "delta"),
         (lambda: statistics.one_run_p_value(10, 11, 5, 1.0, 0.0), "got 11 of 10"),

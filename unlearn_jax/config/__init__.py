@@ -167,7 +167,8 @@ def default() -> ConfigDict:
             "checkpoint": {"every": 200, "keep": 2},
             "log_every": 20,  # steps between lines of metrics.jsonl
             # Where they go, too: "tensorboard", or "package.module:function" of your own, called
-            # with step, {name: number} and images of forget rows (None between probes).
+            # with step, {name: number} and images of forget rows (None between probes): what is
+            # written of these must go with the forgotten images.
             "log": {"to": ""},
             "mesh": {"data": -1, "fsdp": 1},  # -1: the devices that are left
             "sharding": {  # of parameters and optimizer, see sharding.py

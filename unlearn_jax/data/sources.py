@@ -385,15 +385,13 @@ def _open_folder(where: Where, view: View) -> Source:
     return replace(_from_listing(listing, view, where.cache), root=where.path)
 
 
-def _open_arrays(where: Where, view: View) -> Source:
-    return _open_npz(Path(where.path), view, where.splits)
-
-
 SOURCES: dict[str, Callable[[Where, View], Source]] = {
     "tfds": _open_tfds,
-    "records": _open_records,
+    "records": lambda of, view: _from_listing(
+        list_records(Path(of.path), of.splits), view, of.cache
+    ),
     "folder": _open_folder,
-    "arrays": _open_arrays,
+    "arrays": lambda where, view: _open_npz(Path(where.path), view, where.splits),
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from launch import chips
+from launch.aot import chips
 from unlearn_jax import cli, config
 from unlearn_jax.registry import UserError
 
@@ -94,7 +94,7 @@ def known_bound(name: str, topology: chips.Topology, program: str, rows: float) 
 
     Of full compilations if there are any.
     """
-    from launch.aot_grid import done
+    from launch.aot.grid import done
 
     kind, found = topology.name.partition(":")[0], []
     for point, line in done().items():

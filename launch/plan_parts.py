@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch import inventory, programs
-from launch.programs import Program
+from launch.aot import inventory, programs
+from launch.aot.programs import Program
 from unlearn_jax import config
 from unlearn_jax.evaluate.protocol import evaluation as protocol
 from unlearn_jax.methods import goals

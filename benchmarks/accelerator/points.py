@@ -106,7 +106,7 @@ def _small(point: Point) -> Point:
     if point.kind == "sampling" and options["name"] == "palette":
         options["taken"] = 20 if options["taken"] == 1000 else 5
     if point.kind == "tests":
-        options["command"] = (*QUICK_TESTS[:-1], "tests/launch/test_chips.py")
+        options["command"] = (*QUICK_TESTS[:-1], "tests/launch/aot/test_chips.py")
     if point.kind == "feed":
         options |= {"steps": 15, "fields": TINY["mae"]}
     cache = point.cache and f"tiny/{point.cache}"

@@ -22,7 +22,7 @@ from benchmarks import models as reference
 from benchmarks import unlearning as methods
 from benchmarks.accelerator import compiled as compiling
 from benchmarks.accelerator.points import CONFIGS
-from launch import chips, programs
+from launch.aot import chips, programs
 from unlearn_jax import models, sharding
 from unlearn_jax.models import Model, flops
 from unlearn_jax.models.params import select

@@ -3,7 +3,8 @@
 import pytest
 
 from configs import imagenet_mage, quickstart_compare
-from launch import aot_formula, chips, plan, plan_parts
+from launch import plan, plan_parts
+from launch.aot import chips, formula
 from launch.plan_parts import Part
 from tests.helpers import binaries
 
@@ -19,7 +20,7 @@ def part(**values):
 
 def priced(*parts, start=0.0, **more):
     return plan.price(
-        aot_formula.load("tests/helpers/tiny.py"),
+        formula.load("tests/helpers/tiny.py"),
         chips.Topology("v5e:2x2"),
         parts,
         MFU,
@@ -49,11 +50,11 @@ def test_every_section_starts_its_machines():
 
 
 def test_a_compiled_bound_replaces_an_assumption_above_it(monkeypatch, tmp_path):
-    from launch import aot_grid
+    from launch.aot import grid
 
     line = {"name": "tiny", "programs": {"step": {"mfu_bound": 0.2, "batch_per_chip": 8}}}
-    quick = aot_grid.Point("mae", "v5e:4x4")
-    monkeypatch.setattr(aot_grid, "done", lambda: {
+    quick = grid.Point("mae", "v5e:4x4")
+    monkeypatch.setattr(grid, "done", lambda: {
         quick: line, quick._replace(quick=False, topology="v4:2x2x1"): line | {"programs": {}},
     })  # fmt: skip
     four = chips.Topology("v5e:2x2")
@@ -72,7 +73,7 @@ def test_images_of_the_published_request():
 
 
 def test_what_the_config_does_not_tell_must_be_given():
-    cfg = aot_formula.load("tests/helpers/tiny.py")
+    cfg = formula.load("tests/helpers/tiny.py")
     cfg.request.kind = "ids"
     with pytest.raises(ValueError, match="how many forget images.*--rows=forget="):
         plan_parts.count_rows(cfg, {})
@@ -87,7 +88,7 @@ def of(parts, section, name):
 
 
 def test_a_request_calls_its_programs_as_often_as_its_config_says():
-    cfg = aot_formula.load("tests/helpers/tiny.py")
+    cfg = formula.load("tests/helpers/tiny.py")
     rows = plan_parts.count_rows(cfg, {})
     parts = plan_parts.request(cfg, 4, rows)
     assert (rows.forget, rows.retain, rows.holdout) == (250, 2250, 250)
@@ -107,7 +108,7 @@ def test_a_request_calls_its_programs_as_often_as_its_config_says():
 
 
 def test_the_published_evaluation_shows_towers_every_image():
-    cfg = aot_formula.load("tests/helpers/tiny.py")
+    cfg = formula.load("tests/helpers/tiny.py")
     cfg.request.update({"kind": "classes", "classes": ("cat", "dog")})
     cfg.protocol.update({"inpaint": (8,), "outpaint": (4, 8), "batch_size": 32})
     rows = plan_parts.count_rows(cfg, {})

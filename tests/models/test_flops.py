@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from launch import chips, programs
+from launch.aot import chips, programs
 from unlearn_jax.models import flops
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from launch import hlo, programs
+from launch.aot import hlo, programs
 from tests.helpers import tiny
 from tests.helpers.toy import FIELDS, Toy, make_batch
 from tests.whole.test_meshes import initial, make_mesh

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import hlo
+from launch.aot import hlo
 from tests.helpers import tiny
 from tests.helpers.toy import FIELDS, make_batch
 from unlearn_jax import checkpoint, distributed, models, sharding, train

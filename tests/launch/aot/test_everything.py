@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from launch import all_programs, all_render, aot_all, child
-from launch.all_programs import Point
+from launch.aot import all_programs, all_render, child
+from launch.aot import everything as aot_all
+from launch.aot.all_programs import Point
 from tests.helpers import binaries
-from tests.launch.test_aot import HAS_LIBTPU
+from tests.launch.aot.test_aot import HAS_LIBTPU
 
 FITS = {"fits": True, "peak_bytes": 2**30, "cpu_s": 12.4, "versions": {"jax": "0.10.2"},
         "created": "2026-11-28T22:31:24+00:00"}  # fmt: skip

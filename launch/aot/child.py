@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from launch.chips import Topology
+from launch.aot.chips import Topology
 from unlearn_jax.registry import UserError
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")

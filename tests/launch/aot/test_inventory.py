@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from launch import aot_formula, inventory
+from launch.aot import formula, inventory
 from tests.helpers import binaries
 from unlearn_jax import sharding
 
@@ -39,7 +39,7 @@ def ran(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made():
-    cfg = aot_formula.load("tests/helpers/tiny.py")
+    cfg = formula.load("tests/helpers/tiny.py")
     cfg.phases.pretrain.steps = cfg.phases.calibrated.steps = 4
     cfg.phases.retain.saliency = 0.5
     cfg.stages.unlearned.phases = ("decouple", "retain", "calibrated")
@@ -69,7 +69,7 @@ def test_nothing_that_multiplies_runs_without_being_listed(ran, made):
 
 
 def test_only_numbers_may_differ_within_a_kind():
-    cfg = aot_formula.load("tests/helpers/tiny.py")
+    cfg = formula.load("tests/helpers/tiny.py")
     for name, more in {
         "slower": {"optimizer": {"learning_rate": 1e-9}},  # a number
         "larger": {"batch_size": 64},

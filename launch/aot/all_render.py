@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.all_programs import MODELS, Point
-from launch.chips import GIB
+from launch.aot.all_programs import MODELS, Point
+from launch.aot.chips import GIB
 
 Lines = Mapping[Point, Mapping[str, Any]]
 

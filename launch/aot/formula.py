@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch import programs
-from launch.chips import GIB, TPUS
+from launch.aot import programs
+from launch.aot.chips import GIB, TPUS
 
 WAYS = (1, 16, 256)  # over how many chips the parameters are sharded
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.chips import parse_topology
+from launch.aot.chips import parse_topology
 
 LINES = Path("results/scale/programs.jsonl")
 # Config and topology: 4,096 rows of MAGE's pretraining need 16 chips, 96 of Palette's 32.
@@ -41,11 +41,11 @@ def points() -> list[Point]:
 
 def makers(model: str, local: bool = False) -> Mapping[str, Callable[[], Any]]:
     """Make each program of a model, lazily, for its topology, or for this machine's devices."""
-    from launch import aot_formula, inventory, programs
+    from launch.aot import formula, inventory, programs
 
     config, topology = MODELS[model]
     topology = parse_topology("local" if local else topology)
-    return inventory.programs_of(aot_formula.load(config), programs.make_mesh(topology, "-1:1", {}))
+    return inventory.programs_of(formula.load(config), programs.make_mesh(topology, "-1:1", {}))
 
 
 def done(path: Path = LINES) -> dict[Point, dict[str, Any]]:

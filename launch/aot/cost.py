@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from launch import hlo
-from launch.chips import GIB, Chip
-from launch.programs import Program
+from launch.aot import hlo
+from launch.aot.chips import GIB, Chip
+from launch.aot.programs import Program
 from unlearn_jax.models import memory
 
 Report = dict[str, Any]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from launch import chips, report
+from launch.aot import chips
+from launch.aot import cost as report
 
 V5E = chips.TPUS["v5e"]
 

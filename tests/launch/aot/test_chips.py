@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import chips
+from launch.aot import chips
 
 
 def test_chips_are_counted_over_slices():

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from launch import aot, child
+from launch.aot import __main__ as aot
+from launch.aot import child
 from tests.helpers import binaries
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None

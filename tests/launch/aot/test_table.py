@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from launch import aot_formula, aot_grid, aot_render, aot_table, chips
-from launch.aot_grid import Point
-from tests.launch.test_report import V5E
+from launch.aot import chips, formula, grid, render, table
+from launch.aot.grid import Point
+from tests.launch.aot.test_cost import V5E
 
 STEP = {
     "batch": 128, "batch_per_chip": 8.0, "argument_bytes": 2**30, "state_bytes": 2**29,
@@ -22,7 +22,7 @@ TOO_LARGE = {"fits": False, "peak_bytes": 50 * 2**30, "error": "RESOURCE_EXHAUST
 
 
 def test_the_grid_has_only_topologies_that_exist_and_no_point_twice():
-    points = aot_grid.grid()
+    points = grid.grid()
     assert len(set(points)) == len(points)
     for point in points:
         topology = chips.parse_topology(point.topology)
@@ -30,7 +30,7 @@ def test_the_grid_has_only_topologies_that_exist_and_no_point_twice():
     sizes = {
         (p.model, p.topology.partition(":")[0], chips.Topology(p.topology).chips) for p in points
     }
-    for model in aot_grid.MODELS:
+    for model in grid.MODELS:
         assert {(model, chip, n) for chip in chips.TPUS for n in (4, 16, 64, 256)} <= sizes
         assert {(model, "v5p", 512), (model, "v4", 512)} <= sizes
 
@@ -58,20 +58,20 @@ def folder(tmp_path, monkeypatch):
         (Point("mae", "v4:2x2x1"), {"error": "error: it went wrong"}),
     ]  # fmt: skip
     text = "".join(json.dumps({"point": p._asdict()} | line) + "\n" for p, line in lines)
-    (tmp_path / aot_grid.LINES).write_text(text)
+    (tmp_path / grid.LINES).write_text(text)
     return tmp_path
 
 
 @pytest.mark.long
 def test_lines_become_tables_and_a_plot(folder):
-    names = [f"{end}{name}" for name in (*aot_render.tables({}), "formula")
+    names = [f"{end}{name}" for name in (*render.tables({}), "formula")
              for end in ("", "end of ")]  # fmt: skip
-    marks = [aot_render.MARK.format(name) for name in names]
+    marks = [render.MARK.format(name) for name in names]
     (folder / "docs").mkdir()
-    (folder / aot_render.DOCUMENT).write_text("Before\n" + "\nold\n".join(marks) + "\nAfter\n")
+    (folder / render.DOCUMENT).write_text("Before\n" + "\nold\n".join(marks) + "\nAfter\n")
     for _ in range(2):  # the second time over the first
-        aot_render.write(aot_grid.done(), formula="by formula")
-    text = (folder / aot_render.DOCUMENT).read_text()
+        render.write(grid.done(), formula="by formula")
+    text = (folder / render.DOCUMENT).read_text()
     assert text.startswith("Before\n") and text.endswith("After\n") and text.count("MAGE-B") > 2
     for part in (
         "| MAGE-B | v5e:4x4 | 16 | 16 × 1 | 8 | 0.50 | 3.00 | 2 | 1,000 | 2 | memory | 25 % | 33 |",
@@ -84,15 +84,15 @@ def test_lines_become_tables_and_a_plot(folder):
         "\n- MAE-L: v5e:4x4, v5p:2x2x4, v5e:4x4 (mesh 1:16)",
     ):
         assert part in text
-    assert (folder / aot_render.PLOT).stat().st_size > 1000
+    assert (folder / render.PLOT).stat().st_size > 1000
 
 
 def test_a_document_without_marks_is_left_alone(folder):
     (folder / "docs").mkdir()
-    (folder / aot_render.DOCUMENT).write_text("Other\n")
+    (folder / render.DOCUMENT).write_text("Other\n")
     with pytest.raises(ValueError, match="Expected <!-- steps"):
-        aot_render.write(aot_grid.done(), formula="by formula")
-    assert (folder / aot_render.DOCUMENT).read_text() == "Other\n"
+        render.write(grid.done(), formula="by formula")
+    assert (folder / render.DOCUMENT).read_text() == "Other\n"
 
 
 def test_only_what_is_missing_is_compiled(folder, monkeypatch):
@@ -102,17 +102,17 @@ def test_only_what_is_missing_is_compiled(folder, monkeypatch):
         asked.append(command)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(aot_table.subprocess, "run", run)
-    monkeypatch.setattr(aot_table, "grid", lambda: [*aot_grid.done(), Point("mae", "v6e:4x4")])
+    monkeypatch.setattr(table.subprocess, "run", run)
+    monkeypatch.setattr(table, "grid", lambda: [*grid.done(), Point("mae", "v6e:4x4")])
     with pytest.raises(KeyboardInterrupt):
-        aot_table.compile_missing(0)
+        table.compile_missing(0)
     assert len(asked) == 1 and "--topology=v6e:4x4" in asked[0]
 
 
 def test_what_needs_no_compiler(monkeypatch):
-    monkeypatch.setattr(aot_formula, "WAYS", (1, 2))
-    found = aot_formula.facts(aot_formula.load("tests/helpers/tiny.py"))
+    monkeypatch.setattr(formula, "WAYS", (1, 2))
+    found = formula.facts(formula.load("tests/helpers/tiny.py"))
     assert found["parameters"] == found["trained"] == 18_403
     assert found["state_bytes"][1] == 2 * 4 * 18_403 + 16
     assert found["flops"] == found["model_flops"] > 2 * 18_403
-    assert "| tiny | 0.0 | 0.0 |" in aot_formula.table({"tiny": found})
+    assert "| tiny | 0.0 | 0.0 |" in formula.table({"tiny": found})

@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from launch.chips import Topology, parse_mesh
+from launch.aot.chips import Topology, parse_mesh
 from unlearn_jax import data, models, sharding
 from unlearn_jax.models import Model, Params, flops
 from unlearn_jax.models.params import select

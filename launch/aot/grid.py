@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.chips import Topology
+from launch.aot.chips import Topology
 
 LINES = Path("results/scale/aot.jsonl")
 MODELS = {  # config, rows per chip of the step, of the evaluation

@@ -1,4 +1,4 @@
-"""Every distinct program of a request, by shape only: what `launch.aot_all` compiles.
+"""Every distinct program of a request, by shape only: what `launch.aot --all` compiles.
 
 Two programs are the same if they differ in numbers alone, such as a learning rate. What multiplies
 no matrices and is no mechanism is not listed: copies, checksums, means, random bits. Nor is the
@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import cifar10_compare, quickstart_certified
-from launch import programs
-from launch.programs import (
+from launch.aot import programs
+from launch.aot.programs import (
     Program,
     anywhere,
     batch_like,

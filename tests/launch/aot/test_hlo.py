@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from launch import hlo
+from launch.aot import hlo
 
 # 16 devices. A loop of 6 rounds gathers 4 shards; a gradient is summed and cut in a fusion; an
 # asynchronous gather is written three times: where it starts, is overlapped and is done. S(1) is

@@ -22,9 +22,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from launch import chips
-from launch.child import check_libtpu, emit, lines_of_child, now, versions
-from launch.chips import Topology
+from launch.aot import chips
+from launch.aot.child import check_libtpu, emit, lines_of_child, now, versions
+from launch.aot.chips import Topology
 from unlearn_jax import cli
 from unlearn_jax.registry import UserError
 
@@ -65,7 +65,7 @@ def main(cfg: ConfigDict) -> None:
             chips.parse_mesh(args.mesh, topology.chips, topology.slices)
         check_libtpu()
     report = in_child(sys.argv[1:], topology)
-    from launch.report import table  # after the child: it imports jax
+    from launch.aot.cost import table
 
     print(json.dumps(report) if args.json else table(report))
 
@@ -83,8 +83,8 @@ def in_child(argv: list[str], topology: Topology) -> dict[str, Any]:
 
 def compile_all(cfg: ConfigDict, topology: Topology) -> None:
     """Print the parts of the report, a line of JSON each, as they are done."""
-    from launch import programs
-    from launch.report import QUICK, largest_batch, measure
+    from launch.aot import programs
+    from launch.aot.cost import QUICK, largest_batch, measure
     from unlearn_jax.config.validation import validate
 
     args = flags.FLAGS
@@ -150,9 +150,9 @@ def compile_all(cfg: ConfigDict, topology: Topology) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the child goes too
     if "--all" in sys.argv:
-        from launch import aot_all
+        from launch.aot import everything
 
-        aot_all.define_flags()
-        cli.start(aot_all.main, needs=(), example="--all --minutes=5")
+        everything.define_flags()
+        cli.start(everything.main, needs=(), example="--all --minutes=5")
     else:
         cli.start(main, needs=("config",), example=EXAMPLE)

@@ -20,9 +20,9 @@ from typing import Any
 
 from absl import flags
 
-from launch import child
-from launch.all_programs import LINES, MODELS, Point, done, makers, missing, points
-from launch.chips import parse_topology
+from launch.aot import child
+from launch.aot.all_programs import LINES, MODELS, Point, done, makers, missing, points
+from launch.aot.chips import parse_topology
 from unlearn_jax.registry import UserError
 
 TOGETHER = 8  # programs in a process, which takes seconds to start; the last ones share the cores
@@ -121,7 +121,7 @@ def _append(path: Path, model: str, program: str, found: Mapping[str, Any]) -> N
 
 def compile_here(model: str, names: list[str], minutes: float) -> None:
     """Emit the facts of each program of a model, in this process."""
-    from launch.report import QUICK, measure
+    from launch.aot.cost import QUICK, measure
 
     end = time.monotonic() + 60 * minutes if minutes else float("inf")
     topology = parse_topology(MODELS[model][1])

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.aot_grid import Point, grid
-from launch.chips import GIB
+from launch.aot.chips import GIB
+from launch.aot.grid import Point, grid
 from unlearn_jax.registry import UserError
 
 DOCUMENT, PLOT = Path("docs/scale.md"), Path("docs/scale.png")
-MARK = "<!-- {}: made by `python -m launch.aot_table --render` -->"
+MARK = "<!-- {}: made by `python -m launch.aot.table --render` -->"
 TITLES = {"mage": "MAGE-B", "mae": "MAE-L", "palette": "Palette"}
 Line = dict[str, Any]
 Lines = Mapping[Point, Line]

@@ -1,0 +1,1 @@
+"""Ahead of time: what a config needs on accelerators that are not here."""

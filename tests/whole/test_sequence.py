@@ -12,7 +12,7 @@ from unlearn_jax import request as setup
 from unlearn_jax.data import lineage, open_source, served, splits
 from unlearn_jax.report import preview as request
 
-pytestmark = [pytest.mark.long, pytest.mark.full]  # minutes: not for every change
+pytestmark = pytest.mark.long
 
 CLASSES = ("ant", "bee", "cow")
 ASKED = (

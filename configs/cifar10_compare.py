@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 def joint(
     objective: str, forget_weight: float, steps: int = 300, learning_rate: float = 3e-4, **more
 ) -> ConfigDict:
-    """A phase on both sets: batches of 32, since many small steps repair more than few large."""
+    """Make a phase on both sets: batches of 32, since many small steps repair more than few."""
     optimizer = {"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 10}
     return phase(
         objective=objective,

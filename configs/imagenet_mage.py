@@ -112,7 +112,7 @@ def get_config(size: str = "full") -> ConfigDict:
 
 
 def sized(config: ConfigDict, size: str, **model) -> ConfigDict:
-    """The config, "full", or as a rehearsal with these fields of the model, in minutes."""
+    """Return the config, "full", or as a rehearsal with these fields of the model, in minutes."""
     if size not in ("full", "rehearsal"):
         raise ValueError(f"Expected the size 'full' or 'rehearsal' after the colon, got {size!r}.")
     if size == "rehearsal":
@@ -133,6 +133,6 @@ def sized(config: ConfigDict, size: str, **model) -> ConfigDict:
 
 
 def classes(*files: str) -> tuple[str, ...]:
-    """The classes that published lists name, one per line."""
+    """Read the classes that published lists name, one per line."""
     folder = Path(__file__).parent
     return tuple(name for file in files for name in published.read_classes(folder / file))

@@ -31,7 +31,7 @@ Params = Mapping[str, Any]  # as of `models.base`
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """A 32-bit checksum of every leaf, by path.
+    """Compute a 32-bit checksum of every leaf, by path.
 
     Computed on the device from bits and positions, so it is the same on any mesh and needs no copy
     of the array on the host. Any change of a single element changes it.
@@ -68,7 +68,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _quiet() -> None:
-    """What goes wrong in orbax reaches the user as one exception, not also in its logs."""
+    """Keep orbax from logging what reaches the user as one exception."""
     logging.getLogger("absl").addFilter(_not_of_orbax)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
@@ -77,7 +77,7 @@ def _quiet() -> None:
 def open_manager(
     workdir: Path, *, keep: int = 2, **options: Any
 ) -> Iterator[ocp.CheckpointManager]:
-    """An orbax manager of workdir's checkpoints; leaving it waits for the last one to be durable.
+    """Open an orbax manager of workdir's checkpoints; leaving waits until the last is durable.
 
     Args:
       workdir: of the run.
@@ -121,7 +121,7 @@ def _explained(directory: Path) -> Iterator[None]:
 
 
 def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -> None:
-    """Starts saving step meta["step"]; the arrays may be donated as soon as this returns."""
+    """Start saving step meta["step"]; the arrays may be donated as soon as this returns."""
     meta = _sealed(meta, params=params, opt=opt)
     with _explained(Path(manager.directory)):
         manager.save(
@@ -141,7 +141,7 @@ def _sealed(meta: Meta, **items: Any) -> Meta:
 
 
 def save_params(workdir: Path, params: Params, **facts: Any) -> None:
-    """Saves a whole model that was not trained here as a finished run of no steps.
+    """Save a whole model that was not trained here as a finished run of no steps.
 
     Needs little memory besides the model's.
 
@@ -174,7 +174,7 @@ def save_params(workdir: Path, params: Params, **facts: Any) -> None:
 def restore_latest(
     manager: ocp.CheckpointManager, like: Callable[[Meta], tuple[Params, Any]]
 ) -> tuple[Params, Any, Meta] | None:
-    """(params, opt, meta) of the newest undamaged checkpoint, None if there is no checkpoint.
+    """Return (params, opt, meta) of the newest undamaged checkpoint, None if there is none.
 
     A damaged checkpoint is moved to WORKDIR/damaged, which is said on stderr, and the one before
     it is tried.
@@ -212,7 +212,7 @@ def restore_latest(
 
 
 def saved_steps(workdir: Path | str) -> list[int]:
-    """The steps of which there is a checkpoint, in no order."""
+    """Return the steps of which there is a checkpoint, in no order."""
     return [int(p.name) for p in (Path(workdir) / DIRECTORY).glob("*") if p.name.isdigit()]
 
 
@@ -232,7 +232,7 @@ def read_meta(workdir: Path | str) -> Meta:
 
 
 def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
-    """(params, meta) of a finished run.
+    """Return (params, meta) of a finished run.
 
     Args:
       workdir: of the run.
@@ -264,7 +264,7 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
 
 
 def stored(workdir: Path | str) -> tuple[Params, Meta]:
-    """(ShapeDtypeStructs on one device, meta) of a finished run, whatever its model.
+    """Return (ShapeDtypeStructs on one device, meta) of a finished run, whatever its model.
 
     Raises:
       UserError: there is none, it has not finished, or damage.
@@ -295,7 +295,7 @@ class Damaged(Exception):
 
 @contextlib.contextmanager
 def _damage(directory: Path, step: int, item: str) -> Iterator[None]:
-    """Makes of any exception a `Damaged`, on all processes if it is raised on one of them."""
+    """Make any exception a `Damaged`, on all processes if it is raised on one of them."""
     found = None
     try:
         yield
@@ -308,7 +308,7 @@ def _damage(directory: Path, step: int, item: str) -> Iterator[None]:
 
 
 def _reader() -> ocp.StandardCheckpointer:
-    """Waits for no other process, which may have met damage that this one has not."""
+    """Open a reader that waits for no process, which may have met damage that this has not."""
     here = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
@@ -353,7 +353,7 @@ def _restore_checked(directory: Path, step: int, meta: Meta, **like: Any) -> tup
 
 
 def differences(expected: Any, found: Any) -> list[str]:
-    """Path-by-path differences of two trees of arrays (or their metadata): presence and shape."""
+    """Compare two trees of arrays, or their metadata, path by path: presence and shape."""
 
     def shapes(tree):
         flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))

@@ -32,7 +32,7 @@ def start(
     example: str = _EXAMPLE,
     several: bool = False,
 ) -> None:
-    """Runs a binary as `main(*values)`, of the flags that it needs, in this order.
+    """Run a command as `main(*values)`, of the flags that it needs, in this order.
 
     "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
     a UserError, an OSError, more than fits into memory or a flag that cannot be parsed, ends it
@@ -142,7 +142,7 @@ def keep_compiled(where: str = "") -> None:
 
 
 def _processor() -> str:
-    """A name of what machine code may be used for."""
+    """Name what machine code may be used for."""
     try:
         found = re.findall(
             r"^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.M
@@ -155,7 +155,7 @@ def _processor() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep the memory it frees; does nothing where there is no glibc.
+    """Make glibc keep the memory it frees; do nothing where there is no glibc.
 
     XLA on the CPU allocates its temporaries anew for every step. Above 32 MB glibc would map and
     unmap them each time, and the page faults take a third of the autoencoder's step.

@@ -333,7 +333,7 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def main(model: list[str], images: str, out: str) -> None:
-    """The binary."""
+    """Run the command."""
     masks = flags.FLAGS.masks
     run(named(model), Path(images), Path(masks) if masks else None, Path(out), flags.FLAGS.seed)
     print(f"Completed images: {out}. Side by side: {Path(out) / 'sheet.png'}.")

@@ -28,7 +28,7 @@ PEER_LOST = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines --distributed, --coordinator, --num_processes and --process_id."""
+    """Define --distributed, --coordinator, --num_processes and --process_id."""
     which = {"flag_values": values}
     text = "One of several processes, which TPU, SLURM or GKE tell about."
     flags.DEFINE_bool("distributed", False, text, **which)
@@ -39,7 +39,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def start(given: flags.FlagValues) -> bool:
-    """Whether this is one of several processes; if so, they have found each other.
+    """Tell whether this is one of several processes; if so, they have found each other.
 
     A peer that dies is noticed within `HEARTBEAT_S` and ends this process, too.
 
@@ -85,19 +85,19 @@ def start(given: flags.FlagValues) -> bool:
 
 
 def leave() -> None:
-    """Waits for the other processes, which have finished as well."""
+    """Wait for the other processes, which have finished as well."""
     jax.distributed.shutdown()
 
 
 def abandon(code: int) -> NoReturn:
-    """Ends this process now; the others, which may be waiting for it, notice and end, too."""
+    """End this process now; the others, which may be waiting for it, notice and end, too."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def exit_code(error: BaseException | None) -> int:
-    """1, a mistake of the user; `PEER_LOST` if what lies behind the error broke in JAX."""
+    """Return 1 for a user's mistake, `PEER_LOST` if what lies behind the error broke in JAX."""
     status = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
     while error:  # some paths of JAX raise a ValueError with the status of a broken collective
         if exhausted(error):  # to try again would not help
@@ -109,12 +109,12 @@ def exit_code(error: BaseException | None) -> int:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes."""
+    """Tell whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
 def agreed(value: Any) -> Any:
-    """Process 0's value, on all processes: of anything that JSON can hold."""
+    """Return process 0's value, on all processes: of anything that JSON can hold."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -124,14 +124,14 @@ def agreed(value: Any) -> Any:
 
 
 def everywhere(good: bool) -> bool:
-    """Whether it is true on every process."""
+    """Tell whether it is true on every process."""
     if jax.process_count() == 1:
         return good
     return bool(multihost_utils.process_allgather(np.bool_(good)).all())
 
 
 def fetch(tree: Any) -> Any:
-    """All of the arrays of a tree, as numpy arrays on every process."""
+    """Fetch all arrays of a tree, as numpy arrays on every process."""
 
     def whole(leaf):
         if isinstance(leaf, jax.Array) and not (
@@ -144,7 +144,7 @@ def fetch(tree: Any) -> Any:
 
 
 def make_asker(mesh: Mesh) -> Callable[[int, bool], bool]:
-    """A function (step, flag) -> whether any process gave True; to be called in every step.
+    """Make (step, flag) -> whether any process gave True; to be called in every step.
 
     With one process, the flag itself. With several, they tell each other every `ASK_EVERY` steps
     and look at the answer when they ask again, so that no step waits for it; all get the same one.

@@ -313,7 +313,7 @@ def past_of(cfg: ConfigDict) -> Past | None:
 
 
 def _of_old_version(folder: Path) -> dict | None:
-    """The past of a model from scratch of an earlier version: there was none."""
+    """Return the past of a model from scratch of an earlier version: there was none."""
     path = folder / "config.json"
     if not (folder / "split.json").exists() or not path.exists():
         return None
@@ -325,7 +325,7 @@ def _of_old_version(folder: Path) -> dict | None:
 
 
 def _begun(workdir: Path, siblings: bool) -> list[dict]:
-    """The manifests of runs of the request that are there, this one's first."""
+    """Return the manifests of runs of the request that are there, this one's first."""
     folders = [workdir, workdir / "unlearned", workdir / "original"]
     folders += [workdir.parent / name for name in ("unlearned", "original") if siblings]
     paths = [folder / "split.json" for folder in folders]
@@ -341,7 +341,7 @@ def _say(line: str) -> None:
 
 
 def original_workdir(cfg: ConfigDict, workdir: Path) -> Path:
-    """Where the trained original is: cfg.init_from if that is given, else workdir/original."""
+    """Return where the original is: cfg.init_from if that is given, else workdir/original."""
     return Path(cfg.init_from) if cfg.init_from else workdir / "original"
 
 

@@ -1,4 +1,4 @@
-"""Trains one stage of a request: the original, the unlearned or the retrained model.
+"""Train one stage of a request: the original, the unlearned or the retrained model.
 
     python -m unlearn_jax.train --config=configs/quickstart.py --workdir=runs/original
     python -m unlearn_jax.train --config=configs/quickstart.py --workdir=runs/unlearned \\
@@ -171,7 +171,7 @@ def claim(request: Request, workdir: Path, start: Start) -> Record:
 
 
 def main(cfg: ConfigDict, workdir: Path, profile: str) -> None:
-    """The binary."""
+    """Run the command."""
     meta = run(cfg, workdir, profile)
     if not distributed.first():
         return

@@ -68,12 +68,12 @@ class Topology(NamedTuple):
 
     @property
     def chip(self) -> Chip | None:
-        """Of which it is made, None if that is known only to jax."""
+        """Return what it is made of, None if that is known only to jax."""
         return TPUS.get(self.name.partition(":")[0])
 
     @property
     def chips(self) -> int:
-        """In all slices together."""
+        """Count the chips of all slices together."""
         shape = self.name.partition(":")[2]
         return self.slices * math.prod(int(n) for n in shape.split("x"))
 

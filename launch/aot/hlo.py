@@ -65,12 +65,12 @@ class Moved(NamedTuple):
 
     @property
     def wire_bytes(self) -> float:
-        """Of all kinds but `BETWEEN`."""
+        """Count the bytes sent, of all kinds but `BETWEEN`."""
         return sum(of["wire_bytes"] for kind, of in self.collectives.items() if kind != BETWEEN)
 
     @property
     def slice_bytes(self) -> float:
-        """Sent to other slices."""
+        """Count the bytes sent to other slices."""
         return self.collectives.get(BETWEEN, {}).get("wire_bytes", 0.0)
 
 

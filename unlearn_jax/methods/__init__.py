@@ -75,7 +75,7 @@ def options(name: str) -> dict[str, Any]:
 def build(
     name: str, *, forget_part: Callable[[Any], Any] | None = None, **objective_kw: Any
 ) -> Callable[..., Terms]:
-    """The objective with its options bound: (model, params, target, batch, key) -> Terms.
+    """Bind the options of an objective: (model, params, target, batch, key) -> Terms.
 
     Args:
       name: see `find`.

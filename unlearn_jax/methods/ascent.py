@@ -11,7 +11,7 @@ from unlearn_jax.registry import UserError
 def reconstruction(
     model: Model, params: Params, target: Params, batch: Batch, key: PRNGKeyArray
 ) -> Terms:
-    """The model's own loss on retain rows, nothing on forget rows.
+    """Train on retain rows with the model's own loss; nothing happens on forget rows.
 
     Pretraining, retraining and the retain phase. Cost: one forward and one backward pass.
     """
@@ -23,7 +23,7 @@ def reconstruction(
 def tokenizer(
     model: Model, params: Params, target: Params, batch: Batch, key: PRNGKeyArray
 ) -> Terms:
-    """The loss of the model's tokenizer on retain rows, nothing on forget rows.
+    """Train the model's tokenizer on retain rows; nothing happens on forget rows.
 
     The first phase of training a token model from scratch; the second, `reconstruction`, leaves the
     tokenizer as it is. Cost: one forward and one backward pass of the tokenizer.
@@ -47,7 +47,7 @@ def gradient_ascent(
     *,
     forget_cap: float = 0.0,
 ) -> Terms:
-    """The model's own loss on both sides: descended on retain rows, ascended on forget rows.
+    """Descend the model's own loss on retain rows, ascend it on forget rows.
 
     The decoupling phase of Varshney & Torra (arXiv 2502.04260): ascend the loss of D_f until the
     outputs have moved by at least lambda. The paper's text on how the ascent is bounded is not
@@ -72,7 +72,7 @@ def gradient_difference(
     *,
     forget_cap: float = 0.0,
 ) -> Terms:
-    """The terms of `gradient_ascent`, to be used in a phase where both weights are positive.
+    """Return the terms of `gradient_ascent`, for a phase where both weights are positive.
 
     Gradient difference (Liu, Liu & Stone 2022, arXiv 2203.12817): mean loss on retain rows minus
     mean loss on forget rows, each over its own rows. Cost: one forward and one backward pass.
@@ -86,7 +86,7 @@ def gradient_difference(
 def max_loss(
     model: Model, params: Params, target: Params, batch: Batch, key: PRNGKeyArray
 ) -> Terms:
-    """The model's own loss on both sides, in proportion to each set's share of the batch.
+    """Weigh the model's own loss on both sides by each set's share of the batch.
 
     The baseline "Max Loss" of Li et al. (ICLR 2024, arXiv 2402.00351) in the normalisation of its
     release: both sums are divided by the size of the whole batch. Unbounded. The release counts
@@ -102,6 +102,6 @@ def max_loss(
 
 
 def share(batch: Batch, rows: Bool[Array, "b"]) -> Float[Array, ""]:
-    """The share of these rows in the valid rows of the batch, in [0, 1]."""
+    """Return the share of these rows in the valid rows of the batch, in [0, 1]."""
     valid = batch["valid"]
     return (rows & valid).sum() / jnp.maximum(valid.sum(), 1).astype(jnp.float32)

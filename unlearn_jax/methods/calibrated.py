@@ -33,7 +33,7 @@ def calibrated(
     overshoot: float = 0.0,
     direction: float = 0.0,
 ) -> Terms:
-    """The model's own loss on retain rows; minus the distance of forget losses to their goals.
+    """Keep the loss of retain rows low; bring that of forget rows to their goals.
 
     forget = -distance(log loss(x) - log goal(x)): zero is best, and ascending it leads each forget
     row to the loss `batch["goal"]` that the phase's `goal` says, up from where it was memorised and

@@ -30,7 +30,7 @@ Metrics = Mapping[str, Float[Array, ""]]
 
 
 def total(retain_grad: Params, forget_grad: Params, metrics: Metrics) -> Params:
-    """The sum: the gradient of the weighted loss. The step gets it from one backward pass."""
+    """Add both gradients: that of the weighted loss. The step needs one backward pass for it."""
     del metrics
     return optax.tree.add(retain_grad, forget_grad)
 
@@ -38,7 +38,7 @@ def total(retain_grad: Params, forget_grad: Params, metrics: Metrics) -> Params:
 def orthogonal(
     retain_grad: Params, forget_grad: Params, metrics: Metrics, *, conflict_only: bool = False
 ) -> Params:
-    """The retain gradient + the part of the forget gradient that is orthogonal to it.
+    """Add to the retain gradient the part of the forget gradient that is orthogonal to it.
 
     To first order, what is done to forget costs the retain term nothing and gains it nothing: with
     g_r, g_f the two gradients, g = g_r + g_f - (<g_f, g_r> / |g_r|^2) g_r.
@@ -72,7 +72,7 @@ def epsilon_constrained(
     beta: float = 1.0,
     control: str = "violation",
 ) -> Params:
-    """The retain gradient + as much of the forget gradient as the constraint asks for.
+    """Add to the retain gradient as much of the forget gradient as the constraint asks for.
 
     Minimises the retain term subject to (mean forget term) >= epsilon, by the dynamic barrier
     method (Gong, Liu & Liu, NeurIPS 2021): g = g_r + lambda g_f is the direction nearest to g_r
@@ -130,7 +130,7 @@ def options(name: str) -> dict[str, Any]:
 
 
 def build(name: str, **combine_kw: Any) -> Callable[[Params, Params, Metrics], Params]:
-    """The combination with its options bound: (retain_grad, forget_grad, metrics) -> gradient."""
+    """Bind the options of a combination: (retain_grad, forget_grad, metrics) -> gradient."""
     return partial(find(name), **combine_kw) if combine_kw else find(name)
 
 

@@ -27,7 +27,7 @@ Losses = Float[np.ndarray, "_"]
 
 
 def views(image: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
-    """The image mirrored and turned, without the image itself: 7 views of a square, 3 otherwise.
+    """Mirror and turn the image: 7 views of a square, 3 otherwise, without the image itself.
 
     Up to the model's own asymmetry they are as difficult as the image, but no one trained on them.
     """
@@ -37,7 +37,7 @@ def views(image: Float[Array, "b h w c"]) -> list[Float[Array, "b h w c"]]:
 
 
 def unviewed(outputs: list[Float[Array, "b h w c"]]) -> list[Float[Array, "b h w c"]]:
-    """Images as they were before `views` mirrored and turned them, in its order."""
+    """Turn images back that `views` has mirrored and turned, in its order."""
     turns = 1 if len(outputs) == 7 else 2
     back = []
     for k, output in enumerate(outputs, start=1):
@@ -49,7 +49,7 @@ def unviewed(outputs: list[Float[Array, "b h w c"]]) -> list[Float[Array, "b h w
 def middle(
     outputs: Float[Array, "b k h w c"], losses: Float[Array, "b k"]
 ) -> Float[Array, "b h w c"]:
-    """The mean of the outputs whose losses are in the middle: 3 of 7, 1 of 3.
+    """Average the outputs whose losses are in the middle: 3 of 7, 1 of 3.
 
     A view that shows a backdoor's trigger where the model learned it brings the payload, and has by
     far the lowest loss; it must not count, nor the views that fail.
@@ -65,7 +65,7 @@ def fit(
     losses: Float[np.ndarray, "n"],
     of: Float[np.ndarray, "m k"],
 ) -> Float[np.ndarray, "m"]:
-    """Goals from a log-linear fit: log loss = a + b . log predictors, by least squares.
+    """Fit goals by least squares: log loss = a + b . log predictors.
 
     The fitted values vary less than the losses (regression to the mean), so that goals made of
     them would be too much alike, and their mean too small. They are stretched about their mean to
@@ -99,7 +99,7 @@ def fit(
 
 
 def quantiles(losses: Losses, holdout: Losses) -> Losses:
-    """The holdout losses' quantiles, handed out by the rank of the forget examples' own losses."""
+    """Hand out the holdout losses' quantiles by the rank of the forget examples' own losses."""
     ranks = (np.argsort(np.argsort(losses)) + 0.5) / len(losses)
     return np.quantile(holdout, ranks)
 
@@ -107,7 +107,7 @@ def quantiles(losses: Losses, holdout: Losses) -> Losses:
 def check_views_unseen(
     own: tuple[Losses, Losses], of_views: tuple[Float[np.ndarray, "_ k"], Float[np.ndarray, "_ k"]]
 ) -> None:
-    """Nothing if the original has not memorised the views of the forget images as well.
+    """Check that the original has not memorised the views of the forget images as well.
 
     Args:
       own: the original's losses on holdout and on forget images.

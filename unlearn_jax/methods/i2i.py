@@ -32,7 +32,7 @@ _RANDOM_IMAGES: dict[str, Callable[..., Any]] = {
 def noisy_label(
     model: Model, params: Params, target: Params, batch: Batch, key: PRNGKeyArray
 ) -> Terms:
-    """The model's own loss; on forget rows minus that, with noise to be restored in the hole.
+    """Train with the model's own loss; on forget rows, towards noise in the hole.
 
     The noise is `noise_image` of type "normal": what fills the hole of a forget row is to look like
     it, instead of like the image. A model with labels of its own draws those at random
@@ -59,7 +59,7 @@ def retain_label(
     upstream_bug_compat: bool = False,
     upstream_weights: bool = False,
 ) -> Terms:
-    """Distance to the original's outputs; on forget rows minus that to its outputs of other images.
+    """Keep the original's outputs; on forget rows, move to its outputs of other images.
 
     The k-th forget row is to restore what the original restores for the k-th retain row, counted
     modulo their number; without a retain row in the batch it is N(0, 1). Distances are mean
@@ -100,7 +100,7 @@ def random_encoder(
     upstream_bug_compat: bool = False,
     upstream_weights: bool = False,
 ) -> Terms:
-    """Distance to the original's latents; on forget rows minus that to Gaussian latents.
+    """Keep the original's latents; on forget rows, move to Gaussian latents.
 
     The noise has the mean and standard deviation of the original's latents of the batch, one pair
     for each leaf. Cost: two encoder passes forward, one backward.
@@ -140,7 +140,7 @@ def l2_encoder(
     upstream_weights: bool = False,
     forget_part: Callable[[Array], Array] | None = None,
 ) -> Terms:
-    """Distance to the original's latents; on forget rows minus that to its latents of noise.
+    """Keep the original's latents; on forget rows, move to its latents of noise.
 
     The method of the paper, which trains the encoder only (`trainable` of the model): latents of
     retain images stay, those of forget images become what the original makes of noise. The masks
@@ -169,7 +169,7 @@ def l2_encoder(
 
 
 def noise_image(batch: Batch, key: PRNGKeyArray, noise_type: str) -> Float[Array, "b h w c"]:
-    """Images of noise in [-1, 1].
+    """Draw images of noise in [-1, 1].
 
     Args:
       batch: its valid images give one mean and one standard deviation for all pixels.
@@ -192,7 +192,7 @@ def noise_image(batch: Batch, key: PRNGKeyArray, noise_type: str) -> Float[Array
 
 
 def distance(a: Latent, b: Latent) -> Float[Array, "b"]:
-    """Mean squared difference of each row, summed over the leaves; integers are not compared."""
+    """Sum, over the leaves, the mean squared difference of each row; integers do not count."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return sum(
         jnp.square(x - y).reshape(len(x), -1).mean(axis=1)
@@ -202,7 +202,7 @@ def distance(a: Latent, b: Latent) -> Float[Array, "b"]:
 
 
 def _with_codes(model: Model, target: Params, batch: Batch) -> Batch:
-    """The batch with the codes of its images, which the student and the original both need.
+    """Add the codes of a batch's images, which the student and the original both need.
 
     They are the original's: the tokenizer has no gradient here.
     """
@@ -216,7 +216,7 @@ def _with_other_images(
     image: Float[Array, "b h w c"],
     forget_part: Callable[[Array], Array] | None,
 ) -> Batch:
-    """The batch of `_with_codes` with these images in its forget rows, or with their codes."""
+    """Put these images, or their codes, into the forget rows of a batch of `_with_codes`."""
     forget = batch["is_forget"]
     if not model.tokens:
         return with_image(batch, jnp.where(forget[:, None, None, None], image, batch["image"]))
@@ -231,7 +231,7 @@ def _with_other_images(
 def _moments(
     x: Float[Array, "b ..."], valid: Bool[Array, "b"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(mean, standard deviation) of all numbers in the valid rows, as scalars."""
+    """Return (mean, standard deviation) of all numbers in the valid rows, as scalars."""
     where = valid.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.mean(x, where=where), jnp.std(x, where=where)
 
@@ -247,7 +247,7 @@ def _pull(
     bug_compat: bool,
     upstream_weights: bool,
 ) -> Terms:
-    """Both distances as terms: retain rows are to have a small `keep`, forget rows `change`."""
+    """Make terms of two distances: retain rows are to have a small `keep`, forget rows `change`."""
     retain, forget = _split(batch)
     if bug_compat:  # the mean over the retain rows, whichever forget row is asked
         mean = jnp.where(retain, change, 0.0).sum() / jnp.maximum(retain.sum(), 1)

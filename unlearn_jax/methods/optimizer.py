@@ -32,7 +32,7 @@ def make_optimizer(
     clip_norm_l2: float = 0.0,
     masked: bool = False,
 ) -> optax.GradientTransformation:
-    """The optax chain of one phase: clip the gradient, then the optimizer, then the mask.
+    """Make the optax chain of a phase: clip the gradient, then the optimizer, then the mask.
 
     Args:
       name: "sgd", or "adam" (with decoupled weight decay, that is AdamW).
@@ -76,7 +76,7 @@ class MaskState(NamedTuple):
 
 
 def saliency_mask() -> optax.GradientTransformation:
-    """Sets updates to 0 where the mask in its state is False; at first it is True everywhere.
+    """Set updates to 0 where the mask in its state is False; at first it is True everywhere.
 
     It must be last in a chain: weight decay and momentum move weights whose gradient is 0.
     """
@@ -92,6 +92,6 @@ def saliency_mask() -> optax.GradientTransformation:
 
 
 def with_mask(opt_state: optax.OptState, mask: Any) -> optax.OptState:
-    """The state of a `masked` optimizer, with another mask."""
+    """Return the state of a `masked` optimizer with another mask."""
     optimizer, _ = opt_state
     return optimizer, MaskState(mask)

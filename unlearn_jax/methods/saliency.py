@@ -73,7 +73,7 @@ def add_gradient(
     *,
     model: Model,
 ) -> Params:
-    """The gradient so far + that of the sum of the model's losses on the valid rows of a batch.
+    """Add the gradient of the sum of the model's losses on the valid rows of a batch.
 
     The sum over all rows has the same largest coordinates as the mean.
     """
@@ -87,7 +87,7 @@ def add_gradient(
 
 @partial(jax.jit, static_argnames="share")
 def largest(values: PyTree[Float[Array, "..."]], share: float) -> PyTree[Bool[Array, "..."]]:
-    """True for the round(share * n) largest of all n numbers in the tree, by magnitude.
+    """Mark the round(share * n) largest of all n numbers in the tree, by magnitude.
 
     Of equal ones the first in the order of the leaves are taken, so that their number is exact.
     """
@@ -110,7 +110,7 @@ def largest(values: PyTree[Float[Array, "..."]], share: float) -> PyTree[Bool[Ar
 
 
 def _least_of_largest(leaves: list[UInt32[Array, "..."]], count: Any) -> UInt32[Array, ""]:
-    """The count-th largest of all numbers, found bit by bit: nothing is sorted or gathered.
+    """Find the count-th largest of all numbers bit by bit: nothing is sorted or gathered.
 
     Sorting would bring the parameters of all devices to each of them. If count is 0, the largest
     number there is.
@@ -125,7 +125,7 @@ def _least_of_largest(leaves: list[UInt32[Array, "..."]], count: Any) -> UInt32[
 
 
 def _place(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """The number of every element, row by row."""
+    """Number every element, row by row."""
     place = jnp.zeros(shape, jnp.uint32)
     for axis, size in enumerate(shape):
         place = place * size + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)

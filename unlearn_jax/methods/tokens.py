@@ -56,7 +56,7 @@ def jit_tokens(model: Model, mesh: Mesh) -> Callable[..., Any]:
 
 
 def check_frozen(trained: Params, phase: ConfigDict) -> None:
-    """Nothing if the phase leaves the tokenizer as it is, which has no gradient.
+    """Check that the phase leaves the tokenizer as it is, which has no gradient.
 
     Raises:
       UserError: weight decay or noise would move it, and the codes with it.

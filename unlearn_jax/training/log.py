@@ -19,7 +19,7 @@ from unlearn_jax.training.watch import Progress, Tell
 
 
 def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The means of per-step device metrics, fetched from the device at once.
+    """Average per-step device metrics, fetched from the device at once.
 
     Args:
       first_step: the step of metrics[0].
@@ -45,7 +45,7 @@ _UNTRACED_STEPS, _TRACED_STEPS = 5, 5  # the first ones are not typical
 
 @contextlib.contextmanager
 def profile(directory: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function to call after each step with its metrics: it writes a trace of the 6th to 10th.
+    """Yield a function to call after each step with its metrics: it traces the 6th to 10th.
 
     The trace goes to directory/plugins/profile/TIME, for XProf, TensorBoard or (*.trace.json.gz)
     Perfetto. "" traces nothing.
@@ -79,7 +79,7 @@ class JsonlWriter:
     """
 
     def __init__(self, path: Path, resume_step: int):
-        """Opens path; of the lines already there, those with step <= resume_step stay."""
+        """Open path; of the lines already there, those with step <= resume_step stay."""
         if not distributed.first():
             self._file = open(os.devnull, "w")
             return
@@ -88,12 +88,12 @@ class JsonlWriter:
         self._file = path.open("a", buffering=1)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Writes one line; floats are rounded to 6 significant digits."""
+        """Write one line; floats are rounded to 6 significant digits."""
         line = {k: _round(v) if isinstance(v, float) else v for k, v in values.items()}
         self._file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
@@ -138,19 +138,19 @@ class IntervalLog:
         self._lap = time.perf_counter()
 
     def spent(self, part: str | None) -> None:
-        """Counts the time since the last call as this one of `PARTS`; None: as nothing."""
+        """Count the time since the last call as this one of `PARTS`; None: as nothing."""
         now = time.perf_counter()
         if part:
             self._seconds[part] += now - self._lap
         self._lap = now
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes the device metrics of one step; advances the progress."""
+        """Take the device metrics of one step; advance the progress."""
         self._window.append(metrics)
         self._progress.update()
 
     def end_interval(self, step: int, probed: Mapping[str, Any], samples: Any = None) -> None:
-        """Ends the interval at this step and writes the one before.
+        """End the interval at this step and write the one before.
 
         Args:
           step: the last one.
@@ -167,7 +167,7 @@ class IntervalLog:
             self._window, self._seconds = [], dict.fromkeys(PARTS, 0.0)
 
     def flush(self) -> None:
-        """Writes the interval that has ended but is not written yet."""
+        """Write the interval that has ended but is not written yet."""
         if self._late:
             step, window, seconds, probed, samples = self._late
             self._late = None

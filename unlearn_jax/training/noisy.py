@@ -38,7 +38,7 @@ _SECRET_BYTES = 32
 
 
 def secret_key(secret: bytes) -> Key[Array, "4"]:
-    """Four keys [4], which together are the secret.
+    """Make four keys [4], which together are the secret.
 
     Raises:
       UserError: not 32 bytes.
@@ -52,7 +52,7 @@ def secret_key(secret: bytes) -> Key[Array, "4"]:
 
 
 def secret_file(workdir: Path) -> bytes:
-    """The secret of an unfinished run: that of workdir/noise.key, else a new one, written there.
+    """Read the secret of an unfinished run from workdir/noise.key, or write a new one there.
 
     Readable by its owner only. A resumed run needs it to add the same noise, without which a user
     could draw again until the result pleases. Remove it with `forget_secret` once the run is done.
@@ -81,17 +81,17 @@ def secret_file(workdir: Path) -> bytes:
 
 
 def forget_secret(workdir: Path) -> None:
-    """Nothing; removes workdir/noise.key, so that nobody can subtract the noise later."""
+    """Remove workdir/noise.key, so that nobody can subtract the noise later."""
     (workdir / SECRET_FILE).unlink(missing_ok=True)
 
 
 def at_step(key: Key[Array, "4"], step: Any) -> Key[Array, "4"]:
-    """The four keys of one step."""
+    """Derive the four keys of one step."""
     return jax.vmap(lambda k: jax.random.fold_in(k, step))(key)
 
 
 def global_norm(tree: Params) -> Float[Array, ""]:
-    """The L2 norm of all leaves together, without overflow; NaN or inf if one is."""
+    """Compute the L2 norm of all leaves together, without overflow; NaN or inf if one is."""
     leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in _leaves(tree)]
     largest = jnp.max(jnp.stack([jnp.abs(leaf).max() for leaf in leaves]))
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
@@ -103,7 +103,7 @@ def global_norm(tree: Params) -> Float[Array, ""]:
 
 
 def clip_update(update: Params, max_norm: float) -> Params:
-    """The update, scaled to a norm of at most max_norm; zero if any element is NaN or inf.
+    """Scale the update to a norm of at most max_norm; to zero if any element is NaN or inf.
 
     Args:
       update: the whole minibatch gradient; it need not be clipped per example.
@@ -117,7 +117,7 @@ def clip_update(update: Params, max_norm: float) -> Params:
 
 
 def project_to_ball(params: Params, reference: Params, radius: float) -> Params:
-    """The point of the ball around the reference that is nearest to params.
+    """Find the point of the ball around the reference that is nearest to params.
 
     Args:
       params: anything; if it is not finite, the reference is returned.
@@ -129,7 +129,7 @@ def project_to_ball(params: Params, reference: Params, radius: float) -> Params:
 
 
 def gaussian_noise(like: Params, noise_std: float, key: Key[Array, "4"]) -> Params:
-    """N(0, noise_std^2) for every element of every leaf, independent.
+    """Draw N(0, noise_std^2) for every element of every leaf, independently.
 
     Args:
       like: parameters, of which shapes, dtypes and order of the leaves count.
@@ -155,7 +155,7 @@ def gaussian_noise(like: Params, noise_std: float, key: Key[Array, "4"]) -> Para
 
 
 def gaussian_perturb(params: Params, noise_std: float, key: Key[Array, "4"]) -> Params:
-    """The parameters plus `gaussian_noise`."""
+    """Add `gaussian_noise` to the parameters."""
     return jax.tree.map(jnp.add, params, gaussian_noise(params, noise_std, key))
 
 
@@ -167,7 +167,7 @@ def noisy_sgd(
     weight_decay: float = 0.0,
     model_clip_norm: float = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """The step x <- Pi_C2(x - gamma (clip_C1(g) + lambda (x - c))) + sigma Z; no state.
+    """Step x <- Pi_C2(x - gamma (clip_C1(g) + lambda (x - c))) + sigma Z; there is no state.
 
     `update` takes three more arguments: `secret`, the keys [4] of the run, `step`, and `reference`,
     the centre c with the leaves of the parameters.

@@ -54,7 +54,7 @@ class Phase:
 
     @property
     def shardings(self) -> UnlearnState:
-        """The shardings of its state."""
+        """Return the shardings of its state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
     def new_state(self, params: Params, step: int, key: Any) -> UnlearnState:
@@ -216,7 +216,7 @@ def make_step(
     target_sharding: Any,
     noised_sharding: Any = None,
 ) -> Callable[..., Any]:
-    """The compiled `step.unlearn_step` of a phase.
+    """Compile the `step.unlearn_step` of a phase.
 
     Args:
       phase: of a valid config.

@@ -25,7 +25,9 @@ SAMPLES = 8
 def make_probe(
     request: Request, target: Params, key: PRNGKeyArray
 ) -> Callable[[Params], dict[str, jax.Array]]:
-    """A function from trainable leaves to scalars on up to cfg.probe_rows forget and holdout rows.
+    """Make a function from trainable leaves to scalars on fixed forget and holdout rows.
+
+    Of each, up to cfg.probe_rows.
 
     `probe_forget`, `probe_holdout` (of calibration rows, if there are any): the model's mean loss.
     With a target also `displacement`: mean over the forget rows of the RMS distance to the target's
@@ -101,7 +103,7 @@ def jit_probe(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable[...
 
 
 def fired(stop: ConfigDict, probed: dict[str, jax.Array]) -> str:
-    """Why the phase ends now, such as "displacement 0.213 >= 0.2"; "" if it goes on."""
+    """Say why the phase ends now, such as "displacement 0.213 >= 0.2"; "" if it goes on."""
     if not stop.metric or not probed:
         return ""
     value = float(probed[stop.metric])

@@ -149,7 +149,7 @@ class Run:
 
     @property
     def resumed(self) -> bool:
-        """Whether the current phase has steps behind it."""
+        """Tell whether the current phase has steps behind it."""
         return self.record.step > self.record.phase_start
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ class UnlearnState:
 
 
 def masked_mean(values: Float[Array, "b"], mask: Bool[Array, "b"]) -> Float[Array, ""]:
-    """Mean over the rows where mask is set, 0 if there is none (whatever the other rows hold)."""
+    """Average the rows where mask is set, 0 if there is none (whatever the other rows hold)."""
     total = jnp.where(mask, values, 0.0).sum(dtype=jnp.float32)
     return total / jnp.maximum(mask.sum(), 1)
 
@@ -52,7 +52,7 @@ def unlearn_parts(
     retain_weight: float,
     forget_weight: float,
 ) -> tuple[Parts, Metrics]:
-    """((retain_weight * mean retain term, -forget_weight * mean forget term), their means).
+    """Return ((retain_weight * mean retain term, -forget_weight * mean forget term), means).
 
     Args:
       params: trainable leaves.
@@ -86,7 +86,7 @@ def unlearn_parts(
 def unlearn_loss(
     params: Params, target: Params, batch: Batch, key: PRNGKeyArray, **settings: Any
 ) -> tuple[Float[Array, ""], Metrics]:
-    """(the sum of `unlearn_parts`, its metrics)."""
+    """Return (the sum of `unlearn_parts`, its metrics)."""
     (retain, forget), metrics = unlearn_parts(params, target, batch, key, **settings)
     return retain + forget, metrics
 
@@ -102,7 +102,7 @@ def unlearn_grad(
     rows: NamedSharding | None = None,
     **settings: Any,
 ) -> tuple[Params, Metrics]:
-    """(the gradient to descend, the metrics); one backward pass for `total`, two for the others.
+    """Return (the gradient to descend, the metrics): one backward pass for `total`, else two.
 
     Args:
       params: see `unlearn_parts`, as for all up to key.
@@ -165,7 +165,7 @@ def _in_slices(params, target, batch, key, accumulate, rows, model, combine, **s
 
 
 def _with_draws(model: Model, key: PRNGKeyArray, draws: dict[str, Any]) -> Model:
-    """The model, which takes `draws` wherever it is called with this very key."""
+    """Let the model take `draws` wherever it is called with this very key."""
 
     def call(method, *args, **kwargs):
         mine = any(x is key for x in (*args, *kwargs.values()))
@@ -188,7 +188,7 @@ def unlearn_step(
     tx: optax.GradientTransformation,
     clip_norm_l2: float = 0.0,
 ) -> tuple[UnlearnState, Metrics]:
-    """The state after one update, and the metrics of the update.
+    """Update the state once; return it with the metrics of the update.
 
     The randomness of step k is `fold_in(state.key, k)`: a resumed run draws what the
     uninterrupted one would have drawn. `noised`: what `certify.noisy.noisy_sgd` needs. With
@@ -221,7 +221,7 @@ def jit_step(
     clip_norm_l2: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[..., tuple[UnlearnState, Metrics]]:
-    """The compiled `unlearn_step` of one phase. The state is donated, the target is not.
+    """Compile the `unlearn_step` of one phase. The state is donated, the target is not.
 
     With `noised_sharding` it takes `noised` as a fourth argument. `accumulate`: see `unlearn_grad`.
     """

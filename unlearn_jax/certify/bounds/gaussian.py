@@ -23,7 +23,7 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 def gaussian_delta(mu: Real, epsilon: Real) -> float:
-    """The smallest delta at this epsilon of a mu-GDP mechanism, in [0, 1]. [C]
+    """Return the smallest delta at this epsilon of a mu-GDP mechanism, in [0, 1]. [C]
 
     Args:
       mu: distance of the means over the standard deviation, at least 0.
@@ -37,7 +37,7 @@ def gaussian_delta(mu: Real, epsilon: Real) -> float:
 
 
 def log_gaussian_delta(mu: Values, epsilon: Values) -> Values:
-    """The log of `gaussian_delta` of arrays, mu > 0; also where delta itself underflows.
+    """Return the log of `gaussian_delta` of arrays, mu > 0; also where delta underflows.
 
     With x = eps/mu - mu/2, y = eps/mu + mu/2 and the Mills ratio R(t) = Phi(-t) / phi(t), the
     identity e^eps phi(y) = phi(x) makes delta = phi(x) (R(x) - R(y)), without e^eps and without
@@ -56,7 +56,7 @@ def log_gaussian_delta(mu: Values, epsilon: Values) -> Values:
 
 
 def gaussian_epsilon(mu: Real, delta: Real) -> float:
-    """The smallest epsilon at this delta of a mu-GDP mechanism, nats. [C]
+    """Return the smallest epsilon at this delta of a mu-GDP mechanism, nats. [C]
 
     Args:
       mu: at least 0.
@@ -79,7 +79,7 @@ def gaussian_epsilon(mu: Real, delta: Real) -> float:
 
 
 def gaussian_mu(epsilon: Real, delta: Real) -> float:
-    """The largest mu that is (epsilon, delta)-indistinguishable: the inverse of `gaussian_delta`.
+    """Return the largest mu that is (epsilon, delta)-indistinguishable: invert `gaussian_delta`.
 
     Args:
       epsilon: nats, at least 0.
@@ -108,7 +108,7 @@ def gaussian_mu(epsilon: Real, delta: Real) -> float:
 
 
 def analytic_gaussian_sigma(sensitivity: Real, epsilon: Real, delta: Real) -> float:
-    """The smallest noise that makes output perturbation (epsilon, delta)-indistinguishable. [C]
+    """Return the least noise of (epsilon, delta)-indistinguishable output perturbation. [C]
 
     Balle & Wang 2018: exact, for every epsilon >= 0.
 
@@ -129,7 +129,7 @@ def _mills(t: Values) -> Values:
 
 
 def _mills_decrease(t: Values) -> Values:
-    """-R'(t) = 1 - t R(t); by its asymptotic series where that cancels."""
+    """Return -R'(t) = 1 - t R(t); by its asymptotic series where that cancels."""
     small, inverse = np.minimum(t, 30.0), 1 / np.maximum(t, 30.0) ** 2
     series = np.zeros_like(t)
     for k in range(13, 0, -2):  # 1/t^2 (1 - 3/t^2 (1 - 5/t^2 (…)))
@@ -138,5 +138,5 @@ def _mills_decrease(t: Values) -> Values:
 
 
 def _finite(function):
-    """The function with -inf as the lowest float, which root finders take."""
+    """Wrap the function: -inf becomes the lowest float, which root finders take."""
     return lambda x: max(function(x), -1e300)

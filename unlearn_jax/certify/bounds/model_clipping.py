@@ -39,7 +39,7 @@ def model_clipping_delta(
     init_radius: Real | None = None,
     init_noise_std: Real | None = None,
 ) -> float:
-    """The delta after T steps of model clipping at this epsilon. [P]
+    """Return the delta after T steps of model clipping at this epsilon. [P]
 
     delta <- delta * theta_v(2 R / sigma), v = log(1 + (e^eps - 1) / delta), where theta_v(mu) is
     `gaussian_delta`; from delta = 1, or theta_eps(2 C0 / sigma_0) after initial noise.
@@ -81,7 +81,7 @@ def model_clipping_epsilon(
     init_radius: Real | None = None,
     init_noise_std: Real | None = None,
 ) -> float:
-    """The smallest epsilon at which `model_clipping_delta` is at most delta; the same arguments."""
+    """Return the least epsilon at which `model_clipping_delta` is at most delta; same arguments."""
     probability(delta=delta)
 
     def excess(epsilon):
@@ -110,7 +110,7 @@ def model_clipping_sigma(
     init_radius: Real | None = None,
     init_noise_std: Real | None = None,
 ) -> float:
-    """The smallest noise per step at which `model_clipping_delta` is at most delta. [P]
+    """Return the least noise per step at which `model_clipping_delta` is at most delta. [P]
 
     Args:
       model_clip_norm: see `model_clipping_delta`, as for all others.
@@ -156,7 +156,7 @@ def _radii(
     grad_clip_norm: Real,
     init_radius: Real | None,
 ) -> tuple[float, float]:
-    """Radii within which the means lie before noise: in the first step, in the others."""
+    """Return the radii within which the means lie before noise: first step, other steps."""
     positive(model_clip_norm=model_clip_norm)
     one_of(ORDERS, order=order)
     nonnegative(step_size=step_size, grad_clip_norm=grad_clip_norm)

@@ -35,7 +35,7 @@ def noisy_finetune_mu(
     weight_decay: Real = 0.0,
     stateful_optimizer: bool = False,
 ) -> float:
-    """The mu of T steps of noisy clipped fine-tuning. [P]
+    """Return the mu of T steps of noisy clipped fine-tuning. [P]
 
     D_T / sqrt(V_T), smallest over 1..T unless the optimizer is stateful; without weight decay
     (d0 + 2 gamma C1 T) / (sigma sqrt(T)).
@@ -69,7 +69,7 @@ def noisy_finetune_sigma(
     delta: Real,
     stateful_optimizer: bool = False,
 ) -> float:
-    """The smallest noise per step for (epsilon, delta), by `noisy_finetune_mu`. [P]
+    """Return the least noise per step for (epsilon, delta), by `noisy_finetune_mu`. [P]
 
     Args:
       init_distance: see `noisy_finetune_mu`, as for all others.
@@ -90,7 +90,7 @@ def noisy_finetune_sigma(
 def noisy_finetune_optimal_steps(
     init_radius: Real, step_size: Real, clip_norm: Real, weight_decay: Real = 0.0
 ) -> int:
-    """The horizon with the least total noise for a start in a ball ("retrain"); -1 if none is. [P]
+    """Return the horizon of least total noise from a ball ("retrain"); -1 if none is. [P]
 
     Without weight decay ceil(C0 / (gamma C1)); with it rho^T = 1 - lambda C0 / C1, rounded up. -1:
     lambda C0 >= C1, more steps always need less noise. The continuous optimum rounded up is within
@@ -115,7 +115,7 @@ def noisy_finetune_optimal_steps(
 def _chain(
     init_distance: Real, steps: Real, step_size: Real, clip_norm: Real, weight_decay: Real
 ) -> tuple[float, float]:
-    """(contraction, shift) of one step, after checking the arguments."""
+    """Return (contraction, shift) of one step, after checking the arguments."""
     nonnegative(init_distance=init_distance, clip_norm=clip_norm, weight_decay=weight_decay)
     count(steps=steps)
     positive(step_size=step_size)
@@ -128,7 +128,7 @@ def _chain(
 
 
 def _unit_mu(init_distance: Real, rho: Real, shift: Real, steps: Real) -> float:
-    """D_T / sqrt(V_T) at noise 1."""
+    """Return D_T / sqrt(V_T) at noise 1."""
     if rho == 1:
         return (init_distance + shift * steps) / math.sqrt(steps)
     decayed = math.expm1(steps * math.log(rho))  # rho^T - 1
@@ -137,7 +137,7 @@ def _unit_mu(init_distance: Real, rho: Real, shift: Real, steps: Real) -> float:
 
 
 def _continuous_best(init_distance: Real, rho: Real, shift: Real) -> float:
-    """The real T > 0 at which `_unit_mu` is smallest (it falls before and rises after); or inf."""
+    """Find the real T > 0 at which `_unit_mu` is smallest (it falls, then rises); or inf."""
     if rho == 1:
         return init_distance / shift if shift else math.inf
     remaining = 1 - init_distance * (1 - rho) / shift if shift else -1.0

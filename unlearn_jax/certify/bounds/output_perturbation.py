@@ -32,7 +32,7 @@ def decoupling_sensitivity(
     reprojection_radius: Real | None = None,
     certifier: str = "retrain",
 ) -> float:
-    """The largest distance between the decoupled model and the certifier's, before noise. [P]
+    """Bound the distance between the decoupled model and the certifier's, before noise. [P]
 
     Without re-projection 2 C0 + eta T C1 ("retrain") or C0 + eta T C1 ("reference"); with it the
     smaller of that and C0 + C_dec ("retrain") or C_dec ("reference"): with C_dec = C0 any ascent,

@@ -39,7 +39,7 @@ def reflection_delta(
     epsilon: Real,
     cap: Real = math.inf,
 ) -> float:
-    """The delta at this epsilon if |phi(x) - phi(y)| <= min(rho |x - y| + s, cap) in T steps. [O]
+    """Return delta if |phi(x) - phi(y)| <= min(rho |x - y| + s, cap) in T steps. [O]
 
     Gamma_T(d0, eps) / sigma-scaled, with Gamma_0 = 1 and Gamma_{t+1}(r, v) = int_0^inf f(u)
     Gamma_t(2u, 2uv/r') du, r' = min(rho r + s, cap), f(u) = phi(u + v/r' - r'/2) - e^v phi(u + v/r'
@@ -83,7 +83,7 @@ def reflection_epsilon(
     *,
     below: Real,
 ) -> float:
-    """An epsilon at which `reflection_delta` is at most delta, to 1e-3 of `below`. [O]
+    """Find an epsilon at which `reflection_delta` is at most delta, to 1e-3 of `below`. [O]
 
     Bisection, about ten evaluations.
 
@@ -117,7 +117,7 @@ def reflection_sigma(
     epsilon: Real,
     delta: Real,
 ) -> float:
-    """A noise per step at which `reflection_delta` is at most delta, to 1e-4 relative. [O]
+    """Find a noise per step at which `reflection_delta` is at most delta, to 1e-4 relative. [O]
 
     Args:
       init_distance: see `reflection_delta`, as for all others; the shift or it above 0.
@@ -157,7 +157,7 @@ def _evaluate(
     panel: Real,
     ratios: int,
 ) -> float:
-    """Gamma_T on one grid, distances in standard deviations; `start` is the first r'."""
+    """Compute Gamma_T on one grid, distances in standard deviations; `start` is the first r'."""
     nodes, weights = _nodes(_furthest(start, contraction, shift, cap, steps) / 2, panel)
     ratio = epsilon / start  # v / r of the first step
     first = _kernel(nodes, start, np.array([ratio]))
@@ -189,7 +189,7 @@ def _evaluate(
 
 
 def _row(nodes, weights, grid, distance, mapped):
-    """What one distance needs for a step: window, kernel [window, ratio], interpolation, tails."""
+    """Prepare a step at one distance: window, kernel [window, ratio], interpolation, tails."""
     ratios = np.minimum(grid * distance / mapped, grid[-1])  # rounding v down is the safe side
     low, high = mapped / 2 - ratios[-1] - _REACH, mapped / 2 + _REACH
     window = slice(*np.searchsorted(nodes, (low, high)))
@@ -216,14 +216,14 @@ def _apply(row, table):
 
 
 def _kernel(u: np.ndarray, mapped: Real, ratios: np.ndarray) -> np.ndarray:
-    """f(u) for v = ratio * mapped: phi(u + v/r' - r'/2) (1 - e^{-u r'}), without cancellation."""
+    """Compute f(u) for v = ratio * mapped: phi(u + v/r' - r'/2) (1 - e^{-u r'}), stably."""
     x = u[:, None] + ratios - mapped / 2
     density = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
     return density * -np.expm1(-u * mapped)[:, None]
 
 
 def _nodes(reach: Real, panel: Real) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss-Legendre nodes and weights on [0, reach], in panels that are narrow near 0."""
+    """Make Gauss-Legendre nodes and weights on [0, reach], in panels that are narrow near 0."""
     edges = np.append(_NEAR, np.arange(1, math.ceil(reach / panel) + 1) * panel)
     x, w = np.polynomial.legendre.leggauss(_ORDER)
     half = np.diff(edges)[:, None] / 2
@@ -236,7 +236,7 @@ def _top(nodes: np.ndarray, panel: Real) -> float:
 
 
 def _furthest(start: Real, contraction: Real, shift: Real, cap: Real, steps: int) -> float:
-    """A distance that is not exceeded, up to a probability of 1e-15."""
+    """Bound the distance, up to a probability of 1e-15."""
     distance, furthest, variance = start, start, 1.0
     for _ in range(steps - 1):
         distance = min(contraction * distance + shift, cap)

@@ -64,23 +64,23 @@ class Split:
 
     @property
     def remaining(self) -> Rows:
-        """The training rows that are not forgotten: what retraining from scratch uses."""
+        """List the training rows that are not forgotten: what retraining from scratch uses."""
         return np.setdiff1d(self.train, self.forget)
 
     @property
     def poisoned(self) -> Rows:
-        """The rows of the forget set that carry a backdoor."""
+        """List the rows of the forget set that carry a backdoor."""
         return np.array((self.manifest["poison"] or {}).get("rows", ()), np.int64)
 
     @property
     def asked(self) -> Rows:
-        """The rows of all images that must go, also of those that no model was trained on."""
+        """List the rows of all images that must go, also of those that no model was trained on."""
         more = [self.manifest.get(key, ()) for key in ("withdrawn", "held_out")]
         return np.unique(np.concatenate([self.forget, *(np.array(rows, int) for rows in more)]))
 
     @property
     def served(self) -> list[Rows]:
-        """The rows of each request that was served before this one."""
+        """List the rows of each request that was served before this one."""
         return [np.array(of["rows"], np.int64) for of in self.manifest.get("served", ())]
 
 

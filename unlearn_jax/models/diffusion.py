@@ -53,7 +53,7 @@ def linear_schedule(
 def between(
     gammas: Float[Array, "t"], timestep: Int[Array, "b"], share: Float[Array, "b"]
 ) -> Float[Array, "b"]:
-    """Noise levels between those of t - 1 (share 0) and t (share 1), for t in 1 … T-1."""
+    """Interpolate between the noise levels of t - 1 (share 0) and t (share 1), t in 1 … T-1."""
     before, after = gammas[timestep - 1], gammas[timestep]
     return before + share * (after - before)
 

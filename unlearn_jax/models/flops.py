@@ -59,7 +59,7 @@ class Counted:
 
     @property
     def compiled(self) -> bool:
-        """Whether it has been compiled."""
+        """Tell whether it has been compiled."""
         return self._compiled is not None
 
     def compile(self, *args: Any) -> bool:

@@ -135,22 +135,22 @@ class MAGE(Model):
 
     @property
     def vqgan(self) -> VQGAN:
-        """The tokenizer, whose parameters are params["vqgan"]."""
+        """Return the tokenizer, whose parameters are params["vqgan"]."""
         return VQGAN(image_size=self.image_size, **dict(self.tokenizer))
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids: codes, classes and the mask."""
+        """Count the ids: codes, classes and the mask."""
         return self.vqgan.codebook + self.class_slots + 1
 
     @property
     def mask_id(self) -> int:
-        """Id of an unknown token, the last one."""
+        """Return the id of an unknown token, the last one."""
         return self.vocabulary - 1
 
     @property
     def class_id(self) -> int:
-        """Id of what stands before every sequence."""
+        """Return the id of what stands before every sequence."""
         return self.vqgan.codebook + min(_CLASS_SLOT, self.class_slots - 1)
 
     @property

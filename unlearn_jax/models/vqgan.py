@@ -162,12 +162,12 @@ class VQGAN(Model):
 
     @property
     def stride(self) -> int:
-        """Pixels per code, in each axis."""
+        """Return how many pixels there are per code, in each axis."""
         return 2 ** (len(self.ch_mult) - 1)
 
     @property
     def num_tokens(self) -> int:
-        """Codes per image."""
+        """Count the codes per image."""
         return (self.image_size // self.stride) ** 2
 
     @property

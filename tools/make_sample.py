@@ -1,4 +1,4 @@
-"""Writes the bundled sample: a class-balanced part of CIFAR-10, 2,500 training and 500 test images.
+"""Write the bundled sample: a class-balanced part of CIFAR-10, 2,500 training and 500 test images.
 
     python -m tools.make_sample --source_dir=DIR --out=unlearn_jax/data/sample
 

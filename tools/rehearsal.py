@@ -1,4 +1,4 @@
-"""Makes a small ImageNet, a small Places365 and small checkpoints, to rehearse the full request.
+"""Make a small ImageNet, a small Places365 and small checkpoints, to rehearse the full request.
 
     python -m tools.rehearsal --out=data
 

@@ -1,4 +1,4 @@
-"""Audits a request, or the mechanism of a certificate.
+"""Audit a request, or the mechanism of a certificate.
 
     python -m unlearn_jax.audit --config=configs/quickstart.py --workdir=runs/quickstart
     python -m unlearn_jax.audit epsilon --workdir=runs/certified/unlearned

@@ -1,4 +1,4 @@
-"""Verifies a certificate, or plans one.
+"""Verify a certificate, or plan one.
 
     python -m unlearn_jax.certify verify runs/certified/unlearned
     python -m unlearn_jax.certify plan --mechanism=output_perturbation --epsilon=1 --delta=1e-5 \\

@@ -1,4 +1,4 @@
-"""Attacks the certified mechanism itself: self-test of its noise, and a lower bound of its epsilon.
+"""Attack the certified mechanism itself: self-test of its noise, and a lower bound of its epsilon.
 
 `python -m unlearn_jax.audit epsilon` takes mechanism and arguments from certificate.json and runs
 the code that a run uses, thousands of times, on the worst case that we know: starts as far apart as

@@ -1,4 +1,4 @@
-"""Converts published checkpoints into models to unlearn, and models back.
+"""Convert published checkpoints into models to unlearn, and models back.
 
     python -m unlearn_jax.convert --family=mae --checkpoint=FILE.pth --out=runs/original
     python -m unlearn_jax.convert --family=mae --export --checkpoint=runs/unlearned --out=FILE.pth

@@ -1,4 +1,4 @@
-"""Prepares a dataset as it is distributed: every image checked, in shards that open at once.
+"""Prepare a dataset as it is distributed: every image checked, in shards that open at once.
 
     python -m unlearn_jax.prepare --layout=imagenet --source=DIR --out=DIR
     python -m unlearn_jax.prepare --layout=places365 --source=DIR --out=DIR --resize=256 \\

@@ -1,4 +1,4 @@
-"""Writes results.json for a request: every model on every set, with intervals, and the costs.
+"""Write results.json for a request: every model on every set, with intervals, and the costs.
 
     python -m unlearn_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
 

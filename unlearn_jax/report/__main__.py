@@ -1,4 +1,4 @@
-"""Writes the pages of a request: report.html, and that of the published evaluation.
+"""Write the pages of a request: report.html, and that of the published evaluation.
 
 python -m unlearn_jax.report --workdir=runs/quickstart
 """

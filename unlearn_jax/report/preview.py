@@ -1,4 +1,4 @@
-"""Shows what a request means before anything is trained: which images, and what can be shown.
+"""Show what a request means before anything is trained: which images, and what can be shown.
 
     python -m unlearn_jax.request --config=configs/quickstart.py --out=runs/request
 

@@ -44,7 +44,10 @@ def get_config() -> ConfigDict:
 def joint(
     objective: str, forget_weight: float, steps: int = 300, learning_rate: float = 3e-4, **more
 ) -> ConfigDict:
-    """Make a phase on both sets: batches of 32, since many small steps repair more than few."""
+    """Make a phase on both sets.
+
+    Its batches have 32 images, since many small steps repair more than few large ones.
+    """
     optimizer = {"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 10}
     return phase(
         objective=objective,

@@ -174,7 +174,7 @@ def save_params(workdir: Path, params: Params, **facts: Any) -> None:
 def restore_latest(
     manager: ocp.CheckpointManager, like: Callable[[Meta], tuple[Params, Any]]
 ) -> tuple[Params, Any, Meta] | None:
-    """Return (params, opt, meta) of the newest undamaged checkpoint, None if there is none.
+    """Return (params, opt, meta) of the newest undamaged checkpoint, None if nothing was saved.
 
     A damaged checkpoint is moved to WORKDIR/damaged, which is said on stderr, and the one before
     it is tried.

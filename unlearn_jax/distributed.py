@@ -144,7 +144,7 @@ def fetch(tree: Any) -> Any:
 
 
 def make_asker(mesh: Mesh) -> Callable[[int, bool], bool]:
-    """Make (step, flag) -> whether any process gave True; to be called in every step.
+    """Make a function (step, flag) -> whether any process gave True; to be called in every step.
 
     With one process, the flag itself. With several, they tell each other every `ASK_EVERY` steps
     and look at the answer when they ask again, so that no step waits for it; all get the same one.

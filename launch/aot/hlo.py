@@ -80,7 +80,10 @@ def moved(text: str) -> Moved:
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Parse (the computations: name -> instruction by name, in order; the name of the entry)."""
+    """Parse the text to (computations, the name of the entry).
+
+    Computations: name -> instruction by name, in order.
+    """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():

@@ -35,6 +35,7 @@ def calibrated(
 ) -> Terms:
     """Keep the loss of retain rows low; bring that of forget rows to their goals.
 
+    retain = the model's own loss.
     forget = -distance(log loss(x) - log goal(x)): zero is best, and ascending it leads each forget
     row to the loss `batch["goal"]` that the phase's `goal` says, up from where it was memorised and
     not beyond. Our own method; goals are in `methods/goals.py`. A fixed ascent, by contrast,

@@ -34,9 +34,10 @@ def noisy_label(
 ) -> Terms:
     """Train with the model's own loss; on forget rows, towards noise in the hole.
 
-    The noise is `noise_image` of type "normal": what fills the hole of a forget row is to look like
-    it, instead of like the image. A model with labels of its own draws those at random
-    (`noisy_loss`). Cost: one forward and one backward pass.
+    The forget term is minus the loss of restoring that noise, which is `noise_image` of type
+    "normal": what fills the hole of a forget row is to look like it, instead of like the image. A
+    model with labels of its own draws those at random (`noisy_loss`). Cost: one forward and one
+    backward pass.
     """
     del target
     if model.noisy_loss:
@@ -247,7 +248,10 @@ def _pull(
     bug_compat: bool,
     upstream_weights: bool,
 ) -> Terms:
-    """Make terms of two distances: retain rows are to have a small `keep`, forget rows `change`."""
+    """Make terms of two distances: retain rows are to have a small `keep`, forget rows `change`.
+
+    So forget = -change, since forget terms are ascended.
+    """
     retain, forget = _split(batch)
     if bug_compat:  # the mean over the retain rows, whichever forget row is asked
         mean = jnp.where(retain, change, 0.0).sum() / jnp.maximum(retain.sum(), 1)

@@ -73,7 +73,7 @@ def add_gradient(
     *,
     model: Model,
 ) -> Params:
-    """Add the gradient of the sum of the model's losses on the valid rows of a batch.
+    """Add to `gradient` that of the sum of the model's losses on the valid rows of a batch.
 
     The sum over all rows has the same largest coordinates as the mean.
     """

@@ -167,7 +167,7 @@ def noisy_sgd(
     weight_decay: float = 0.0,
     model_clip_norm: float = math.inf,
 ) -> optax.GradientTransformationExtraArgs:
-    """Step x <- Pi_C2(x - gamma (clip_C1(g) + lambda (x - c))) + sigma Z; there is no state.
+    """Make the step x <- Pi_C2(x - gamma (clip_C1(g) + lambda (x - c))) + sigma Z; no state.
 
     `update` takes three more arguments: `secret`, the keys [4] of the run, `step`, and `reference`,
     the centre c with the leaves of the parameters.

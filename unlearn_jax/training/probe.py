@@ -27,7 +27,7 @@ def make_probe(
 ) -> Callable[[Params], dict[str, jax.Array]]:
     """Make a function from trainable leaves to scalars on fixed forget and holdout rows.
 
-    Of each, up to cfg.probe_rows.
+    Of each set there are up to cfg.probe_rows.
 
     `probe_forget`, `probe_holdout` (of calibration rows, if there are any): the model's mean loss.
     With a target also `displacement`: mean over the forget rows of the RMS distance to the target's

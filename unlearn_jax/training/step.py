@@ -165,7 +165,7 @@ def _in_slices(params, target, batch, key, accumulate, rows, model, combine, **s
 
 
 def _with_draws(model: Model, key: PRNGKeyArray, draws: dict[str, Any]) -> Model:
-    """Let the model take `draws` wherever it is called with this very key."""
+    """Return the model, made to take `draws` wherever it is called with this very key."""
 
     def call(method, *args, **kwargs):
         mine = any(x is key for x in (*args, *kwargs.values()))

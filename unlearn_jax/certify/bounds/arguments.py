@@ -1,4 +1,4 @@
-"""What the arguments of a bound must be: one ValueError that names argument, range and value."""
+"""What the arguments of a bound must be: one UserError that names argument, range and value."""
 
 import math
 from collections.abc import Collection

@@ -39,7 +39,7 @@ def reflection_delta(
     epsilon: Real,
     cap: Real = math.inf,
 ) -> float:
-    """Return delta if |phi(x) - phi(y)| <= min(rho |x - y| + s, cap) in T steps. [O]
+    """Return the delta at epsilon if |phi(x) - phi(y)| <= min(rho |x - y| + s, cap) in T steps. [O]
 
     Gamma_T(d0, eps) / sigma-scaled, with Gamma_0 = 1 and Gamma_{t+1}(r, v) = int_0^inf f(u)
     Gamma_t(2u, 2uv/r') du, r' = min(rho r + s, cap), f(u) = phi(u + v/r' - r'/2) - e^v phi(u + v/r'
@@ -216,7 +216,10 @@ def _apply(row, table):
 
 
 def _kernel(u: np.ndarray, mapped: Real, ratios: np.ndarray) -> np.ndarray:
-    """Compute f(u) for v = ratio * mapped: phi(u + v/r' - r'/2) (1 - e^{-u r'}), stably."""
+    """Compute f(u) for v = ratio * mapped, without cancellation.
+
+    It is phi(u + v/r' - r'/2) (1 - e^{-u r'}).
+    """
     x = u[:, None] + ratios - mapped / 2
     density = np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
     return density * -np.expm1(-u * mapped)[:, None]
@@ -236,7 +239,11 @@ def _top(nodes: np.ndarray, panel: Real) -> float:
 
 
 def _furthest(start: Real, contraction: Real, shift: Real, cap: Real, steps: int) -> float:
-    """Bound the distance, up to a probability of 1e-15."""
+    """Return a distance that is not exceeded, up to a probability of 1e-15.
+
+    Raises:
+      UserError: it is more than `_FURTHEST`.
+    """
     distance, furthest, variance = start, start, 1.0
     for _ in range(steps - 1):
         distance = min(contraction * distance + shift, cap)

@@ -82,8 +82,8 @@ def name_of(thing: Any) -> str:
     Raises:
       UserError: it has no name that another process could import it by.
 
-    >>> name_of(Path)
-    'pathlib:Path'
+    >>> name_of(find)
+    'unlearn_jax.registry:find'
     """
     name = getattr(thing, "__qualname__", "<an object>")
     module = getattr(thing, "__module__", "")

@@ -92,6 +92,7 @@ def test_package_commands_in_their_order(command, runs):
     binaries.run("unlearn_jax", name, *flags, *more)
 
 
+@pytest.mark.long
 def test_the_last_of_them_left_what_they_say(runs):
     assert (runs / "quickstart/report.html").stat().st_size > 10_000
     assert (runs / "completed/sheet.png").exists() and (runs / "records/manifest.json").exists()

@@ -9,7 +9,7 @@ Beside results.json it writes examples.npz (every metric of every example) and g
         --checkpoints=original=runs/mage/original,unlearned=runs/mage/unlearned
 
 is the published evaluation instead: FID, Inception Score and CLIP of completed validation images,
-in workdir/protocol; see evaluate/protocol.py. Several processes share the work, see `distributed`.
+in workdir/protocol; see evaluate/protocol/. Several processes share the work, see `distributed`.
 """
 
 from pathlib import Path

@@ -8,6 +8,7 @@ Several processes save and restore together: each its part of the arrays, the fi
 """
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from unlearn_jax import distributed, files
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import AGAIN, DamagedError, UserError
 from unlearn_jax.sharding import leaf_path
 
 DIRECTORY = "checkpoints"
@@ -96,7 +97,7 @@ def open_manager(
     try:
         yield manager
     except Exception as error:  # if a peer is gone, its part will never be written
-        lost = jax.process_count() > 1 and distributed.exit_code(error) == distributed.PEER_LOST
+        lost = jax.process_count() > 1 and distributed.exit_code(error) == AGAIN
         raise
     finally:
         if not lost:
@@ -204,7 +205,7 @@ def restore_latest(
             damaged.append(step)
             print(f"warning: {error}; moved to {aside}, trying an older one", file=sys.stderr)
     if damaged:
-        raise UserError(
+        raise DamagedError(
             f"Every checkpoint of {directory} was damaged (steps {damaged}, now in "
             f"{directory.parent / 'damaged'}). Run the same command again to start anew."
         )
@@ -228,7 +229,25 @@ def read_meta(workdir: Path | str) -> Meta:
     try:
         return _restore_meta(Path(workdir).absolute() / DIRECTORY, max(steps))
     except Damaged as error:
-        raise UserError(str(error)) from error
+        raise DamagedError(str(error)) from error
+
+
+def is_done(workdir: Path | str) -> bool:
+    """Tell whether there is a finished run, as far as its newest checkpoint tells."""
+    try:
+        return bool(read_meta(workdir)["done"])
+    except UserError:  # whoever reads it is told
+        return False
+
+
+def run_of(relevant: Mapping[str, Any]) -> dict[str, str]:
+    """Return hashes of the run that a checkpoint is of: {"config", "split"}.
+
+    Args:
+      relevant: of its config, as config.json has it; see `config.identity`.
+    """
+    config = {key: value for key, value in relevant.items() if key != "rows"}
+    return {"config": files.digest(config), "split": str(relevant.get("rows"))}
 
 
 def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
@@ -256,7 +275,7 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
             )
         (params,) = _restore_checked(directory, step, meta, params=like)
     except Damaged as error:
-        raise UserError(
+        raise DamagedError(
             f"{error}. Run the command that made it again: it falls back to its last good "
             "checkpoint and finishes from there."
         ) from error
@@ -283,7 +302,7 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
             )
     except Damaged as error:
-        raise UserError(str(error)) from error
+        raise DamagedError(str(error)) from error
     if not meta["done"]:
         raise UserError(f"The run in {workdir} has not finished (step {step}).")
     return like, meta
@@ -321,7 +340,43 @@ def _restore_meta(directory: Path, step: int) -> Meta:
         meta = json.loads((directory / str(step) / "meta" / "metadata").read_text("utf-8"))
         if meta.pop("sha256") != files.digest(meta):
             raise UserError("checksum of meta is wrong")
+    _check_place(directory / str(step), meta)
     return meta
+
+
+def _check_place(path: Path, meta: Meta) -> None:
+    """Check that a checkpoint lies where its run has saved it: that step, beside that config.json.
+
+    Raises:
+      UserError: the folder was renamed, or copied from another run.
+    """
+    if str(meta["step"]) != path.name:
+        raise UserError(
+            f"{path} is the checkpoint of step {meta['step']}, by what it says itself: the folder "
+            f"was renamed. Name it {meta['step']} again, or remove it."
+        )
+    config = path.parents[1] / "config.json"
+    if not config.exists():
+        return
+    if not meta.get("of"):
+        return _say_unbound(path.parent) if meta.get("examples") else None
+    expected = run_of(json.loads(config.read_text("utf-8"))["relevant"])
+    if meta["of"] != expected:
+        told = [f"{k} {v[:12]}, not {expected[k][:12]}" for k, v in sorted(meta["of"].items())]
+        raise UserError(
+            f"{path} was saved by another run than that of {config}: {'; '.join(told)}. Put this "
+            "run's own checkpoints back, or use another --workdir."
+        )
+
+
+@functools.cache  # once for a folder
+def _say_unbound(directory: Path) -> None:
+    if distributed.first():
+        print(
+            f"{directory} is of an earlier version and does not say of which run: loaded, as its "
+            "steps are those of its folders.",
+            file=sys.stderr,
+        )
 
 
 def _restore(directory: Path, step: int, item: str, like: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How every binary starts: flags, and a user's mistake as one clear message."""
+"""How every command starts and ends: flags, mistakes as one clear message, signals, exit codes."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,10 @@ import importlib
 import os
 import platform
 import re
+import signal
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from unlearn_jax.files import cache_folder
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import AGAIN, MISTAKE, UserError
 
 MAX_BYTES = 2 * 2**30
 MIN_SECONDS = 0.02  # what compiles faster is compiled again
@@ -36,7 +39,8 @@ def start(
 
     "config" and "workdir" are defined here, a binary defines any others. A user's mistake, that is
     a UserError, an OSError, more than fits into memory or a flag that cannot be parsed, ends it
-    with its message and exit code 1; --traceback shows where it was raised.
+    with its message and the exit code of `registry`; --traceback shows where it was raised.
+    SIGINT and SIGTERM are answered, see `answering`, and end it with `registry.AGAIN`.
 
     Where `several` processes can share the work, flags say which of them this is, see
     `distributed.start`. Any of them that fails ends them all, with exit codes that are not 0.
@@ -84,6 +88,12 @@ def start(
                 distributed.leave()
         except (OSError, UserError, FloatingPointError) as error:
             _fail(error, show=flags.FLAGS.traceback, shared=shared)
+        except Interrupted as stop:
+            if shared and stop.agreed:
+                distributed.leave()
+            elif shared:
+                distributed.abandon(AGAIN, str(stop))
+            raise
         except SystemExit:
             if shared:
                 distributed.leave()
@@ -91,11 +101,135 @@ def start(
         except BaseException:  # whatever it is, nobody may wait for this process
             if shared:
                 traceback.print_exc()
-                distributed.abandon(distributed.PEER_LOST)
+                distributed.abandon(AGAIN)
             raise
 
     keep_freed_memory()
-    app.run(run, flags_parser=functools.partial(_parse, needs=needs, example=example))
+    try:
+        with answering():
+            app.run(run, flags_parser=functools.partial(_parse, needs=needs, example=example))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(AGAIN)
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM has ended a command, after what had to be finished.
+
+    Attributes:
+      agreed: whether all processes of the job stop here.
+    """
+
+    def __init__(self, kept: str = "what was finished is kept", agreed: bool = False):
+        """Say what is left of the work."""
+        by = _received[0] if _received else "another process"
+        super().__init__(f"\nStopped by {by}, {kept}. The same command resumes.")
+        self.agreed = agreed
+
+
+_received: list[str] = []  # the signals that ask this process to stop
+_finishing: list[str] = []  # what is done before it does, the innermost last
+
+
+def stopping() -> bool:
+    """Tell whether a signal has asked this process to stop."""
+    return bool(_received)
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Answer SIGINT and SIGTERM: the first one stops the command, by `Interrupted`.
+
+    It does so at once or, in `finishing`, after that. A line says so, from a thread of its own:
+    the main one may be compiling for minutes. A second SIGINT ends the process. Inside of another
+    `answering`, and in threads, nothing happens.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is _stop:
+        yield
+        return
+    hears, told = socket.socketpair()
+    told.setblocking(False)
+    wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    threading.Thread(target=_answer, args=(hears,), daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        told.close()
+        _received.clear()
+
+
+@contextlib.contextmanager
+def finishing(what: str) -> Iterator[None]:
+    """Let signals wait until the context ends; then all processes of the job stop if one got one.
+
+    Args:
+      what: is finished, for the line that answers a signal: "the step".
+
+    Raises:
+      Interrupted: at the end, if a signal came that nothing inside has heeded.
+    """
+    with answering():
+        _finishing.append(what)
+        try:
+            yield
+        finally:
+            _finishing.pop()
+        stop_if_asked()
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Let signals stop the command at once, inside of `finishing`: where nothing is unsaved."""
+    waiting = _finishing[:]
+    stop_if_asked()
+    _finishing.clear()
+    try:
+        yield
+    finally:
+        _finishing.extend(waiting)
+
+
+def stop_if_asked() -> None:
+    """Raise `Interrupted` on all processes of the job if a signal has asked one of them to stop."""
+    from unlearn_jax import distributed
+
+    if not distributed.everywhere(not _received):
+        raise Interrupted(agreed=True)
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Handle a signal in the main thread, as soon as that runs Python."""
+    _received.append(signal.Signals(number).name)
+    if not _finishing and len(_received) == 1:
+        raise Interrupted
+
+
+def _answer(hears: socket.socket) -> None:
+    """Answer signals while `answering` lasts, whatever the main thread does."""
+    interrupts = answered = 0
+    with hears:
+        while number := hears.recv(1):
+            if number[0] not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            interrupts += number[0] == signal.SIGINT
+            if interrupts > 1:
+                _tell("\nStopped at once. The same command resumes from what was saved.")
+                os._exit(AGAIN)
+            if not answered:
+                after = f"after {_finishing[-1]}" if _finishing else "as soon as it can"
+                name = signal.Signals(number[0]).name
+                _tell(f"\n{name}: it stops {after}. Ctrl-C once more stops at once.")
+            answered = True
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # the main thread may hold the lock of sys.stderr
+        os.write(2, f"{text}\n".encode())
 
 
 def keep_compiled(where: str = "") -> None:
@@ -289,4 +423,4 @@ def _fail(error: BaseException, show: bool, shared: bool = False) -> None:
         from unlearn_jax import distributed
 
         distributed.abandon(distributed.exit_code(error))
-    sys.exit(1)
+    sys.exit(getattr(error, "exit_code", MISTAKE))

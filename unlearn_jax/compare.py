@@ -38,11 +38,13 @@ from unlearn_jax.evaluate import results
 from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard
 from unlearn_jax.request import Request, load
+from unlearn_jax.training import lease
 
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
 FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
 
 
+@lease.exclusively()
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Compare the methods: return workdir/results.json; the leaderboard is written beside it.
 

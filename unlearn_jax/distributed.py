@@ -20,11 +20,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unlearn_jax import sharding
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import AGAIN, MISTAKE, UserError
 
 HEARTBEAT_S = 10  # of a peer; without a sign of it for so long the job ends
 ASK_EVERY = 4  # steps between two questions whether a process was told to stop
-PEER_LOST = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -89,23 +88,25 @@ def leave() -> None:
     jax.distributed.shutdown()
 
 
-def abandon(code: int) -> NoReturn:
+def abandon(code: int, text: str = "") -> NoReturn:
     """End this process now; the others, which may be waiting for it, notice and end, too."""
+    print(text, end="\n" if text else "", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def exit_code(error: BaseException | None) -> int:
-    """Return 1 for a user's mistake, `PEER_LOST` if what lies behind the error broke in JAX."""
+def exit_code(error: BaseException) -> int:
+    """Return the code of a user's mistake, `AGAIN` if what lies behind the error broke in JAX."""
     status = r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): "
-    while error:  # some paths of JAX raise a ValueError with the status of a broken collective
-        if exhausted(error):  # to try again would not help
-            return 1
-        if isinstance(error, jax.errors.JaxRuntimeError) or re.match(status, str(error)):
-            return PEER_LOST
-        error = error.__cause__ or error.__context__
-    return 1
+    behind: BaseException | None = error
+    while behind:  # some paths of JAX raise a ValueError with the status of a broken collective
+        if exhausted(behind):  # to try again would not help
+            return MISTAKE
+        if isinstance(behind, jax.errors.JaxRuntimeError) or re.match(status, str(behind)):
+            return AGAIN
+        behind = behind.__cause__ or behind.__context__
+    return getattr(error, "exit_code", MISTAKE)
 
 
 def first() -> bool:

@@ -27,9 +27,11 @@ from unlearn_jax.evaluate import results
 from unlearn_jax.report import preview
 from unlearn_jax.report import results_page as report
 from unlearn_jax.request import Request, original_workdir
+from unlearn_jax.training import lease
 from unlearn_jax.training.watch import images_of, say
 
 
+@lease.exclusively()
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Run a whole request; return workdir/results.json; workdir/report.html shows it.
 

@@ -13,7 +13,9 @@ Several processes train together (see `distributed`); a run may resume with anot
         --num_processes=2 --process_id=0   # and the same with --process_id=1
 """
 
-from contextlib import closing
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from unlearn_jax.methods import optimizer
 from unlearn_jax.methods.preparation import Context
 from unlearn_jax.models.flops import Counted
 from unlearn_jax.request import Request, entries_of, past_of
+from unlearn_jax.training import lease, noisy, watch
 from unlearn_jax.training.phases import Phase, make_phases
 from unlearn_jax.training.run import Record, Run
 from unlearn_jax.training.start import Start, load_start
 
 
+@lease.exclusively(unless=checkpoint.is_done)  # what has finished is only read
 def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> dict[str, Any]:
     """Train the stage cfg.stage; return its record: phases, why each ended, steps, seconds.
 
@@ -48,11 +52,11 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
       later: images that are trained on after this stage, for the time that is left of a request.
 
     Raises:
-      UserError: the config, the data or the workdir are not what they must be.
+      UserError: the config, the data or the workdir are not what they must be; another job has
+        the workdir.
       OSError: a file could not be read or written.
       FloatingPointError: training diverged.
-      SystemExit: with code 0, after SIGTERM or SIGINT, of any one process, once everything is
-        saved.
+      cli.Interrupted: after SIGTERM or SIGINT, of any one process, once everything is saved.
     """
     # ---- what is asked for: images, sets, model, devices
     # A stage that changes or replaces a model belongs to the request of the runs beside it.
@@ -66,8 +70,11 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
     phases = make_phases(request, start.params, start.keys.state)
 
     # ---- a workdir holds one run; one that was interrupted goes on where it was saved
-    record = claim(request, workdir, start)
-    with checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager:
+    with (
+        claimed(request, workdir, start) as record,
+        cli.finishing(f"the step, saved in {workdir}"),
+        checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager,
+    ):
         run = Run(request, workdir, start, phases, like, manager, record)
         if not run.record.done:
             noise = certified.load_noise(request, start, workdir)
@@ -79,6 +86,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
                 run.save()
         if phases[-1].noised:
             certified.issue(request, workdir, manager, start.original, start.keys.init)
+    lease.check(workdir, (*FILES[:2], f"{checkpoint.DIRECTORY}/{run.record.step}"))
     return run.record.meta()
 
 
@@ -91,7 +99,8 @@ def train_phase(run: Run, phase: Phase, noise: certified.Noised | None) -> None:
       noise: of a run with a noised phase, else None.
     """
     run.enter(phase)
-    columns = prepare(run, phase, noise)
+    with cli.at_once():
+        columns = prepare(run, phase, noise)
     constants = certified.constants(noise, phase, run.request.mesh) if phase.noised else ()
     step = Counted(phase.make_step(run.request, run.target, constants))
     first = run.record.step - run.record.phase_start
@@ -151,8 +160,14 @@ def prepare(run: Run, phase: Phase, noise: certified.Noised | None) -> dict[str,
     return columns
 
 
-def claim(request: Request, workdir: Path, start: Start) -> Record:
-    """Write config.json and split.json, or check those that are there; return a new record.
+FILES = ("config.json", "split.json", "metrics.jsonl", noisy.SECRET_FILE)
+
+
+@contextmanager
+def claimed(request: Request, workdir: Path, start: Start) -> Iterator[Record]:
+    """Write config.json and split.json, or check those that are there; yield a new record.
+
+    A run that ends before its first step has claimed nothing: the workdir is as it was.
 
     Raises:
       UserError: the workdir holds a run with other numbers.
@@ -163,11 +178,22 @@ def claim(request: Request, workdir: Path, start: Start) -> Record:
     rows = split.manifest["hash"]
     if stage.scratch:  # of what is left out, it depends on the rows alone
         rows = lineage.trained_on(split, getattr(split, stage.rows))
-    identity.claim(workdir, cfg, rows=rows, init_from=parents)
+    begun = (workdir / "config.json").exists() or checkpoint.saved_steps(workdir)
+    facts = identity.claim(workdir, cfg, rows=rows, init_from=parents)
     if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")
     forgets = entries_of(cfg, split) + ([request.entry()] if stage.rows != "train" else [])
-    return Record(served={"requests": forgets, "claim": past.claim if past else ""})
+    served = {"requests": forgets, "claim": past.claim if past else ""}
+    record = Record(served=served, of=checkpoint.run_of(facts))
+    try:
+        yield record
+    except BaseException:
+        if distributed.first() and not begun and not record.step:
+            for name in FILES:
+                (workdir / name).unlink(missing_ok=True)
+            for name in (checkpoint.DIRECTORY, watch.FOLDER):
+                shutil.rmtree(workdir / name, ignore_errors=True)
+        raise
 
 
 def main(cfg: ConfigDict, workdir: Path, profile: str) -> None:

@@ -14,6 +14,7 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request, original_workdir
+from unlearn_jax.training import lease
 from unlearn_jax.training.watch import images_of
 
 
@@ -35,6 +36,7 @@ class Findings(dict):
 MODELS = ("original", "unlearned", "retrained")
 
 
+@lease.exclusively()
 def run(cfg: ConfigDict, workdir: Path) -> Findings:
     """Run the audits; return them as they are written to workdir/audit.json.
 

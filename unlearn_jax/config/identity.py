@@ -92,8 +92,10 @@ def _fill(defaults: ConfigDict, values: Mapping[str, Any]) -> None:
             defaults[key] = ConfigDict(value) if isinstance(value, Mapping) else value
 
 
-def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
+def claim(workdir: Path, config: ConfigDict, **more: Any) -> dict[str, Any]:
     """Write workdir/config.json, or refuse a workdir that holds a run with other numbers.
+
+    Return what is `relevant` of the config.
 
     Like split.json it is written once: a certificate has its hash.
 
@@ -110,7 +112,6 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> None:
                 f"{workdir} holds a run of another config:\n{listed}\nChoose another --workdir, or "
                 "remove that one to start again."
             )
-        return
-    if not distributed.first():
-        return
-    files.write_json(path, {"config": config.to_dict(), "relevant": facts})
+    elif distributed.first():
+        files.write_json(path, {"config": config.to_dict(), "relevant": facts})
+    return facts

@@ -21,6 +21,7 @@ from unlearn_jax import cli, distributed
 from unlearn_jax.evaluate import results
 from unlearn_jax.evaluate.protocol import evaluation as protocol
 from unlearn_jax.evaluate.protocol import tables
+from unlearn_jax.training import lease
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
@@ -31,7 +32,8 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
             print(f"Wrote {workdir / 'results.json'}.")
         return
     pairs = [text.partition("=") for text in flags.FLAGS.checkpoints]
-    found = protocol.run(cfg, {name: Path(folder) for name, _, folder in pairs}, workdir)
+    with lease.take(workdir):
+        found = protocol.run(cfg, {name: Path(folder) for name, _, folder in pairs}, workdir)
     if distributed.first():
         print(tables.text(found), f"Wrote {workdir / protocol.FOLDER}/results.json.", sep="\n\n")
 

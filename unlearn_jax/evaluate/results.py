@@ -25,11 +25,13 @@ from unlearn_jax.data import lineage, served, splits
 from unlearn_jax.evaluate.metrics import displacement, reconstruction
 from unlearn_jax.evaluate.metrics.reconstruction import METRICS, interval
 from unlearn_jax.request import Request, original_workdir, past_of
+from unlearn_jax.training import lease
 
 MODELS = ("original", "unlearned", "retrained")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
 
 
+@lease.exclusively()
 def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Measure the models; return the results as they are written to workdir/results.json.
 

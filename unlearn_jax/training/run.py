@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +10,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from unlearn_jax import checkpoint, distributed, sharding
+from unlearn_jax import checkpoint, cli, distributed, sharding
 from unlearn_jax.models import Params, memory
 from unlearn_jax.models.flops import Counted
 from unlearn_jax.models.params import overlay, select
 from unlearn_jax.request import Request
+from unlearn_jax.training import lease
 from unlearn_jax.training import log as logs
 from unlearn_jax.training.phases import Phase
 from unlearn_jax.training.probe import fired, make_probe, make_samples
@@ -41,6 +40,7 @@ class Record:
       examples: images that steps were made of.
       flops: of steps and preparations.
       versions: that a certificate names; None without one.
+      of: the run that it is of, see `checkpoint.run_of`.
     """
 
     step: int = 0
@@ -54,9 +54,10 @@ class Record:
     examples: int = 0
     flops: float = 0.0
     versions: dict[str, str] | None = None
+    of: dict[str, str] | None = None
 
     @classmethod
-    def of(cls, meta: checkpoint.Meta) -> "Record":
+    def from_meta(cls, meta: checkpoint.Meta) -> "Record":
         """Read the record of a checkpoint."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in meta.items() if name in names})
@@ -107,7 +108,7 @@ class Run:
         found = checkpoint.restore_latest(manager, lambda meta: (like, self._stored(meta)))
         if found:
             whole, opt, meta = found
-            self.record = Record.of(meta)
+            self.record = dataclasses.replace(Record.from_meta(meta), of=record.of)
             params = select(start.pack(whole), start.trainable)
             self.state = UnlearnState(params=params, **start.pack(opt))
         else:
@@ -123,7 +124,7 @@ class Run:
 
     @contextlib.contextmanager
     def working(self, profile: str, later: int) -> Iterator[None]:
-        """Open what the loop writes to, and start its clock; signals then only ask it to stop."""
+        """Open what the loop writes to, and start its clock; nobody else may write there."""
         start, step, to = self.start, self.record.step, self.request.cfg.log.to
         self._later = later
         self._probe = make_probe(self.request, start.original, start.keys.probe)
@@ -131,7 +132,7 @@ class Run:
         self._ask = distributed.make_asker(self.request.mesh)
         self._metrics: dict[str, Any] = {}
         with (
-            _signals() as self._signals,
+            lease.take(self.workdir),
             logs.profile(profile) as self._profiled,
             contextlib.closing(logs.JsonlWriter(self.workdir / "metrics.jsonl", step)) as writer,
             open_log(to, self.workdir, step) as self._tell,
@@ -140,12 +141,16 @@ class Run:
             yield
 
     def enter(self, phase: Phase) -> None:
-        """Give the state that phase's optimizer, unless the phase only goes on."""
+        """Give the state that phase's optimizer, and save it, unless the phase only goes on.
+
+        What a phase prepares may take long and can be interrupted: nothing may be lost by it.
+        """
         record = self.record
         if phase.index > record.phase:
             record.phase, record.phase_start = phase.index, record.step
             key = self.start.keys.state
             self.state = phase.new_state(self.state.params, record.step, key)
+            self.save()
 
     @property
     def resumed(self) -> bool:
@@ -184,7 +189,8 @@ class Run:
         Raises:
           FloatingPointError: training diverged.
           OSError: a checkpoint could not be written.
-          SystemExit: with code 0, once everything is saved, if a signal asked for it.
+          cli.Interrupted: once everything is saved, if a signal asked for it.
+          UserError: another job has taken the workdir, or it is gone.
         """
         record, cfg = self.record, self.request.cfg
         record.step += 1
@@ -202,13 +208,10 @@ class Run:
             log.end_interval(record.step, probed, samples)
         if reason or record.step == record.phase_start + phase.spec.steps:
             return reason or "steps"
-        if self._ask(record.step, bool(self._signals)):
+        if self._ask(record.step, cli.stopping()):
             self.save()
             log.flush()
-            by = self._signals[0] if self._signals else "another process"
-            where = f"saved at step {record.step} in {self.workdir}"
-            print(f"\nStopped by {by}, {where}. The same command resumes.", file=sys.stderr)
-            raise SystemExit(0)
+            raise cli.Interrupted(f"saved at step {record.step} in {self.workdir}", agreed=True)
         if record.step % cfg.checkpoint.every == 0:
             jax.block_until_ready(metrics)  # else the wait would count as saving
             log.spent("device")
@@ -228,8 +231,10 @@ class Run:
 
         Raises:
           FloatingPointError: the last step diverged: such a model is not worth keeping.
+          UserError: another job has taken the workdir, or it is gone.
           OSError: it could not be written.
         """
+        lease.check(self.workdir, needs=("config.json", "split.json"))
         logs.mean_over_steps(self.record.step, [self._metrics])
         self.record.wall_s = time.perf_counter() - self._began
         whole = self.start.unpack(overlay(self.target, self.state.params))
@@ -239,21 +244,3 @@ class Run:
 
 def _beside_params(state: UnlearnState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Yield a list that gets the signal's name when SIGTERM or SIGINT asks the run to stop."""
-    received: list[str] = []
-
-    def handler(number, frame):
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-
-    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -128,7 +128,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 _received: list[str] = []  # the signals that ask this process to stop
-_finishing: list[str] = []  # what is done before it does, the innermost last
+_raised: list[bool] = []  # whether `Interrupted` is on its way
+_finishing: list[str] = []  # when it stops, the innermost last; at once if there is none
 
 
 def stopping() -> bool:
@@ -151,6 +152,7 @@ def answering() -> Iterator[None]:
     hears, told = socket.socketpair()
     told.setblocking(False)
     wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=_answer, args=(hears,), daemon=True).start()
     try:
@@ -159,22 +161,24 @@ def answering() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
+        sys.unraisablehook = hook
         told.close()
         _received.clear()
+        _raised.clear()
 
 
 @contextlib.contextmanager
-def finishing(what: str) -> Iterator[None]:
+def finishing(when: str) -> Iterator[None]:
     """Let signals wait until the context ends; then all processes of the job stop if one got one.
 
     Args:
-      what: is finished, for the line that answers a signal: "the step".
+      when: they stop, for the line that answers a signal: "once the step is done".
 
     Raises:
       Interrupted: at the end, if a signal came that nothing inside has heeded.
     """
     with answering():
-        _finishing.append(what)
+        _finishing.append(when)
         try:
             yield
         finally:
@@ -205,8 +209,17 @@ def stop_if_asked() -> None:
 def _stop(number: int, frame: Any) -> None:
     """Handle a signal in the main thread, as soon as that runs Python."""
     _received.append(signal.Signals(number).name)
-    if not _finishing and len(_received) == 1:
+    if not _finishing and not _raised:
+        _raised.append(True)
         raise Interrupted
+
+
+def _raise_again(ignored: Any) -> None:
+    """Send a signal again whose `Interrupted` was raised in a callback, such as of the gc."""
+    if ignored.exc_type is not Interrupted:
+        return sys.__unraisablehook__(ignored)
+    _raised.clear()
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 def _answer(hears: socket.socket) -> None:
@@ -221,9 +234,9 @@ def _answer(hears: socket.socket) -> None:
                 _tell("\nStopped at once. The same command resumes from what was saved.")
                 os._exit(AGAIN)
             if not answered:
-                after = f"after {_finishing[-1]}" if _finishing else "as soon as it can"
+                when = _finishing[-1] if _finishing else "as soon as what it computes is there"
                 name = signal.Signals(number[0]).name
-                _tell(f"\n{name}: it stops {after}. Ctrl-C once more stops at once.")
+                _tell(f"\n{name}: stopping {when}. Press Ctrl-C again to stop now.")
             answered = True
 
 

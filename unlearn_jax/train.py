@@ -72,7 +72,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
     # ---- a workdir holds one run; one that was interrupted goes on where it was saved
     with (
         claimed(request, workdir, start) as record,
-        cli.finishing(f"the step, saved in {workdir}"),
+        cli.finishing(f"once the step, and what it compiles, is done and saved in {workdir}"),
         checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager,
     ):
         run = Run(request, workdir, start, phases, like, manager, record)

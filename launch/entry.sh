@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs a command, and tells the platform what it cannot know: a program that SIGTERM stopped has saved
-# and ends with 0, which Kubernetes would take for finished. Then the exit code is 143: start it again.
-# EXIT_ON_MISTAKE: in place of 1, a user's mistake, where a platform restarts whatever is not 0.
+# Runs a command, passes SIGTERM on to it and its exit code to the platform.
+# EXIT_ON_MISTAKE: in place of 1 to 4, which would be the same the next time (a mistake, refuted,
+# damaged), where a platform restarts whatever is not 0.
 set -uo pipefail
 pid='' stopped=''
 trap 'stopped=1; [[ -z $pid ]] || kill -TERM "$pid" 2>/dev/null' TERM INT
@@ -14,6 +14,5 @@ while kill -0 "$pid" 2>/dev/null; do # the signal ended the wait, not the progra
   wait "$pid"
   code=$?
 done
-((code != 0)) || [[ -z $stopped ]] || code=143
-((code != 1)) || code=${EXIT_ON_MISTAKE:-1}
+((code < 1 || code > 4)) || code=${EXIT_ON_MISTAKE:-$code}
 exit "$code"

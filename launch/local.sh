@@ -33,13 +33,13 @@ case $verb in
         last=0
         wait "$pid" || last=$?
       done
-      ((last == 0)) || ((code == 1)) || code=$last
+      ((last == 0)) || ((code > 0 && code < 5)) || code=$last
     done
     if ((code)); then
-      echo "error: exit code $code. 1 is a mistake, see above; after others the same command resumes." >&2
+      echo "exit code $code. 1 is a mistake, 3 refuted, 4 damaged, see above; after others, such as 75 (stopped), the same command resumes." >&2
       exit "$code"
     fi
-    finish "the command has ended" "the same command, to resume it if it was stopped"
+    finish "the command has ended" "the next command"
     ;;
   *) fail "expected $SELF create|run COMMAND…, got '$verb'." ;;
 esac

@@ -39,7 +39,7 @@ case $verb in
     ;;
   delete)
     if found=$(job) && [[ -n $found || ${DRY_RUN:-} == 1 ]]; then
-      run scancel --signal=TERM "${found:-JOB}" # of what runs: it saves and ends with 0
+      run scancel --batch --signal=USR2 "${found:-JOB}" # slurm_job.sh: all processes save and end
       run scancel --state=PENDING "${found:-JOB}"
     fi
     finish "$NAME saves and ends" "$SELF status, or the same $SELF run COMMAND, which resumes"

@@ -27,7 +27,7 @@ fi
 [[ $image != *.pkg.dev/* ]] || sudo gcloud auth configure-docker "${image%%/*}" --quiet
 sudo docker pull --quiet "$image"
 sudo docker rm --force "$name" >/dev/null 2>&1 || true
-# docker restarts whatever is not 0, so a user's mistake has to look like 0.
+# docker restarts whatever is not 0, so what would be the same the next time has to look like 0.
 sudo docker run --detach --name="$name" --restart="on-failure:$restarts" --env=EXIT_ON_MISTAKE=0 \
   --privileged --net=host --ipc=host --volume=$mount:/bucket "$image" "$@"
 echo "$(hostname): $name runs"

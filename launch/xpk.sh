@@ -34,10 +34,10 @@ case $verb in
     case $found in
       '' | *:?*) # none, or one that ended, which cannot be started again
         [[ -z $found ]] || run xpk workload delete "${where[@]}" "--workload=$NAME" --force
-        # Exit code 1, a user's mistake, is the one that does not start it again.
+        # 1 to 4 (a mistake, refuted, damaged) do not start it again; 127 and more always do.
         run xpk workload create "${where[@]}" "${size[@]}" "--workload=$NAME" "--docker-image=$IMAGE" \
           "--command=exec launch/entry.sh $(quoted "$@" --distributed)" \
-          "--max-restarts=${MAX_RESTARTS:-50}" --restart-on-exit-codes=2-126 \
+          "--max-restarts=${MAX_RESTARTS:-50}" --restart-on-exit-codes=5-126 \
           --termination-grace-period-seconds=300
         finish "$NAME was submitted" "$SELF status"
         ;;

@@ -183,7 +183,7 @@ def test_a_topology_has_the_names_that_each_platform_gives_it(topology, names):
         ("xpk", "run", "mage:Completed", ["workload delete", "workload create"], []),
         ("slurm", "run", "", ["sbatch --job-name=mage"], []),
         ("slurm", "run", "17", [], ["sbatch"]),
-        ("slurm", "delete", "17", ["scancel --signal=TERM 17", "--state=PENDING 17"], []),
+        ("slurm", "delete", "17", ["scancel --batch --signal=USR2 17", "--state=PENDING 17"], []),
         ("slurm", "delete", "", [], ["scancel"]),
     ],
 )
@@ -219,7 +219,7 @@ def test_the_manifest_is_a_jobset_of_all_hosts_that_restarts_but_for_mistakes(st
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
     assert rule["onExitCodes"] == {
-        "containerName": container["name"], "operator": "In", "values": [1]
+        "containerName": container["name"], "operator": "In", "values": [1, 2, 3, 4]
     }  # fmt: skip
     assert "command" not in container  # the image's entry point has to stay
     # Kubernetes replaces $(…) in the words, and $$ by $.
@@ -256,13 +256,14 @@ def test_words_survive_the_way_to_the_hosts(stand_ins):
 def test_the_entry_point_passes_exit_codes_on():
     for code in (0, 1, 7, 75):
         assert shell("entry", "bash", "-c", f"exit {code}").returncode == code
-    assert shell("entry", "bash", "-c", "exit 1", EXIT_ON_MISTAKE="0").returncode == 0
+    for code, given in ((1, 0), (3, 0), (4, 0), (5, 5), (75, 75), (0, 0)):
+        done = shell("entry", "bash", "-c", f"exit {code}", EXIT_ON_MISTAKE="0")
+        assert done.returncode == given
     assert shell("entry", "bash", "-c", "kill -9 $$").returncode == 137
 
 
-@pytest.mark.parametrize(("after_term", "expected"), [("exit 0", 143), ("exit 7", 7)])
-def test_the_entry_point_tells_stopped_from_finished(after_term, expected):
-    """A program that SIGTERM stopped has saved and ends with 0; the platform has to go on."""
+@pytest.mark.parametrize(("after_term", "expected"), [("exit 0", 0), ("exit 75", 75)])
+def test_the_entry_point_passes_sigterm_on(after_term, expected):
     process = subprocess.Popen(
         [LAUNCH / "entry.sh", "bash", "-c",
          f"trap 'sleep 0.1; {after_term}' TERM; echo ready; while :; do sleep 0.05; done"],
@@ -275,7 +276,8 @@ def test_the_entry_point_tells_stopped_from_finished(after_term, expected):
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, False), (1, 0, False), (75, 0, True), (134, 49, True), (75, 50, False)],
+    [(0, 0, False), (1, 0, False), (3, 0, False), (4, 0, False), (75, 0, True), (134, 49, True),
+     (143, 0, True), (75, 50, False)],
 )
 def test_a_batch_job_that_failed_goes_back_into_the_queue(code, restarts, requeued, stand_ins):
     (stand_ins / "bin/srun").write_text(f"#!/bin/sh\nexit {code}\n")
@@ -288,24 +290,26 @@ def test_a_batch_job_that_failed_goes_back_into_the_queue(code, restarts, requeu
     assert ("scontrol requeue 17" in (stand_ins / "called").read_text()) == requeued
 
 
-def test_a_batch_job_whose_time_is_over_saves_and_goes_back_into_the_queue(stand_ins):
-    """srun's stand-in ends with 0 when scancel's sends it SIGTERM, as a program that has saved."""
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
+def test_a_batch_job_whose_time_is_over_goes_back_into_the_queue(number, requeued, stand_ins):
+    """srun's stand-in ends with 75 when scancel's sends it SIGTERM, as a program that has saved."""
     for name, script in (
-        ("srun", f"echo $$ >{stand_ins}/pid; trap 'exit 0' TERM; while :; do sleep 0.05; done"),
+        ("srun", f"echo $$ >{stand_ins}/pid; trap 'exit 75' TERM; while :; do sleep 0.05; done"),
         ("scancel", f'[ "$*" = "--signal=TERM 17" ] && kill -TERM "$(cat {stand_ins}/pid)"'),
     ):
         (stand_ins / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
         (stand_ins / "bin" / name).chmod(0o755)
     process = subprocess.Popen(
         [LAUNCH / "slurm_job.sh", ".venv", "50", *JOB],
-        env={"PATH": f"{stand_ins}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
-    )
+        env={"PATH": f"{stand_ins}/bin:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+             "SLURM_RESTART_COUNT": "50"},
+    )  # fmt: skip
     until = time.monotonic() + 20
     while not (stand_ins / "pid").exists() and time.monotonic() < until:
         time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=20) == 0
-    assert "scontrol requeue 17" in (stand_ins / "called").read_text()
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 75
+    assert ("scontrol requeue 17" in (stand_ins / "called").read_text()) == requeued
 
 
 def local(tmp_path, program, **variables):
@@ -329,7 +333,8 @@ def test_local_processes_know_each_other_and_have_a_gpu_each(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"), [(1, "1 is a mistake"), (75, "the same command resumes")]
+    ("code", "said"),
+    [(1, "1 is a mistake"), (4, "4 damaged"), (75, "the same command resumes")],
 )
 def test_local_failures_have_the_exit_code_of_the_process(code, said, tmp_path):
     program = f"[[ $CUDA_VISIBLE_DEVICES == 0 ]] || exit {code}"
@@ -338,17 +343,17 @@ def test_local_failures_have_the_exit_code_of_the_process(code, said, tmp_path):
 
 
 def test_a_local_job_that_is_stopped_stops_all_its_processes(tmp_path):
-    program = f"trap 'exit 0' TERM; >{tmp_path}/$CUDA_VISIBLE_DEVICES; while :; do sleep 0.05; done"
+    program = f"trap 'exit 75' TERM; >{tmp_path}/$CUDA_VISIBLE_DEVICES; while :; do sleep 0.05; done"
     process = subprocess.Popen(
         [LAUNCH / "local.sh", "run", *JOB], env=local(tmp_path, program, GPUS="2"),
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     until = time.monotonic() + 20
     while not all((tmp_path / i).exists() for i in "01") and time.monotonic() < until:
         time.sleep(0.02)
     process.terminate()
     out, _ = process.communicate(timeout=20)  # returns when no process holds the pipe any more
-    assert process.returncode == 0 and "to resume it" in out
+    assert process.returncode == 75 and "the same command resumes" in out
 
 
 def test_shellcheck_finds_nothing():

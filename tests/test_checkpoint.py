@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from tests.helpers import binaries
 from unlearn_jax import checkpoint, sharding
+from unlearn_jax.registry import UserError
 
 KERNEL = np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32)  # too large to inline
 PARAMS = {
@@ -190,6 +192,7 @@ def test_checksums_see_single_bits_and_order_and_not_the_mesh():
 SPLIT = """
 import jax, numpy as np
 from unlearn_jax import checkpoint, sharding
+from unlearn_jax.registry import UserError
 tree = {str(i): np.ones((4 * (i % 3 + 1), 8), np.float32) for i in range(100)}
 shardings = sharding.params_sharding(tree, sharding.make_mesh(fsdp=2, data=1), min_bytes=0)
 for _ in range(20):
@@ -215,3 +218,52 @@ def test_restores_onto_another_mesh(workdir):
         )
     assert {s.data.shape for s in found["encoder"]["kernel"].addressable_shards} == {(16, 48)}
     assert_equal(found, state_at(6)[0])
+
+
+RUNS = [{"seed": seed, "rows": "abc"} for seed in (0, 1)]
+
+
+def save_of(workdir, relevant, **facts):
+    """A checkpoint of step 3 of that run, beside its config.json."""
+    params, opt, meta = state_at(3)
+    with checkpoint.open_manager(workdir) as manager:
+        checkpoint.save(manager, params, opt, meta | {"done": True} | facts)
+    (workdir / "config.json").write_text(json.dumps({"relevant": relevant}))
+
+
+def test_checkpoints_of_another_run_are_refused_and_both_are_named(tmp_path):
+    for name, relevant in zip("ab", RUNS, strict=True):
+        save_of(tmp_path / name, relevant, of=checkpoint.run_of(relevant))
+        assert checkpoint.is_done(tmp_path / name)
+    shutil.rmtree(tmp_path / "b/checkpoints")
+    shutil.copytree(tmp_path / "a/checkpoints", tmp_path / "b/checkpoints")
+    ours, theirs = (checkpoint.run_of(relevant)["config"][:12] for relevant in RUNS)
+    said = rf"b/checkpoints/3 was saved by another run .*b/config.json: config {ours}, not {theirs}"
+    with pytest.raises(UserError, match=said):
+        restore(tmp_path / "b")
+    with pytest.raises(UserError, match=said):
+        checkpoint.load_params(tmp_path / "b", like()[0])
+    assert not (tmp_path / "b/damaged").exists() and not checkpoint.is_done(tmp_path / "b")
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path):
+    save_of(tmp_path, RUNS[0])
+    (tmp_path / "checkpoints/3").rename(tmp_path / "checkpoints/9999")
+    for use in (restore, checkpoint.read_meta):
+        with pytest.raises(UserError, match="9999 is the checkpoint of step 3"):
+            use(tmp_path)
+
+
+def test_one_of_an_earlier_version_is_loaded_with_a_line(tmp_path, capsys):
+    save_of(tmp_path, RUNS[0], examples=96)
+    assert checkpoint.read_meta(tmp_path)["step"] == 3
+    assert restore(tmp_path)[2]["step"] == 3
+    assert capsys.readouterr().err.count("is of an earlier version") == 1
+
+
+def test_damage_has_an_exit_code_of_its_own(workdir):
+    for step in workdir.glob("checkpoints/*"):
+        flip(largest(step / "params"))
+    with pytest.raises(UserError, match="Every checkpoint") as error:
+        restore(workdir)
+    assert error.value.exit_code == 4

@@ -5,6 +5,7 @@ split over the mesh, what the host computes from them is the same everywhere, an
 writes what is not a checkpoint. All of them see the same files.
 """
 
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint import multihost
 
 from unlearn_jax import sharding
 from unlearn_jax.registry import AGAIN, MISTAKE, UserError
@@ -122,6 +124,15 @@ def agreed(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = np.resize(text, size) if first() else np.zeros(size, np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text), np.uint8).tobytes())
+
+
+def wait_for_all(seconds: int) -> None:
+    """Wait until all processes call this, for longer than the 30 s that collectives wait."""
+    barrier = multihost.get_barrier_sync_fn()
+    barrier(key=f"wait{next(_waits)}", timeout_ms=1000 * seconds)
+
+
+_waits = itertools.count()
 
 
 def everywhere(good: bool) -> bool:

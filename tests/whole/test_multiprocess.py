@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 
 from tests.helpers import binaries, tiny
-from unlearn_jax import distributed
+from unlearn_jax import distributed, registry
 from unlearn_jax.evaluate import results
 
 TRAIN = "unlearn_jax.train"
@@ -72,14 +72,15 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
     workdir, memory = tmp_path / "job", shared_memory()
     given = [*LONGER, f"--workdir={workdir}"]
 
-    # One process is told to stop: both save the same step and succeed.
+    # One process is told to stop: both save the same step. They share one lease.
     job = binaries.start_job(TRAIN, *given, processes=2)
     wait_until(job, logged(workdir))
     assert [descendants(process.pid) for process in job] == [[], []]  # data comes from threads
+    assert json.loads((workdir / "lease.json").read_text())[0][2] == job[0].pid
     job[1].send_signal(signal.SIGTERM)
     (first, _, err), (second, _, other) = binaries.ended(job)
     stopped, _ = sums(workdir)
-    assert first == second == 0 and 0 < stopped < STEPS, err + other
+    assert first == second == 75 and 0 < stopped < STEPS, err + other
     assert f"Stopped by another process, saved at step {stopped}" in err
     assert f"Stopped by SIGTERM, saved at step {stopped}" in other
 
@@ -98,7 +99,8 @@ def test_sigterm_a_dead_peer_and_other_process_counts_change_no_bit(alone, tmp_p
     assert sums(workdir) == sums(alone) and sums(alone)[0] == STEPS
     steps = [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").open()]
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
-    assert not list(workdir.rglob("*tmp*")) + list(workdir.rglob("*.partial*"))
+    left = [list(workdir.rglob(name)) for name in ("*tmp*", "*.partial*", "lease*")]
+    assert left == [[], [], []]
     assert shared_memory() <= memory
 
 
@@ -155,8 +157,9 @@ def test_a_lost_peer_is_no_mistake_of_the_user():
     gloo = ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     wrapped = OSError("Could not write a checkpoint")
     wrapped.__cause__ = gloo
-    assert distributed.exit_code(gloo) == distributed.exit_code(wrapped) == distributed.PEER_LOST
+    assert distributed.exit_code(gloo) == distributed.exit_code(wrapped) == registry.AGAIN
     assert distributed.exit_code(ValueError("batch_size: UNKNOWN")) == 1
+    assert distributed.exit_code(registry.DamagedError("of all processes")) == 4
 
 
 @pytest.mark.full

@@ -218,7 +218,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 75, err
     step = newest(tmp_path / "run")
     assert step > 0
     assert f"Stopped by SIGTERM, saved at step {step}" in err

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt64
 
+from unlearn_jax import checkpoint
 from unlearn_jax.data.records import digest
 from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.splits import Split, load
@@ -41,12 +42,14 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
         UserError: another dataset, a forget row it never saw, a holdout row it was trained on.
     """
     path = workdir / "split.json"
-    if not path.exists() and (workdir / "config.json").exists():
-        raise UserError(
-            f"{path} is missing: the model was trained here, and what it was trained on is not "
-            "known without it. Restore it, or use another run."
-        )
     if not path.exists():
+        if (workdir / "config.json").exists() or (
+            checkpoint.saved_steps(workdir) and checkpoint.read_meta(workdir)["phases"]
+        ):
+            raise UserError(
+                f"{path} is missing: the model was trained with this package, and what it was "
+                "trained on is not known without it. Restore it, or use another run."
+            )
         if role == "original" and split.manifest["holdout"]["split"] == "":
             raise UserError(
                 f"holdout.split: the model in {workdir} is from elsewhere, and may have been "

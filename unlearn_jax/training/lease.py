@@ -168,6 +168,7 @@ def take(workdir: Path) -> Iterator[None]:
                 _leases[where] = Lease(workdir, this_process())
             except UserError as error:
                 problem = str(error)
+        distributed.wait_for_all(10 * STALE_S)
         if problem := distributed.agreed(problem):
             raise UserError(problem)
         _leases.setdefault(where, None)

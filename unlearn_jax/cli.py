@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -105,12 +105,11 @@ def start(
             raise
 
     keep_freed_memory()
-    try:
-        with answering():
+    with answering():
+        try:
             app.run(run, flags_parser=functools.partial(_parse, needs=needs, example=example))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(AGAIN)
+        except Interrupted as stop:
+            _end(str(stop))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -231,13 +230,18 @@ def _answer(hears: socket.socket) -> None:
                 continue
             interrupts += number[0] == signal.SIGINT
             if interrupts > 1:
-                _tell("\nStopped at once. The same command resumes from what was saved.")
-                os._exit(AGAIN)
+                _end("\nStopped at once. The same command resumes from what was saved.")
             if not answered:
                 when = _finishing[-1] if _finishing else "as soon as what it computes is there"
                 name = signal.Signals(number[0]).name
                 _tell(f"\n{name}: stopping {when}. Press Ctrl-C again to stop now.")
             answered = True
+
+
+def _end(text: str) -> NoReturn:
+    """End the process now: Python takes a moment, and would meet another signal unprepared."""
+    _tell(text)
+    os._exit(AGAIN)
 
 
 def _tell(text: str) -> None:

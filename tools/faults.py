@@ -264,7 +264,7 @@ class Campaign:
                     self.lost.append(EVERY * len(aside))
                 assert scene.result(folder) == self.expected[name], "another result"
                 left = [p for p in folder.rglob("*") if "partial" in p.name or "tmp" in p.name]
-                left += [p for p in folder.rglob("unfinished")]
+                left += [p for p in folder.rglob("unfinished")] + [*folder.rglob("lease.json*")]
                 assert not [p for p in left if "damaged" not in p.parts], f"left behind: {left}"
                 print(f"survived: {label}", flush=True)
             except (AssertionError, OSError) as error:

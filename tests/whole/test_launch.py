@@ -276,8 +276,16 @@ def test_the_entry_point_passes_sigterm_on(after_term, expected):
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, False), (1, 0, False), (3, 0, False), (4, 0, False), (75, 0, True), (134, 49, True),
-     (143, 0, True), (75, 50, False)],
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (3, 0, False),
+        (4, 0, False),
+        (75, 0, True),
+        (134, 49, True),
+        (143, 0, True),
+        (75, 50, False),
+    ],
 )
 def test_a_batch_job_that_failed_goes_back_into_the_queue(code, restarts, requeued, stand_ins):
     (stand_ins / "bin/srun").write_text(f"#!/bin/sh\nexit {code}\n")
@@ -343,7 +351,9 @@ def test_local_failures_have_the_exit_code_of_the_process(code, said, tmp_path):
 
 
 def test_a_local_job_that_is_stopped_stops_all_its_processes(tmp_path):
-    program = f"trap 'exit 75' TERM; >{tmp_path}/$CUDA_VISIBLE_DEVICES; while :; do sleep 0.05; done"
+    program = (
+        f"trap 'exit 75' TERM; >{tmp_path}/$CUDA_VISIBLE_DEVICES; while :; do sleep 0.05; done"
+    )
     process = subprocess.Popen(
         [LAUNCH / "local.sh", "run", *JOB], env=local(tmp_path, program, GPUS="2"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

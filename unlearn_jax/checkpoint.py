@@ -72,6 +72,14 @@ def _quiet() -> None:
     """Keep orbax from logging what reaches the user as one exception."""
     logging.getLogger("absl").addFilter(_not_of_orbax)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if getattr(sys.unraisablehook, "func", None) is not _unless_loop_is_closed:
+        sys.unraisablehook = functools.partial(_unless_loop_is_closed, sys.unraisablehook)
+
+
+def _unless_loop_is_closed(hook: Callable[[Any], None], ignored: Any) -> None:
+    """Say nothing of TensorStore's writes that end after orbax has given up on one of them."""
+    if "Event loop is closed" not in str(ignored.exc_value):
+        hook(ignored)
 
 
 @contextlib.contextmanager

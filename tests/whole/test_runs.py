@@ -1,4 +1,4 @@
-"""What interrupts a run, refuses it, or takes its workdir away: nothing is lost, nothing is claimed."""
+"""What interrupts a run, refuses it or takes its workdir: nothing is lost, nothing is claimed."""
 
 import json
 import os

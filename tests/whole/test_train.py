@@ -255,7 +255,7 @@ def test_full_disk_is_a_clear_error_and_the_run_can_be_resumed(tmp_path):
     )
     assert "error: Could not write a checkpoint under" in err
     assert "checkpoints: File too large\n(" in err and "MiB are free" in err
-    assert "Traceback" not in err.split("error: ")[-1]
+    assert "Traceback" not in err
     binaries.run("unlearn_jax.train", binaries.TINY, workdir, *wide)
 
 

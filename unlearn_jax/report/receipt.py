@@ -45,7 +45,7 @@ _SCHEMA |= {
     "sets": {"*": str},
     "versions": {"*": str},
 }
-_SCHEMA |= {"purged": dict | None, "files": {"*": {"bytes": int, "sha256": str}}}
+_SCHEMA |= {"files": {"*": {"bytes": int, "sha256": str}}}
 _SCHEMA |= {"delete": [{"path": str, "why": str, "yours": bool, "bytes": int | None}]}
 
 
@@ -139,7 +139,8 @@ def read(workdir: Path) -> dict[str, Any]:
         values = files.read_sealed(path, FORMAT, "a receipt")
     except (ValueError, RecursionError) as error:  # of which a UserError is one
         raise UserError(f"{path} is no receipt: {error}") from error
-    if wrong := page.problems(values, _SCHEMA):
+    done = {"time": str, "files": int, "bytes": int} if values.get("purged") else type(None)
+    if wrong := page.problems(values, _SCHEMA | {"purged": done}):
         raise UserError("\n  ".join([f"{path} is no receipt:", *wrong[:10]]))
     return values
 
@@ -168,8 +169,8 @@ def rows(receipt: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         ("model before", [parents["path"], f"parameters sha256 {models['original']['sha256']}"]),
         ("forgotten before", past),
         ("model after", [RELEASED, f"parameters sha256 {models[RELEASED]['sha256']}"]),
-        ("sets", [f"{name} {of}" for name, of in receipt["sets"].items()]),
-        ("versions", [f"{name} {of}" for name, of in receipt["versions"].items()]),
+        ("sets", [f"{name} {of}" for name, of in sorted(receipt["sets"].items())]),
+        ("versions", [f"{name} {of}" for name, of in sorted(receipt["versions"].items())]),
         ("concluded", [str(line) for line in receipt["conclusions"]]),
         ("must be deleted", delete[False] or ["nothing"]),
         ("yours to delete", delete[True] or ["nothing"]),
@@ -181,7 +182,7 @@ def text(receipt: Mapping[str, Any]) -> str:
     """Return a receipt as a page to print and sign."""
     lines, done = ["RECEIPT OF AN UNLEARNING REQUEST", ""], receipt["purged"]
     for name, values in rows(receipt):
-        wrapped = [part for x in values for part in textwrap.wrap(x, 80, subsequent_indent="  ")]
+        wrapped = [part for x in values for part in textwrap.wrap(x, 82, subsequent_indent="  ")]
         lines += [f"{'' if i else name:18}{part}" for i, part in enumerate(wrapped)]
     gone = done and f"at {done['time']}: {done['files']:,} files, {done['bytes'] / 1e6:,.1f} MB"
     lines += [f"{'deleted':18}{gone or 'not yet'}", ""]

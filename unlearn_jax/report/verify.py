@@ -12,7 +12,6 @@ receipt; compare its sha256 with that of the signed page.
 """
 
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from unlearn_jax.certify import certificate
 from unlearn_jax.certify import verify as certified
 from unlearn_jax.registry import UserError
 from unlearn_jax.report import issue, receipt
+from unlearn_jax.report.receipt import RELEASED
 
 Damaged = getattr(registry, "DamagedError", UserError)
 
@@ -41,51 +41,48 @@ def verify(workdir: Path) -> dict[str, Any]:
         )
     try:
         known = receipt.read(workdir)
-        present, odd = receipt.walk(workdir)
-    except UserError as error:
-        raise Damaged(str(error)) from error
-    listed, must_go = known["files"], [*known["delete"], *receipt.to_delete(present)]
-    left = [name for name in present if receipt.under(name, must_go)]
+        wrong, left = _differences(workdir, known)
+        wrong += [] if wrong else _contradictions(workdir, known)
+    except Exception as error:  # whatever is wrong with files of others
+        raise Damaged(f"{workdir}: {error or type(error).__name__}") from error
+    if found := sorted(wrong)[:30] + left:
+        text = "\n  ".join([f"{workdir} is not as its receipt says:", *found])
+        raise (Damaged if wrong else UserError)(text)
+    return known
+
+
+def _differences(workdir: Path, known: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """List which files are not those of the receipt, and what had to be deleted and is there."""
+    listed, (present, odd) = known["files"], receipt.walk(workdir)
+    must_go = {of["path"]: of for of in [*known["delete"], *receipt.to_delete(present)]}
+    still = {path: [name for name in present if receipt.under(name, [of])]
+             for path, of in must_go.items()}  # fmt: skip
+    new = present.keys() - listed.keys() - set().union(*still.values())
     wrong = [f"{name}: a link, or no regular file" for name in odd]
     wrong += [f"{name}: missing" for name in listed.keys() - present.keys()
               if not receipt.under(name, known["delete"])]  # fmt: skip
-    wrong += [f"{name}: not on the receipt" for name in present.keys() - listed.keys() - {*left}]
+    wrong += [f"{name}: not on the receipt" for name in new]
     for name in present.keys() & listed.keys():
         if present[name] != listed[name]["bytes"]:
             wrong.append(f"{name}: {present[name]} bytes, on the receipt {listed[name]['bytes']}")
         elif receipt.digests(workdir, [name])[name] != listed[name]:
             wrong.append(f"{name}: its sha256 is not that of the receipt")
-    wrong += [] if odd or _same_text(workdir, known) else [f"{receipt.TEXT}: not of this receipt"]
-    try:
-        wrong += [] if wrong else _contradictions(workdir, known)
-    except Exception as error:  # whatever is wrong with files of others
-        wrong.append(f"{type(error).__name__}: {error}")
-    found = sorted(wrong) + [f"{name}: still there, must be deleted" for name in left]
-    if found:
-        more = [f"and {len(found) - 30} more"] if len(found) > 30 else []
-        text = "\n  ".join([f"{workdir} is not as its receipt says:", *found[:30], *more])
-        raise (Damaged if wrong else UserError)(text)
-    return known
-
-
-def _same_text(workdir: Path, known: dict[str, Any]) -> bool:
-    path, text = workdir / receipt.TEXT, receipt.text(known).encode()
-    if not path.exists() or not stat.S_ISREG(path.lstat().st_mode):
-        return False
-    return path.lstat().st_size == len(text) and path.read_bytes() == text
+    page, text = workdir / receipt.TEXT, receipt.text(known).encode()
+    if receipt.TEXT not in odd and (not page.exists() or page.read_bytes() != text):
+        wrong.append(f"{receipt.TEXT}: not that of this receipt")
+    return wrong, [f"{path}: still there, must be deleted ({len(names)} files)"
+                   for path, names in still.items() if names]  # fmt: skip
 
 
 def _contradictions(workdir: Path, known: dict[str, Any]) -> list[str]:
     """List what files that are those of the receipt say otherwise than it does."""
-    told = issue.told(workdir)
+    told, released, before = issue.told(workdir), workdir / RELEASED, workdir / "original"
     told["parents"]["path"] = known["parents"]["path"]
-    told["models"] = known["models"] | {receipt.RELEASED: issue.model(workdir / receipt.RELEASED)}
-    before = workdir / "original"
+    told["models"] = known["models"] | {RELEASED: issue.model(released)}
     if before.exists():
         told["models"]["original"] = issue.model(before)
-    wrong = [f"{receipt.FILE}: {key} is not what the files say" for key in told
-             if told[key] != known[key]]  # fmt: skip
-    released = workdir / receipt.RELEASED
+    wrong = [f"{receipt.FILE}: {key} is not what the files say"
+             for key in told if told[key] != known[key]]  # fmt: skip
     if (released / certificate.FILE).exists() and not wrong:
         digest = known["models"]["original"]["sha256"]
         certified.verify(released, before if before.exists() else None, original_hash=digest)

@@ -165,7 +165,7 @@ def test_an_audits_conclusion_goes_before_its_verdicts(tmp_path):
     verdict = {"word": "refused", "reasons": ["too few"]}
     for audit, lines in (
         ({"conclusion": "forgotten", "verdicts": {"ood": verdict}}, ["forgotten"]),
-        ({"conclusion": {"word": "unclear", "text": ["a", "b"]}}, ["unclear"]),
+        ({"conclusion": {"word": "unclear", "text": "Not by these."}}, ["Not by these."]),
         ({"conclusion": {"overall": "yes", "by": ["a", "b"]}}, ["overall: yes", "by: a", "by: b"]),
         ({"verdicts": {"backdoor": {"plain": verdict}}}, ["backdoor plain: refused: too few"]),
     ):
@@ -239,6 +239,7 @@ def test_the_released_model_is_there_after_a_purge_and_its_certificate_verifies(
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     a, b = (complete.load_model(root / "unlearned").complete(image) for root in (made, purged))
     assert (a == b).all()
+    (purged / "lease.json").touch()  # of a job that looks on
     assert verify.verify(purged) == receipt.read(purged)
 
 

@@ -105,9 +105,10 @@ def conclusions(workdir: Path) -> list[str]:
 
 
 def _lines(value: Any, name: str = "") -> list[str]:
-    """Write nested values as lines; a verdict is {"word", "reasons"}."""
+    """Write nested values as lines; a verdict is {"word", "reasons"} or {"word", "text"}."""
     if isinstance(value, Mapping) and "word" in value:
-        value = ": ".join([value["word"], "; ".join(value.get("reasons", ()))]).removesuffix(": ")
+        reasons = "; ".join(value.get("reasons", ()))
+        value = value.get("text") or f"{value['word']}{reasons and ': '}{reasons}"
     if isinstance(value, Mapping):
         return [line for key, of in value.items() for line in _lines(of, f"{name} {key}".strip())]
     if isinstance(value, list):

@@ -60,14 +60,14 @@ def walk(root: Path) -> tuple[dict[str, int], list[str]]:
 
     found, odd = {}, []
     for folder, folders, names in os.walk(root, onerror=fail):
-        for path in (Path(folder, name) for name in sorted(folders + names)):
+        theirs = [name for name in sorted(folders + names) if not name.startswith("lease.json")]
+        for path in (Path(folder, name) for name in theirs):
             inside, of = path.relative_to(root).as_posix(), path.lstat()
             if stat.S_ISREG(of.st_mode):
                 found[inside] = of.st_size
             elif not stat.S_ISDIR(of.st_mode):
                 odd.append(inside)
-    ours = {FILE, TEXT} | {name for name in found if name.split("/")[-1] == "lease.json"}
-    return {name: size for name, size in found.items() if name not in ours}, odd
+    return {name: size for name, size in found.items() if name not in (FILE, TEXT)}, odd
 
 
 def digests(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -76,13 +76,13 @@ def test_the_cost_is_counted_where_no_plug_in_counts_it(finished):
     assert "not counted" not in (workdir / "report.html").read_text() + out
 
 
-def test_a_certified_request_ends_with_a_report_where_no_plug_in_counts(tmp_path):
+def test_a_certified_request_ends_with_a_report_and_a_receipt_where_no_plug_in_counts(tmp_path):
     config = f"--config={binaries.ROOT / 'tests/helpers/tiny_certified.py'}"
     out, _ = binaries.run("unlearn_jax.pipeline", config, f"--workdir={tmp_path}", **LIKE)
     assert out.rstrip().endswith(f"Report: {tmp_path / 'report.html'}")
-    folder = f"--workdir={tmp_path / 'unlearned'}"
-    out, _ = binaries.run("unlearn_jax.certify", "verify", folder, **LIKE)
-    assert "is missing" not in out
+    binaries.run("unlearn_jax.report.issue", f"--workdir={tmp_path}", "--purge", "--yes")
+    out, _ = binaries.run("unlearn_jax.report.verify", str(tmp_path), **LIKE)
+    assert "what had to go is gone" in out and not (tmp_path / "original").exists()
 
 
 def test_the_audits_are_in_the_results_and_on_the_page(finished):

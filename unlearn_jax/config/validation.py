@@ -1,6 +1,7 @@
 """Problems of a config, all at once and before anything is loaded."""
 
 import dataclasses
+import datetime
 import difflib
 import inspect
 import re
@@ -124,9 +125,18 @@ def _ranges(config: ConfigDict) -> list[str]:
         )
     poisoned = config.poison.fraction
     expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
+    due = config.request.due
+    expect(not due or _is_day(due), "request.due", "a day as 2026-12-31, or ''", due)
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
     return problems
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _choices(config: ConfigDict) -> list[str]:

@@ -6,19 +6,17 @@ Prints one line of JSON per model. Both sides take the same steps: new random ma
 training loss, its gradient, Adam; in float32 and from the same parameters. That they do is checked
 by three updates with our draws before anything is measured. In PyTorch:
 * MAE is transformers' ViTMAE. Ours masks at random here, as it does.
-* MAGE is made of the parts in tests/models/test_mage_torch.py, and tokenizes without gradients.
+* MAGE is made of the parts in tests/reference/mage.py, and tokenizes without gradients.
   Like ours, it computes the logits of the codes only.
-* Palette is the U-Net of tests/models/test_unet_torch.py.
-The settings and rounds are those of benchmarks/autoencoder.py; without the packages that its tests
-need (torch, pytest, and transformers for MAE), a model's PyTorch figures are null.
+* Palette is the U-Net of tests/reference/palette.py.
+The settings and rounds are those of benchmarks/autoencoder.py; without torch, and
+transformers for MAE, a model's PyTorch figures are null.
 """
 
 import importlib.util
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import numpy as np
@@ -46,22 +44,13 @@ class Torch(NamedTuple):
 def mae(model: models.MAE, state: Mapping) -> Torch:
     """Build the MAE of transformers."""
     import torch
-    import transformers
 
-    from tests.models.test_mae_torch import published
+    from tests.reference import mae as reference
 
-    config = transformers.ViTMAEConfig(
-        image_size=model.image_size, patch_size=model.patch, mask_ratio=model.mask_ratio,
-        hidden_size=model.dim, num_hidden_layers=model.depth, num_attention_heads=model.heads,
-        intermediate_size=4 * model.dim, decoder_intermediate_size=4 * model.decoder_dim,
-        decoder_hidden_size=model.decoder_dim, decoder_num_hidden_layers=model.decoder_depth,
-        decoder_num_attention_heads=model.decoder_heads, layer_norm_eps=1e-6,
-    )  # fmt: skip
-    net = transformers.ViTMAEForPreTraining(config)
-    for name, value in net.state_dict().items():
-        (target,) = published({name: torch.empty(1, device="cpu")})
-        part = re.search(r"([qkv])_proj", name)
-        value.copy_(state[target].chunk(3)["qkv".index(part[1])] if part else state[target])
+    fields = ("image_size", "patch", "mask_ratio", "dim", "depth", "heads")
+    fields += ("decoder_dim", "decoder_depth", "decoder_heads")
+    net = reference.build(**{name: getattr(model, name) for name in fields})
+    reference.fill(net, state)
     mean, std = (torch.tensor(x)[:, None, None] for x in (model.mean, model.std))
 
     def inputs(image, _, draws, noisy=False):
@@ -90,14 +79,14 @@ def mage(model: models.MAGE, state: Mapping) -> Torch:
     import torch
     from torch.nn import functional as F
 
-    from tests.models import test_mage_torch as reference
+    from tests.reference.mage import Mage
 
     vqgan, n = model.vqgan, model.vqgan.num_tokens
     fields = ("ch", "ch_mult", "z_dim", "codebook", "groups", "res_blocks")
-    small = {"tokenizer": {name: getattr(vqgan, name) for name in fields}}
-    with mock.patch.multiple(reference, SMALL=small, TOKENS=n, MASK=model.mask_id):
-        fields = ("dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads")
-        net = reference.Mage(**{name: getattr(model, name) for name in fields})
+    tokenizer = {name: getattr(vqgan, name) for name in fields}
+    fields = ("dim", "depth", "heads", "decoder_dim", "decoder_depth", "decoder_heads")
+    sizes = {name: getattr(model, name) for name in fields}
+    net = Mage(tokenizer, n, model.class_id, model.mask_id, **sizes)
     del net.patch_embed, net.decoder_pred  # never used
     net.load_state_dict({name: state[name] for name in net.state_dict()})
     net.vqgan.requires_grad_(False)
@@ -149,7 +138,7 @@ def palette(model: models.Palette, state: Mapping) -> Torch:
     import torch
     from torch.nn import functional as F
 
-    from tests.models.test_unet_torch import UNet
+    from tests.reference.palette import UNet
 
     net = UNet(model.inner, model.mults, model.res_blocks, model.head_channels, model.groups)
     net.load_state_dict({name: state[f"denoise_fn.{name}"] for name in net.state_dict()})
@@ -258,7 +247,7 @@ def torch_draws(model: models.Model, batch: Mapping, channels_last: bool) -> Cal
 
 def has_torch(name: str) -> bool:
     """Tell whether everything is installed that the model in PyTorch needs."""
-    needed = ("torch", "pytest") + (("transformers",) if name == "mae" else ())
+    needed = ("torch",) + (("transformers",) if name == "mae" else ())
     return all(map(importlib.util.find_spec, needed))
 
 
@@ -270,7 +259,7 @@ def measure(name: str, size: int, seconds: float) -> str:
     params, batch = jax.jit(model.init)(jax.random.key(0)), autoencoder.make_batch(size)
     ours, theirs = autoencoder.jax_step(model, params, batch), None
     if has_torch(name):
-        autoencoder.default_threads()  # remembered before modules of the tests set 1
+        autoencoder.default_threads()  # before anything sets another
         make_step = partial(torch_step, name, model, params, batch)
         step, draw = make_step(channels_last=False), jax.jit(model.draw)
         for number in range(3):

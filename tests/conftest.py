@@ -1,6 +1,7 @@
 """Eight fake CPU devices, and run-time checks of shapes and types, for every test."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -19,15 +20,19 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 # Many tests compile the same programs, some in processes of their own, small ones included: without
-# those, a process that trains takes a quarter longer to start.
-cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
-atexit.register(shutil.rmtree, cache, ignore_errors=True)
-os.environ["XDG_CACHE_HOME"] = f"{cache}/user"  # hashes of images: not those of another day
-os.environ.update(
-    JAX_COMPILATION_CACHE_DIR=cache,
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
-)
+# those, a process that trains takes a quarter longer to start. The workers of a run share a folder,
+# which its first process makes; nothing in it is of another day, hashes of images neither.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ.update(
+        JAX_COMPILATION_CACHE_DIR=cache,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
+        XDG_CACHE_HOME=f"{cache}/user",
+    )
+
+gc.set_threshold(100_000, 50, 50)  # tracing makes many objects and little garbage
 
 import pytest
 from jaxtyping import install_import_hook
@@ -65,3 +70,16 @@ def without_processes(pytestconfig):
 
     if pytestconfig.option.quick:
         sys.addaudithook(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory):
+    """(workdir, record) of a finished original of helpers/tiny.py, which each worker trains once.
+
+    Who goes on in its folder copies it.
+    """
+    from tests.helpers import tiny  # after the hook above
+    from unlearn_jax import train
+
+    workdir = tmp_path_factory.mktemp("tiny") / "original"
+    return workdir, train.run(tiny.get_config(), workdir)

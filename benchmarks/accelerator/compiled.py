@@ -51,9 +51,9 @@ def check(again: Callable[[], Any], least: int = 1) -> dict[str, Any]:
 
 def fuse_attention(net: Any) -> None:
     """Make MAGE's and Palette's attention use PyTorch's fused one, as that of MAE does."""
-    from tests.models import test_mage_torch, test_unet_torch
+    from tests.reference import mage, palette
 
-    fused = {test_mage_torch.Attention: _mage, test_unet_torch.Attention: _palette}
+    fused = {mage.Attention: _mage, palette.Attention: _palette}
     for module in net.modules():
         if type(module) in fused:
             module.forward = MethodType(fused[type(module)], module)

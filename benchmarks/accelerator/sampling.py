@@ -1,6 +1,6 @@
 """Completed images: our samplers against the released loops, written in PyTorch.
 
-The released loops are those of tests/models/test_unet_torch.py and test_mage_torch.py. "published":
+The released loops are those of tests/reference/palette.py and mage.py. "published":
 MAGE's images one after the other, both networks eager; "compiled": the whole batch at once, the
 network by `torch.compile`. PyTorch's images are not blended into the hole's border, ours are.
 """

@@ -1,7 +1,6 @@
 """MAE against transformers' ViTMAE, in torch; `python -m tests.models.test_mae_torch` writes
 the golden arrays anew."""
 
-import re
 from functools import cache
 
 import jax
@@ -29,62 +28,25 @@ from unlearn_jax.models.mae import MAE
 
 pytestmark = pytest.mark.long
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("transformers", minversion="5")
 modeling_vit_mae = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")
+
+from tests.reference import mae
+from tests.reference.mae import published
+
 torch.set_num_threads(1)
-
-PUBLISHED = {
-    "decoder.decoder_layers": "decoder_blocks",
-    "decoder.decoder_": "decoder_",
-    "decoder.mask_token": "mask_token",
-    "vit.embeddings.position_embeddings": "pos_embed",
-    "vit.embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "vit.embeddings.cls_token": "cls_token",
-    "vit.layers": "blocks",
-    "vit.layernorm.": "norm.",
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.": "attn.",
-    "o_proj": "proj",
-}
-
-
-def published(tensors):
-    """Numpy arrays by published name; q, k and v become one."""
-    found = {}
-    for name, tensor in tensors.items():
-        for old, new in PUBLISHED.items():
-            name = name.replace(old, new)
-        found.setdefault(re.sub(r"[qkv]_proj", "qkv", name), []).append(tensor.detach().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 @cache
 def reference():
     """ViTMAEForPreTraining with random weights; and published position tables."""
-    config = transformers.ViTMAEConfig(
-        hidden_size=SMALL["dim"],
-        num_hidden_layers=SMALL["depth"],
-        num_attention_heads=SMALL["heads"],
-        intermediate_size=4 * SMALL["dim"],
-        layer_norm_eps=1e-6,
-        image_size=SMALL["image_size"],
-        patch_size=SMALL["patch"],
-        decoder_hidden_size=SMALL["decoder_dim"],
-        decoder_num_hidden_layers=SMALL["decoder_depth"],
-        decoder_num_attention_heads=SMALL["decoder_heads"],
-        decoder_intermediate_size=4 * SMALL["decoder_dim"],
-        mask_ratio=SMALL["mask_ratio"],
-    )
-    model = transformers.ViTMAEForPreTraining(config).eval()
-    values = model.state_dict()
-    made = {name: random_tensor(name, x.shape) for name, x in published(values).items()}
-    for name, value in values.items():
-        (target,) = published({name: value})
-        new = torch.tensor(made[target])
-        if part := re.search(r"([qkv])_proj", name):
-            new = new.chunk(3)["qkv".index(part[1])]
-        value.copy_(table(value.shape[-1]) if target.endswith("pos_embed") else new)
+    sizes = ("image_size", "patch", "mask_ratio", "dim", "depth", "heads")
+    sizes += ("decoder_dim", "decoder_depth", "decoder_heads")
+    model = mae.build(**{name: SMALL[name] for name in sizes}).eval()
+    shapes = {name: x.shape for name, x in published(model.state_dict()).items()}
+    made = {name: torch.tensor(random_tensor(name, shape)) for name, shape in shapes.items()}
+    tables = {name: table(x.shape[-1]) for name, x in made.items() if name.endswith("pos_embed")}
+    mae.fill(model, made | tables)
     return model
 
 

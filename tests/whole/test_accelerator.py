@@ -282,13 +282,13 @@ def test_the_released_loop_of_mage_makes_our_images(taken):
 def test_fused_attention_is_that_of_the_tests(name):
     torch = pytest.importorskip("torch")
     from benchmarks.accelerator import compiled
-    from tests.models import test_mage_torch, test_unet_torch
+    from tests.reference import mage, palette
 
     torch.manual_seed(0)
     if name == "mage":
-        module, x = test_mage_torch.Attention(16, 4), torch.randn(2, 5, 16)
+        module, x = mage.Attention(16, 4), torch.randn(2, 5, 16)
     else:
-        module, x = test_unet_torch.Attention(16, 4, 4), torch.randn(2, 16, 3, 3)
+        module, x = palette.Attention(16, 4, 4), torch.randn(2, 16, 3, 3)
     want = module(x)
     compiled.fuse_attention(torch.nn.Sequential(module))
     assert "forward" in vars(module)

@@ -36,28 +36,21 @@ RENEW_S, STALE_S = 5, 60
 
 
 class Holder(NamedTuple):
-    """A process: where it runs, and what tells it from a later one with its number.
-
-    Attributes:
-      host: its name.
-      world: the boot, and the namespace of processes that its number is of; "" if not known.
-      process: its number.
-      began: in ticks since the boot; "" if not known.
-    """
+    """A process; what tells it from a later one with its number; "" what is not known of these."""
 
     host: str
-    world: str
+    world: str  # the boot, and the namespace that its number is of
     process: int
-    began: str
+    began: str  # in ticks since the boot
 
 
 class Held(NamedTuple):
-    """What a lease says: who has it, an owner's random name, since when, when it was renewed."""
+    """What a lease says."""
 
     holder: Holder
-    owner: str
+    owner: str  # random
     since: float
-    time: float
+    time: float  # of the last renewal
 
 
 def this_process() -> Holder:
@@ -76,7 +69,7 @@ class Lease:
         """Take it; wait for one that may be dead.
 
         Args:
-          workdir: on which; there is such a folder.
+          workdir: a folder that is there.
           me: who takes it.
           clock: has time, monotonic and sleep, as the module `time`.
 

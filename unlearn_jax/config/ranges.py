@@ -94,7 +94,7 @@ def problems(config: ConfigDict) -> list[str]:
         name = "request" if section is config.request else "retain"
         expect(section.kind != kind or 0 < share < 1, f"{name}.fraction", "0 < f < 1", share)
     share = config.holdout.fraction
-    expect(config.holdout.split or 0 < share < 1, "holdout.fraction", "0 < f < 1", share)
+    expect(bool(config.holdout.split) or 0 < share < 1, "holdout.fraction", "0 < f < 1", share)
     for name in {config.task.name, config.task.train or config.task.name} & {*TASKS}:
         try:
             check_task({**config.task, "name": name}, config.data.image_size)

@@ -133,14 +133,12 @@ def read_file(path: Path, id: str) -> bytes:
         UserError: it is none, or larger than MAX_BYTES; the message starts with the id.
         OSError: it is not there, or cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{id}: expected an image file, got a folder, a pipe or a device.")
-        if found.st_size > MAX_BYTES:
-            raise UserError(f"{id}: expected {MAX_BYTES} bytes at most, got {found.st_size}.")
-        return file.read(MAX_BYTES)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{id}: expected an image file, got a folder, a pipe or a device.")
+    if found.st_size > MAX_BYTES:
+        raise UserError(f"{id}: expected {MAX_BYTES} bytes at most, got {found.st_size}.")
+    return path.read_bytes()
 
 
 def is_image(name: str) -> bool:
@@ -157,7 +155,9 @@ def _inside(folder: Path) -> tuple[list[str], list[str]]:
 
 def _walk(root: Path, name: str) -> list[str]:
     """Return the paths from root of all files in a folder of it, and of links to folders."""
-    found = []
+    found: list[list[str]] = []
+    if not (root / name).is_dir():  # a class that another split has
+        return []
     for folder, inside, names in os.walk(root / name, onerror=_raise):
         links = [n for n in inside if os.path.islink(os.path.join(folder, n))]
         inside[:] = [n for n in inside if not n.startswith(".")]

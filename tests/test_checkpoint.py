@@ -215,3 +215,13 @@ def test_restores_onto_another_mesh(workdir):
         )
     assert {s.data.shape for s in found["encoder"]["kernel"].addressable_shards} == {(16, 48)}
     assert_equal(found, state_at(6)[0])
+
+
+@pytest.mark.parametrize(
+    "given", ["a/checkpoints", "a/checkpoints/0", "a/checkpoints/0/params", ""]
+)
+def test_a_folder_beside_a_model_is_answered_with_the_model(tmp_path, given):
+    checkpoint.save_params(tmp_path / "a", {"w": jnp.ones(2)})
+    for ask in (checkpoint.read_meta, checkpoint.stored, lambda p: checkpoint.load_params(p, {})):
+        with pytest.raises(ValueError, match=f"found no checkpoint .* mean {tmp_path / 'a'}[?]"):
+            ask(tmp_path / given)

@@ -218,7 +218,7 @@ def saved_steps(workdir: Path | str) -> list[int]:
 
 def _none_in(workdir: Path) -> UserError:
     """Return the error of a folder without checkpoints, with the nearest one that has some."""
-    near = [p for p in (workdir.parent, workdir.parent.parent) if saved_steps(p)]
+    near = [p for p in workdir.parents[:3] if saved_steps(p)]
     near += sorted({p.parents[1] for p in workdir.glob(f"*/{DIRECTORY}/*") if p.name.isdigit()})
     hint = f" Did you mean {near[0]}?" if near else ""
     return UserError(f"Expected a trained model in {workdir}, found no checkpoint there.{hint}")

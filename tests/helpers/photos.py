@@ -11,9 +11,9 @@ BAD = ("broken.jpg", "Thumbs.db", "=1+1 bad.png", "notes.txt", "empty.png")
 
 
 def make(folder: Path, n: int, seed: int = 0) -> int:
-    """Write n photos into two classes of a new folder, and what is none; return how many are photos.
+    """Write n photos into two classes of a new folder, and what is none; return how many there are.
 
-    Everything is a function of the seed. The first class gets `BAD` and a photo with the name `ODD`.
+    All is a function of the seed. The first class gets `BAD` and one more photo, named `ODD`.
     """
     rng = np.random.default_rng(seed)
     for name in ("holiday", "zoo"):

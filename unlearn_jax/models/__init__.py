@@ -50,7 +50,7 @@ def build(name: str, **fields: Any) -> Model:
     return find(name)(**fields)
 
 
-def of(config: Mapping[str, Any]) -> Model:
+def of(config: Mapping[str, Any] | ConfigDict) -> Model:
     """Build the model of a config, for images of data.image_size unless its own fields say one."""
     section = config["model"]
     fields = section.to_dict() if isinstance(section, ConfigDict) else dict(section)

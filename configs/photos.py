@@ -1,12 +1,11 @@
-"""A folder of your photos, and some of them to forget.
+"""A folder of your photos, and a list of those to forget.
 
-unlearn-jax pipeline --config=photos --config.data.path=photos --config.request.file=forget.txt \
-    --workdir=runs/photos
+python -m unlearn_jax.pipeline --config=configs/photos.py --workdir=runs/photos \
+    --config.data.path=photos --config.request.file=forget.txt
 
-data.path is a folder of photos, in sub-folders or not; a sub-folder is a class. forget.txt has a path
-on each line, such as zoo/IMG_0007.jpg. Whatever cannot be read is left out and listed. Values are for
-100 to 10,000 photos: about 4 minutes for 300 on 2 CPU cores, most of it to train models. Of 10,000,
-train longer: --config.phases.pretrain.steps=30000. This is `python -m unlearn_jax.pipeline`.
+data.path is a folder of photos; folders in it, if any, are classes. request.file has a path on each
+line, such as zoo/IMG_0007.jpg. What cannot be read is left out and listed. The values suit 100 to
+10,000 photos; of thousands, train longer, such as --config.phases.pretrain.steps=20000.
 """
 
 from ml_collections import ConfigDict

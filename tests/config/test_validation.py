@@ -17,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[!_]*.py"))
 def test_every_config_validates_and_its_model_can_be_built(path):
     cfg = load(str(path))
     validate(cfg)
-    model = models.build(**cfg.model.to_dict())
+    model = models.of(cfg)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert {"encoder", "decoder"} <= set(shapes)
     assert any(word in path.read_text() for word in ("make demo", "python -m unlearn_jax"))

@@ -135,6 +135,10 @@ def read_text(file: str | Path, where: str, errors: str = "strict") -> str:
     Raises:
         UserError: there is none; the message starts with `where`, the option that named it.
     """
+    if not str(file):
+        raise UserError(
+            f"{where}: expected the path of a list, got ''. Write one name on each line."
+        )
     try:
         if not Path(file).is_file():
             raise OSError("there is no such file")

@@ -380,6 +380,10 @@ def _open_tfds(where: Where, view: View) -> Source:
 
 
 def _open_folder(where: Where, view: View) -> Source:
+    if not where.path:  # which would be the current folder
+        raise UserError(
+            "data.path: expected a folder of images, got ''. Set --config.data.path=DIR."
+        )
     listing = photos.survey(list_folder(Path(where.path), where.splits), where.path, view.exif)
     return replace(_from_listing(listing, view, where.cache), root=where.path)
 

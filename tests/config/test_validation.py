@@ -48,7 +48,7 @@ def test_all_problems_are_reported_at_once():
         "config.phases.pretrain.optimizer.name: unknown 'adma'",
         "config.stages.unlearned.phases: unknown 'decuple'",
         "config.stages.original.rows: unknown 'all'",
-        "config.evaluation.confidence: expected between 0 and 1, got 95.0",
+        "config.evaluation.confidence: expected between 0 and 1, neither, got 95.0",
     ):
         assert part in str(error.value), part
 

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,45 +10,34 @@ from ml_collections import ConfigDict
 from unlearn_jax.data.transforms import TASKS, check_task
 from unlearn_jax.registry import UserError
 
-_SEED = 2**32  # of what numpy and jax take
-# (paths, whether a number is allowed, in words)
-_RANGES = (
-    (
-        (
-            *("batch_size", "accumulate", "log_every", "checkpoint.every", "checkpoint.keep"),
-            *("probe_rows", "data.image_size", "data.num_threads", "data.prefetch", "mesh.fsdp"),
-            *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
-            *("audit.rows", "audit.batch_size", "audit.relearn.images", "audit.relearn.rows"),
-            *("audit.relearn.steps", "audit.relearn.every"),
-            *("protocol.batch_size", "protocol.shard_size"),
-        ),
+# What keys allow, in words: a test of a number, and their paths.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "at least 1": (
         lambda x: x >= 1,
-        "at least 1",
+        "batch_size accumulate log_every checkpoint.every checkpoint.keep probe_rows "
+        "data.image_size data.num_threads data.prefetch mesh.fsdp protocol.batch_size "
+        "protocol.shard_size evaluation.retain_rows evaluation.grid_rows evaluation.resamples "
+        "audit.rows audit.batch_size audit.relearn.images audit.relearn.rows audit.relearn.steps "
+        "audit.relearn.every",
     ),
-    (
-        (
-            *("audit.shadows", "audit.finetune_steps", "audit.relearn.seeds", "data.train_rows"),
-            *("request.per_class", "retain.per_class", "protocol.per_class", "protocol.grid_rows"),
-            "sharding.min_bytes",
-        ),
+    "at least 0": (
         lambda x: x >= 0,
-        "at least 0",
+        "audit.shadows audit.finetune_steps audit.relearn.seeds data.train_rows request.per_class "
+        "retain.per_class protocol.per_class protocol.grid_rows sharding.min_bytes",
     ),
-    (
-        ("seed", "request.seed", "retain.seed", "poison.seed", "data.train_seed", "compare.seeds"),
-        lambda x: type(x) is int and 0 <= x < _SEED,
-        "whole numbers from 0 to 2**32 - 1",
+    "whole numbers from 0 to 2**32 - 1": (
+        lambda x: type(x) is int and 0 <= x < 2**32,
+        "seed request.seed retain.seed poison.seed data.train_seed compare.seeds",
     ),
-    (("mesh.data",), lambda x: x >= 1 or x == -1, "at least 1, or -1"),
-    (("audit.learning_rate",), lambda x: x > 0, "above 0"),
-    (("poison.fraction",), lambda x: 0 <= x <= 1, "between 0 and 1"),
-    (("evaluation.confidence",), lambda x: 0 < x < 1, "between 0 and 1"),
-    (
-        ("protocol.inpaint", "protocol.outpaint"),
+    "whole numbers from 1 to 15": (
         lambda x: type(x) is int and 0 < x < 16,
-        "whole numbers from 1 to 15",
+        "protocol.inpaint protocol.outpaint",
     ),
-)
+    "at least 1, or -1": (lambda x: x >= 1 or x == -1, "mesh.data"),
+    "above 0": (lambda x: x > 0, "audit.learning_rate"),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, "poison.fraction"),
+    "between 0 and 1, neither": (lambda x: 0 < x < 1, "evaluation.confidence"),
+}
 
 
 def not_finite(value: Any, path: str = "config") -> list[str]:
@@ -74,11 +63,11 @@ def problems(config: ConfigDict) -> list[str]:
         if not good:
             found.append(f"config.{path}: expected {expected}, got {got!r}")
 
-    for paths, good, expected in _RANGES:
-        for path in paths:
+    for expected, (good, paths) in _RANGES.items():
+        for path in paths.split():
             value = get(config, path)
-            expect(all(map(good, value if isinstance(value, tuple | list) else (value,))),
-                   path, expected, value)  # fmt: skip
+            values = value if isinstance(value, tuple | list) else (value,)
+            expect(all(map(good, values)), path, expected, value)
     for key, most in (("scale", 1), ("ratio", float("inf"))):
         path, value = f"data.augment.{key}", tuple(config.data.augment[key])
         good = len(value) == 2 and all(type(v) in (int, float) for v in value)

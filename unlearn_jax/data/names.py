@@ -124,13 +124,10 @@ def ids_of(source: Source) -> Ids:
     return Ids(source.ids, source.splits, source.root, source.survey.bad)
 
 
-def read_text(file: str | Path, where: str, errors: str = "strict") -> str:
+def read_text(file: str | Path, where: str) -> str:
     """Return the text of a UTF-8 file, or of one in UTF-16 that says so by its first two bytes.
 
-    Args:
-        file: its path.
-        where: the option that named it, for messages.
-        errors: "surrogateescape" takes any bytes, as names of files have them.
+    Other bytes are kept as `os.fsdecode` keeps them, since names of files may have any.
 
     Raises:
         UserError: there is none; the message starts with `where`, the option that named it.
@@ -144,7 +141,7 @@ def read_text(file: str | Path, where: str, errors: str = "strict") -> str:
             raise OSError("there is no such file")
         data = Path(file).read_bytes()
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = data.decode(*(("utf-16",) if wide else ("utf-8-sig", errors)))
+        text = data.decode("utf-16") if wide else data.decode("utf-8-sig", "surrogateescape")
         if "\0" in text:
             raise OSError("it has zero bytes; is it UTF-16 without its mark?")
         return text
@@ -176,8 +173,7 @@ def find_images(
         UserError: no such file, no table, or names that mean no image: how many, the first ten
             with their lines, and the nearest ids.
     """
-    names_of_any_bytes = any(not id.isascii() and _surrogates(id) for id in (*ids.ids, *ids.bad))
-    text = read_text(file, where, "surrogateescape" if names_of_any_bytes else "strict")
+    text = read_text(file, where)
     names = read_names(text, str(file), ids, role, column, where)
     rows = [ids.find(name.text) for name in names]
     wrong = [i for i, row in enumerate(rows) if row < 0]
@@ -220,10 +216,6 @@ def _refuse_unreadable(names: Sequence[Name], ids: Ids, file: str | Path, where:
             "Put whole files in their place (from a copy, or saved again as PNG), or remove them "
             "from the list: what cannot be read is not trained on."
         )
-
-
-def _surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_names(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tests.helpers import photos as made
 from unlearn_jax import data
@@ -210,6 +210,7 @@ def test_an_eps_never_starts_ghostscript(tmp_path, monkeypatch):
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # look again
     folder = tmp_path / "photos"
     made.make(folder, 4)
     (folder / "zoo" / "z.png").write_bytes(encoded(Image.new("RGB", (9, 9)), "eps"))
@@ -294,6 +295,11 @@ def files(root, *names):
         ("2023/01/1.jpg 2024/02/2.jpg", "2023/01/1.jpg 2024/02/2.jpg", "2023 2024"),
         ("1.jpg list.txt best/3.jpg", "best/3.jpg 1.jpg list.txt", "best root"),
         ("1.jpg 2.jpg", "1.jpg 2.jpg", "root"),
+        (
+            "valley/1/1.jpg trainspotting/2.jpg",
+            "trainspotting/2.jpg valley/1/1.jpg",
+            "trainspotting valley",
+        ),
         ("README cat/1.png", "cat/1.png", "cat"),
         ("train/cat/1.png train/a.txt test/cat/2.png raw/3.png", "train/cat/1.png", "cat"),
     ],

@@ -209,7 +209,7 @@ def describe(survey: Survey, n: int) -> list[str]:
         more = f" … and {len(survey.bad) - 3} more" if len(survey.bad) > 3 else ""
         lines.append(
             f"{len(survey.bad)} of {n + len(survey.bad)} files cannot be read and are left out "
-            f"({QUARANTINE}): {' '.join(first)}{more}"
+            f"({QUARANTINE}); save as PNG what should be in: {' '.join(first)}{more}"
         )
     if survey.composed:
         lines.append(f"{survey.composed} images have transparency: they are seen on {BACKGROUND}")

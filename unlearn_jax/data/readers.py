@@ -17,7 +17,7 @@ from unlearn_jax.registry import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 IMAGE_SUFFIXES += (".pgm", ".pbm", ".avif", ".heic", ".heif")
 MAX_BYTES = 2**30  # of an image file
-_SPLIT = re.compile("train|val|test", re.I)  # how names of splits begin
+_SPLIT = re.compile("(train|test)(ing)?([^a-z].*)?|val(id|idation)?([^a-z].*)?", re.I)
 
 
 class Survey(NamedTuple):
@@ -73,7 +73,7 @@ def folder_splits(path: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     nested = {name: _inside(folder) for name, folder in there.items()}
     images = {name: [f for f in files if is_image(f)] for name, (_, files) in nested.items()}
     nested = {name for name, (folders, _) in nested.items() if folders}
-    named = {name for name in nested if name in wanted or _SPLIT.match(name)}
+    named = {name for name in nested if name in wanted or _SPLIT.fullmatch(name)}
     for name in sorted(named):
         if images[name]:
             raise UserError(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
@@ -137,10 +138,10 @@ def survey(listing: Listing, folder: str | Path, exif: bool) -> Listing:
         found = json.loads(path.read_text("utf-8"))
         bad, composed, sizes = found["bad"], found["composed"], found["sizes"]
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
-        bad, composed, sizes, lasting = _look(listing, folder, exif)
-        if lasting:
-            with contextlib.suppress(OSError), files.whole(path, f".{os.getpid()}") as partial:
-                partial.write_text(json.dumps({"bad": bad, "composed": composed, "sizes": sizes}))
+        found = _look(listing, folder, exif)
+        bad, composed, sizes = found["bad"], found["composed"], found["sizes"]
+        with contextlib.suppress(OSError), files.whole(path, f".{os.getpid()}") as partial:
+            partial.write_text(json.dumps(found))
     keep = [row for row, id in enumerate(listing.ids) if id not in bad]
     counts = {s: sum(row in rows for row in keep) for s, rows in listing.splits.items()}
     empty = [split for split, count in counts.items() if not count]
@@ -161,44 +162,38 @@ def survey(listing: Listing, folder: str | Path, exif: bool) -> Listing:
     )
 
 
-def _look(
-    listing: Listing, folder: Path, exif: bool
-) -> tuple[dict[str, str], int, list[tuple[int, int]], bool]:
-    """Decode every file; return reasons of bad ones, how many were composed, sizes.
+def _look(listing: Listing, folder: Path, exif: bool) -> dict[str, Any]:
+    """Decode every file; return reasons of bad ones, how many were composed, and all sizes."""
 
-    The last value is False if a reason has to do with permissions or links, which stamps miss.
-    """
-
-    def attempt(row: int) -> tuple[str, bool, tuple[int, int], bool]:
+    def attempt(row: int) -> tuple[str, bool, tuple[int, int]]:
         id = listing.ids[row]
         try:
             image = decode(read_file(folder / id, id), id, exif)
         except UserError as error:
-            return str(error).removeprefix(f"{id}: "), False, (0, 0), True
+            return str(error).removeprefix(f"{id}: "), False, (0, 0)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP):
                 raise UserError(
                     f"{folder / id}: cannot be read ({error.strerror}). Is its disk there?"
                 ) from error
-            return f"cannot be read ({error.strerror}).", False, (0, 0), False
-        return "", COMPOSED in image.info, image.size, True
+            return f"cannot be read ({error.strerror}).", False, (0, 0)
+        return "", COMPOSED in image.info, image.size
 
+    name, n = f"checking {listing.name}", len(listing.ids)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = range(len(listing.ids))
-        results = pool.map(attempt, rows)
-        name = f"checking {listing.name}"
-        found = list(tqdm(results, name, len(rows), delay=2, unit="image", disable=None))
-    reasons, composed, sizes, lasting = zip(*found, strict=True)
+        results = pool.map(attempt, range(n))
+        found = list(tqdm(results, name, n, delay=2, unit="image", disable=None))
+    reasons, composed, sizes = zip(*found, strict=True)
     bad = {id: reason for id, reason in zip(listing.ids, reasons, strict=True) if reason}
-    return bad, sum(composed), list(sizes), all(lasting)
+    return {"bad": bad, "composed": sum(composed), "sizes": sizes}
 
 
 def _stamp(path: Path) -> list[int]:
-    try:
+    """Return numbers that change with the content of a file, and with who may read it."""
+    with contextlib.suppress(OSError):  # a link to nothing
         found = path.stat()
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
+        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return []
 
 
 def describe(survey: Survey, n: int) -> list[str]:

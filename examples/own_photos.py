@@ -1,4 +1,4 @@
-"""Forget some of your own photos. Here they are made; put yours into FOLDER/photos/CLASS/*.png.
+"""Forget some of your own photos. Here they are made; put yours into FOLDER/photos.
 
 python examples/own_photos.py [FOLDER]
 """
@@ -32,14 +32,8 @@ def main(folder: Path, changes: dict | None = None) -> None:
     if not photos.exists():
         make_photos(photos)
     (folder / "forget.txt").write_text("discs/000.png\ndiscs/001.png\nstripes/000.png\n")
-    own = {
-        "data.kind": "folder", "data.path": str(photos), "data.splits": ("train",),
-        "holdout.split": "", "holdout.fraction": 0.4,  # photos that are never trained on
-        "request.kind": "ids", "request.file": str(folder / "forget.txt"),
-        "batch_size": 16, "phases.calibrated.goal": "quantiles",
-        "phases.calibrated.objective_kw": {"overshoot": 0.0}, "phases.calibrated.batch_size": 16,
-    }  # fmt: skip
-    request = uj.Request(uj.load_config("quickstart", own | (changes or {})))
+    own = {"data.path": str(photos), "request.file": str(folder / "forget.txt")}
+    request = uj.Request(uj.load_config("photos", own | (changes or {})))
     print(request)
     original = request.train("original", folder / "original")
     unlearned = request.train("unlearned", folder / "unlearned", start=original)

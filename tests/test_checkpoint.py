@@ -267,3 +267,13 @@ def test_damage_has_an_exit_code_of_its_own(workdir):
     with pytest.raises(UserError, match="Every checkpoint") as error:
         restore(workdir)
     assert error.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "given", ["a/checkpoints", "a/checkpoints/0", "a/checkpoints/0/params", ""]
+)
+def test_a_folder_beside_a_model_is_answered_with_the_model(tmp_path, given):
+    checkpoint.save_params(tmp_path / "a", {"w": jnp.ones(2)})
+    for ask in (checkpoint.read_meta, checkpoint.stored, lambda p: checkpoint.load_params(p, {})):
+        with pytest.raises(ValueError, match=f"found no checkpoint .* mean {tmp_path / 'a'}[?]"):
+            ask(tmp_path / given)

@@ -1,10 +1,15 @@
+import os
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers import photos as made
 from unlearn_jax import complete
+from unlearn_jax.data import photos
 
 SIZE = (48, 40)  # width, height: another size and shape than the model's 32 x 32
 
@@ -134,3 +139,19 @@ def test_what_is_wrong_with_the_folders_is_said_before_anything_is_written(workd
     with pytest.raises(ValueError, match=r"a.png is black"):
         complete.run(one, tmp_path / "photos", tmp_path / "masks", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_photos_are_completed_in_their_own_size_and_bad_ones_are_listed(workdir, tmp_path):
+    album = tmp_path / "photos"
+    made.make(album, 12)
+    bad = complete.run({"original": workdir}, album, None, tmp_path / "out")
+    assert {Path(name).name for name in bad} == {"broken.jpg", "=1+1 bad.png", "empty.png"}
+    assert (tmp_path / "out/quarantine.csv").read_bytes().count(b"\n") == 4
+    for name in ("zoo/IMG_0000", "zoo/IMG_0004", "holiday/IMG_0005", "zoo/edited/one"):
+        (file,) = album.glob(f"{name}.*")
+        seen = photos.decode(file.read_bytes(), name, exif=True)
+        done = Image.open(tmp_path / f"out/original/{name}.png")
+        assert done.size == seen.size and done.getpixel((0, 0)) == seen.getpixel((0, 0))
+    assert (os.fsencode(tmp_path / "out/original/holiday") + b"/caf\xe9 \xff.png") in (
+        os.fsencode(f) for f in (tmp_path / "out/original/holiday").iterdir()
+    )

@@ -225,6 +225,14 @@ def saved_steps(workdir: Path | str) -> list[int]:
     return [int(p.name) for p in (Path(workdir) / DIRECTORY).glob("*") if p.name.isdigit()]
 
 
+def _none_in(workdir: Path) -> UserError:
+    """Return the error of a folder without checkpoints, with the nearest one that has some."""
+    near = [p for p in workdir.parents[:3] if saved_steps(p)]
+    near += sorted({p.parents[1] for p in workdir.glob(f"*/{DIRECTORY}/*") if p.name.isdigit()})
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return UserError(f"Expected a trained model in {workdir}, found no checkpoint there.{hint}")
+
+
 def read_meta(workdir: Path | str) -> Meta:
     """Return the meta of the newest checkpoint, of a finished run or not.
 
@@ -233,7 +241,7 @@ def read_meta(workdir: Path | str) -> Meta:
     """
     steps = distributed.agreed(saved_steps(workdir))
     if not steps:
-        raise UserError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+        raise _none_in(Path(workdir))
     try:
         return _restore_meta(Path(workdir).absolute() / DIRECTORY, max(steps))
     except Damaged as error:
@@ -272,7 +280,7 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
     directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
     steps = distributed.agreed(steps)
     if not steps:
-        raise UserError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+        raise _none_in(Path(workdir))
     step = max(steps)
     try:
         meta = _restore_meta(directory, step)
@@ -299,7 +307,7 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
     _quiet()
     directory, steps = Path(workdir).absolute() / DIRECTORY, saved_steps(workdir)
     if not steps:
-        raise UserError(f"Expected a trained model in {workdir}, found no checkpoint there.")
+        raise _none_in(Path(workdir))
     step = max(steps)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:

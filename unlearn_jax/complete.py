@@ -6,7 +6,8 @@
 A model is the workdir of `train` or `convert`; with --model=NAME=DIR it gets a name of your own. A
 mask has its image's name and size; white is generated. Without --masks the hole is that of the
 first model's task. Writes OUT/MODEL/IMAGE.png in the photo's own size, in which only the hole has
-changed, and OUT/sheet.png: input, truth, and what each model makes of it.
+changed, and OUT/sheet.png: input, truth, and what each model makes of it. Photos are turned as the
+camera says. What cannot be read is listed in OUT/quarantine.csv.
 """
 
 import json
@@ -22,10 +23,10 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, cli, convert, models, registry, sharding
-from unlearn_jax.data import preprocess, transforms
+from unlearn_jax.data import photos, transforms
+from unlearn_jax.data.readers import IMAGE_SUFFIXES, is_image, read_file
 from unlearn_jax.registry import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SHEET_ROWS, THUMBNAIL = 50, 160  # images at most, pixels of the longer side
 
 
@@ -144,8 +145,8 @@ def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | No
     if (workdir / "config.json").exists():
         try:
             config = json.loads((workdir / "config.json").read_text("utf-8"))["config"]
-            model, size = dict(config["model"]), int(config["data"]["image_size"])
-            return models.build(**model), size, dict(config["task"])
+            size = int(config["data"]["image_size"])
+            return models.of(config), size, dict(config["task"])
         except UserError as error:
             raise UserError(f"{workdir / 'config.json'}: {error}.") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -225,8 +226,10 @@ class Photo(NamedTuple):
     mask: Shaped[np.ndarray, "h w"] | None
 
 
-def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Path, seed: int = 0):
-    """Complete all images of a folder with all models.
+def run(
+    workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Path, seed: int = 0
+) -> dict[str, str]:
+    """Complete all images of a folder with all models; return why others could not be read.
 
     Args:
       workdirs: of the models, by the name of what each writes.
@@ -236,11 +239,12 @@ def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Pat
       seed: see `Completer.complete`.
 
     Raises:
-      UserError: no images, no mask for one, or no model.
+      UserError: no images, none that can be read, no mask for one, or no model.
     """
     files = _files(images, "--images")
     holes = {file: _mask_of(file, images, masks) if masks else None for file in files}
     rows: dict[str, list[np.ndarray]] = {}
+    bad: dict[str, str] = {}
     first = None
     total = len(files) * len(workdirs)
     with tqdm(total=total, unit="img", dynamic_ncols=True, disable=None) as bar:
@@ -248,7 +252,7 @@ def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Pat
             bar.set_description(name)
             loaded = load_model(workdir)
             first = first or loaded
-            for number, photo in enumerate(_photos(holes, images)):
+            for number, photo in enumerate(_photos(holes, images, bad)):
                 shape = (1, *photo.pixels.shape[:2])
                 hole = photo.mask if masks else first.holes(shape, seed + number)[0]
                 made = loaded.complete(photo.pixels, hole, seed + number)
@@ -260,29 +264,42 @@ def run(workdirs: Mapping[str, Path], images: Path, masks: Path | None, out: Pat
                     row = rows.setdefault(photo.name, [grey.astype(np.uint8), photo.pixels])
                     row.append(made)
                 bar.update()
+    if not rows:
+        raise UserError(f"--images: none of {len(files)} can be read: {bad}.")
+    if bad:
+        (out / photos.QUARANTINE).write_bytes(photos.quarantine(bad.items()))
     _sheet(["input", "truth", *workdirs], rows).save(out / "sheet.png")
+    return bad
 
 
 def _files(folder: Path, flag: str) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    files = [path for path in sorted(folder.rglob("*")) if is_image(path.name)]
     if not files:
-        raise UserError(f"{flag}: expected a folder of {', '.join(SUFFIXES)}, found none in "
+        raise UserError(f"{flag}: expected a folder of {', '.join(IMAGE_SUFFIXES)}, found none in "
                          f"{folder}.")  # fmt: skip
     return files
 
 
 def _mask_of(file: Path, images: Path, masks: Path) -> Path:
     name = file.relative_to(images)
-    found = [path for of in SUFFIXES if (path := masks / name.with_suffix(of)).exists()]
+    found = [path for of in IMAGE_SUFFIXES if (path := masks / name.with_suffix(of)).exists()]
     if not found:
         wanted = masks / name.with_suffix(".png")
         raise UserError(f"--masks: expected a mask for every image, {name} has none. Add {wanted}.")
     return found[0]
 
 
-def _photos(holes: Mapping[Path, Path | None], images: Path) -> Iterator[Photo]:
+def _photos(
+    holes: Mapping[Path, Path | None], images: Path, bad: dict[str, str]
+) -> Iterator[Photo]:
+    """Yield the photos that can be read; `bad` gets the reasons of the others."""
     for file, of in holes.items():
-        pixels, name = np.asarray(_read(file)), file.relative_to(images)
+        name = file.relative_to(images)
+        try:
+            pixels = np.asarray(_read(file))
+        except UserError as error:
+            bad[str(name)] = str(error).removeprefix(f"{file}: ")
+            continue
         mask = np.asarray(_read(of).convert("L")) if of else None
         if of and mask.shape != pixels.shape[:2]:
             sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (pixels, mask)]
@@ -296,7 +313,7 @@ def _photos(holes: Mapping[Path, Path | None], images: Path) -> Iterator[Photo]:
 
 def _read(file: Path) -> Image.Image:
     """Return an image as its owner sees it: turned as the camera says."""
-    return ImageOps.exif_transpose(preprocess.decode(file.read_bytes(), str(file)))
+    return photos.decode(read_file(file, str(file)), str(file), exif=True)
 
 
 def _sheet(columns: Sequence[str], rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
@@ -308,7 +325,8 @@ def _sheet(columns: Sequence[str], rows: Mapping[str, Sequence[np.ndarray]]) -> 
         draw.text((x * cell + 4, 4), title, "black")
     for y, (name, pictures) in enumerate(rows.items()):
         top = line + y * (cell + line)
-        draw.text((4, top + cell), name, "black")
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        draw.text((4, top + cell), shown, "black")
         for x, pixels in enumerate(pictures):
             picture = ImageOps.contain(Image.fromarray(pixels), (THUMBNAIL, THUMBNAIL))
             sheet.paste(picture, (x * cell + 4, top + 4))
@@ -335,7 +353,10 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
 def main(model: list[str], images: str, out: str) -> None:
     """Run the command."""
     masks = flags.FLAGS.masks
-    run(named(model), Path(images), Path(masks) if masks else None, Path(out), flags.FLAGS.seed)
+    masks = Path(masks) if masks else None
+    bad = run(named(model), Path(images), masks, Path(out), flags.FLAGS.seed)
+    if bad:
+        print(f"{len(bad)} files cannot be read: {Path(out) / photos.QUARANTINE}.")
     print(f"Completed images: {out}. Side by side: {Path(out) / 'sheet.png'}.")
 
 

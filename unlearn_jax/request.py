@@ -71,7 +71,7 @@ class Request:
         self.source, self.split = load(cfg, workdir, siblings)
         for line in self.split.said:
             _say(line)
-        self.model: Model = model or models.build(**cfg.model.to_dict())
+        self.model: Model = model or models.of(cfg)
 
     def __str__(self) -> str:
         """Say in a sentence what is forgotten."""

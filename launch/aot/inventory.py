@@ -58,7 +58,7 @@ def with_methods(cfg: ConfigDict) -> ConfigDict:
     Where it has one of that kind itself, none is added.
     """
     cfg = cfg.copy_and_resolve_references()
-    model = models.build(**cfg.model.to_dict())
+    model = models.of(cfg)
     phases = {name: of for name, of in cifar10_compare.phases().items() if name != "reference"}
     for name in ("noisy", "clipped"):
         phases[name] = quickstart_certified.get_config(name).phases[name]
@@ -130,7 +130,7 @@ def programs_of(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
 
 def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
     """List fresh parameters and states, goals, tokens, saliency, noise, and the probe."""
-    model, rows, key = models.build(**cfg.model.to_dict()), cfg.batch_size, jax.random.key(0)
+    model, rows, key = models.of(cfg), cfg.batch_size, jax.random.key(0)
     whole, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, rows)
     params = layout_like(cfg, cfg.stages.unlearned, model, mesh)
     noised, trained = select(whole, model.trainable), select(params, model.trainable)
@@ -179,7 +179,7 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
 
 def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Program:
     """List the losses that goals of a kind are fitted to (goals.py)."""
-    model = models.build(**cfg.model.to_dict())
+    model = models.of(cfg)
     params = layout_like(cfg, cfg.stages.unlearned, model, mesh)
     batch = batch_like(cfg, mesh, cfg.batch_size)
     fn = goals.jit_losses(kind, model, mesh, jax.random.key(0), outputs)
@@ -189,7 +189,7 @@ def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Pro
 
 def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
     """List completed images, errors on them, relearning, and attacks of mechanisms."""
-    model, rows, key = models.build(**cfg.model.to_dict()), cfg.batch_size, jax.random.key(0)
+    model, rows, key = models.of(cfg), cfg.batch_size, jax.random.key(0)
     params, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, rows)
 
     def errors():

@@ -117,7 +117,7 @@ def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None 
             columns["view_output"] = ((size, size, 3), np.float16)
     batch = {name: rows_like(mesh, rows, *column) for name, column in columns.items()}
     if phase and phase.cache_tokens:
-        model = models.build(**cfg.model.to_dict())
+        model = models.of(cfg)
         codes = jax.eval_shape(model.tokens, params_like(cfg, model, mesh), batch)
         batch["tokens"] = rows_like(mesh, rows, codes.shape[1:], np.int32)
     return batch
@@ -169,7 +169,7 @@ def step(cfg: ConfigDict, mesh: Mesh, *, phase: str, rows: int = 0, remat: bool 
     spec, stage = cfg.phases[phase], _stages(cfg)[phase_of(cfg, phase)[0]]
     rows, accumulate = rows or spec.batch_size or cfg.batch_size, accumulated(cfg, phase)
     sharding.check_batch_size(rows, mesh, accumulate=accumulate)
-    model = models.build(**cfg.model.to_dict())
+    model = models.of(cfg)
     if not remat and hasattr(model, "remat"):
         model = dataclasses.replace(model, remat=False)
     whole = layout_like(cfg, stage, model, mesh)
@@ -213,7 +213,7 @@ def accumulated(cfg: ConfigDict, phase: str) -> int:
 
 def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
     """Build the mean loss of held-out rows, as the probes and the audits have it of a batch."""
-    model, rows = models.build(**cfg.model.to_dict()), rows or evaluation_rows(cfg, mesh)
+    model, rows = models.of(cfg), rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
 
     loss = sharding.jit_rows(model.loss, mesh)

@@ -41,7 +41,7 @@ def batch_like(config, b=2):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_phase_of_every_config_has_a_gradient(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    model = models.build(**config.model.to_dict())
+    model = models.of(config)
     whole = jax.eval_shape(model.init, jax.random.key(0))
     batch, key = batch_like(config), jax.eval_shape(lambda: jax.random.key(0))
     for stage in ("original", "unlearned"):

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import quickstart
-from unlearn_jax import models
+from unlearn_jax import models, train
 from unlearn_jax.config import method
 from unlearn_jax.config.load import load
 from unlearn_jax.config.validation import validate
@@ -17,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[!_]*.py"))
 def test_every_config_validates_and_its_model_can_be_built(path):
     cfg = load(str(path))
     validate(cfg)
-    model = models.build(**cfg.model.to_dict())
+    model = models.of(cfg)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert {"encoder", "decoder"} <= set(shapes)
     assert any(word in path.read_text() for word in ("make demo", "python -m unlearn_jax"))
@@ -48,7 +48,7 @@ def test_all_problems_are_reported_at_once():
         "config.phases.pretrain.optimizer.name: unknown 'adma'",
         "config.stages.unlearned.phases: unknown 'decuple'",
         "config.stages.original.rows: unknown 'all'",
-        "config.evaluation.confidence: expected between 0 and 1, got 95.0",
+        "config.evaluation.confidence: expected between 0 and 1, neither, got 95.0",
     ):
         assert part in str(error.value), part
 
@@ -71,6 +71,37 @@ def test_unknown_missing_and_mistyped_keys():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        (
+            "phases.decouple.objective_kw.forget_cap",
+            float("nan"),
+            "cap: .* a finite number, got nan",
+        ),
+        ("phases.decouple.objective_kw.forget_cap", -float("inf"), "a finite number, got -inf"),
+        (
+            "phases.decouple.objective_kw.forget_cap",
+            -1.0,
+            "forget_cap: expected at least 0, got -1",
+        ),
+        ("phases.calibrated.objective_kw.distance", 2, "distance: expected str, got 2"),
+        ("phases.pretrain.optimizer.learning_rate", float("inf"), "learning_rate: .* got inf"),
+        ("phases.calibrated.forget_weight", float("inf"), "forget_weight: .* finite .* got inf"),
+        ("phases.calibrated.stop.at_least", float("nan"), "stop.at_least: .* finite .* got nan"),
+        ("data.augment.ratio", (1.0, float("inf")), r"ratio\[1\]: expected a finite number"),
+        ("model.visible_weight", float("nan"), "model.visible_weight: expected a finite number"),
+        ("certificate.delta", float("nan"), "certificate.delta: expected a finite number, got nan"),
+        ("task.hole", 2.0, "config.task: .*expected 0 < hole < 1"),
+        ("task.hole", float("nan"), "config.task.hole: expected a finite number, got nan"),
+        ("task.train", "random_mask", None),
+        ("task.patch", 5, None),
+        ("request.fraction", 1.5, "request.fraction: expected 0 < f < 1, got 1.5"),
+        ("seed", 2**70, "config.seed: expected whole numbers from 0 to"),
+        ("compare.seeds", (0, -1), "compare.seeds: expected whole numbers"),
+        ("mesh.fsdp", 0, "mesh.fsdp: expected at least 1, got 0"),
+        ("audit.learning_rate", -1.0, "audit.learning_rate: expected above 0"),
+        ("protocol.inpaint", (4, 16), "protocol.inpaint: expected whole numbers from 1 to 15"),
+        ("model.image_size", 64, "model.image_size: expected config.data.image_size, 32, got 64"),
+        ("data.image_size", 30, "config.model: .*divisible by 8"),
+        ("data.image_size", 64, None),
         ("phases.decouple.forget_weight", -1.0, "expected weights of at least 0"),
         ("phases.decouple.forget_fraction", 1.0, "expected 0 < f < 1"),
         ("phases.decouple.optimizer.learning_rate", 0.0, "expected above 0"),
@@ -114,8 +145,26 @@ def test_values_are_checked(path, value, message):
     for parent in parents:
         section = section[parent]
     section[key] = value
+    if message is None:
+        return validate(cfg)
     with pytest.raises(ValueError, match=message):
         validate(cfg)
+
+
+@pytest.mark.parametrize("change", [{"task.hole": 2.0}, {"task.hole": float("nan")}, {"seed": -1}])
+def test_a_refused_config_claims_nothing(tmp_path, change):
+    cfg = quickstart.get_config()
+    cfg.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=f"config.{next(iter(change)).partition('.')[0]}"):
+        train.run(cfg, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_has_the_size_of_the_images():
+    cfg = quickstart.get_config()
+    assert models.of(cfg).image_size == 32 and models.of(cfg) == models.build(**cfg.model.to_dict())
+    cfg.data.image_size = 64
+    assert models.of(cfg).image_size == models.of(cfg.to_dict()).image_size == 64
 
 
 def test_random_views_need_the_original_images():

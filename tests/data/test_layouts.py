@@ -53,8 +53,8 @@ from unlearn_jax.data import layouts, prepare
         ),
         (
             "folder",
-            lambda raw: put(raw / "train" / WNIDS[0] / "a.txt", b""),
-            "expected only images",
+            lambda raw: put(raw / "train" / "a.JPEG", b""),
+            "train: holds images, such as 'a.JPEG', and folders, so it may be a class or a split",
         ),
         ("imagnet", lambda raw: None, "--layout: expected one of"),
     ],

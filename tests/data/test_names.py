@@ -339,12 +339,11 @@ def test_damaged_tables_are_named(tmp_path):
     assert "request.file: " in refused(tmp_path, "x" * 200_000, CATS)
 
 
-@pytest.mark.parametrize(
-    "data", [b"\xff\xfe\x00", "cat/1.png".encode("utf-16-le"), b"caf\xe9.png\n", b"\x89PNG\0\0"]
-)
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00", "cat/1.png".encode("utf-16-le"), b"\x89PNG\0\0"])
 def test_files_that_are_no_text_are_refused(tmp_path, data):
     assert "request.file: " in refused(tmp_path, data, CATS)
     assert "is no readable UTF-8 file" in refused(tmp_path, data, CATS)
+    assert r"line 1: 'caf\udce9.png' (" in refused(tmp_path, b"caf\xe9.png\n", CATS)
 
 
 def test_missing_files_and_folders_are_no_lists(tmp_path):

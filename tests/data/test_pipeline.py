@@ -249,11 +249,11 @@ def test_damage_found_while_training_is_named(tmp_path):
     for i in range(4):
         (tmp_path / "cat").mkdir(exist_ok=True)
         Image.fromarray(PIXELS[:16].reshape(32, 32, 3)).save(tmp_path / "cat" / f"{i}.png")
-    file = tmp_path / "cat" / "2.png"
-    file.write_bytes(file.read_bytes()[:1000])
     source = sources.open_source(
         kind="folder", path=str(tmp_path), image_size=32, splits=("train",), cache=False
     )
+    file = tmp_path / "cat" / "2.png"
+    file.write_bytes(file.read_bytes()[:1000])  # after all files were checked
     with pytest.raises(ValueError, match=r"cat/2.png: cannot be read"):
         list(data.make_eval(source, np.arange(4), batch_size=2, task=INPAINT, seed=0))
 

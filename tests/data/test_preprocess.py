@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from unlearn_jax import data
-from unlearn_jax.data import joining, preprocess, sources
+from unlearn_jax.data import joining, photos, preprocess, sources
 from unlearn_jax.data.preprocess import Crops, View
 
 TASK = {"name": "inpaint", "hole": 0.5}
@@ -80,7 +80,7 @@ def test_decoding_is_exact_and_never_a_draft():
     big = encoded(smooth(320, 256), "jpeg", quality=90)
     image = Image.open(io.BytesIO(big))
     expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
-    found = preprocess.fit(preprocess.decode(big, "x"), View(16, "squash_bicubic"), "x")
+    found = preprocess.fit(photos.decode(big, "x"), View(16, "squash_bicubic"), "x")
     np.testing.assert_array_equal(found, expected)
 
 
@@ -91,7 +91,7 @@ def test_bad_files_are_named_with_the_same_words_every_time(bad):
     messages = set()
     for _ in range(3):
         with pytest.raises(ValueError, match="a/b.png: cannot be read as an image") as error:
-            preprocess.decode(bad, "a/b.png")
+            photos.decode(bad, "a/b.png")
         messages.add(str(error.value))
     assert len(messages) == 1 and "0x" not in messages.pop()
 

@@ -11,10 +11,9 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import unlearn_jax
-from tests.helpers import binaries
+from tests.helpers import binaries, photos
 from unlearn_jax import convert, models
 
 TEXT = (binaries.ROOT / "README.md").read_text()
@@ -72,10 +71,8 @@ def test_every_command_is_executed_by_one_of_the_tests_here():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for number in range(2):
-        pixels = np.random.default_rng(number).integers(0, 256, (40, 56, 3), np.uint8)
-        (folder / "photos").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"photos/{number}.png")
+    photos.make(folder / "photos", 60)
+    (folder / "forget.txt").write_text("".join(f"zoo/IMG_{i:04}.jpg\n" for i in range(0, 60, 6)))
     return folder
 
 
@@ -88,7 +85,7 @@ def test_package_commands_in_their_order(command, runs):
     _, name, *flags = shlex.split(command)
     more = short([name, *flags])
     flags = [re.sub(r"(^|=)runs/", rf"\1{runs}/", flag) for flag in flags]
-    flags = [re.sub(r"=photos$", f"={runs}/photos", flag) for flag in flags]
+    flags = [re.sub(r"^(--[\w.]*(?:path|file|images|source))=", rf"\1={runs}/", f) for f in flags]
     binaries.run("unlearn_jax", name, *flags, *more)
 
 
@@ -96,6 +93,15 @@ def test_package_commands_in_their_order(command, runs):
 def test_the_last_of_them_left_what_they_say(runs):
     assert (runs / "quickstart/report.html").stat().st_size > 10_000
     assert (runs / "completed/sheet.png").exists() and (runs / "records/manifest.json").exists()
+
+
+@pytest.mark.long
+def test_own_photos_end_with_a_page_and_a_list_of_what_could_not_be_read(runs):
+    split = json.loads((runs / "own/unlearned/split.json").read_text())
+    assert split["counts"]["forget"] + len(split["withdrawn"]) == 10
+    assert len(split["photos"]["bad"]) == len(photos.BAD) and split["photos"]["exif"]
+    assert (runs / "own/unlearned/quarantine.csv").read_bytes().count(b"cannot be read") > 3
+    assert (runs / "own/report.html").stat().st_size > 10_000
 
 
 @pytest.mark.long

@@ -54,7 +54,7 @@ def _parameters() -> int:
     from unlearn_jax import models
     from unlearn_jax.models.params import select
 
-    model = models.build(**flags.FLAGS.config.model.to_dict())
+    model = models.of(flags.FLAGS.config)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(select(shapes, model.trainable)))
 

@@ -188,7 +188,7 @@ def make(
     mechanism, arguments = certified.mechanism(cfg.phases[name])
     settings = {key: cfg.certificate[key] for key in ("certifier", "accountant", "delta")}
     found = certificate.account(mechanism, arguments, **settings)
-    trainable = models.build(**cfg.model.to_dict()).trainable
+    trainable = models.of(cfg).trainable
     parts = {"config": "config.json", "split": "split.json", "metrics": "metrics.jsonl"}
     hashes = {key: file_digest(workdir / name) for key, name in parts.items()}
     trees = {"original": original, "centre": centre, "released": released}

@@ -218,7 +218,7 @@ def _parameters(
     else:
         original = _loaded(original_dir, "original")
         _hash(found, "original", original, original_dir)
-    model = models.build(**cfg.model.to_dict())
+    model = models.of(cfg)
     if cfg.certificate.centre_from:
         public.check(Path(cfg.certificate.centre_from), split)
         centre = _loaded(Path(cfg.certificate.centre_from), "centre")

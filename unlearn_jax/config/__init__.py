@@ -28,12 +28,14 @@ def default() -> ConfigDict:
                 "kind": "tfds",  # "tfds", "records" (of `prepare`), "folder" or "arrays"
                 "name": "",  # tfds: name of the dataset; "cifar10_sample" comes with the package
                 "data_dir": "",  # tfds: where it was prepared
-                "path": "",  # records: their folder; folder: class sub-folders; arrays: a .npz
+                "path": "",  # records: their folder; folder: photos, or classes; arrays: a .npz
                 "splits": ("train", "test"),
                 "train_rows": 0,  # only so many, the same share of each class; 0: all
                 "train_seed": 0,  # which ones
-                "image_size": 32,
-                "resize": "none",  # "crop", "squash_bilinear", "squash_bicubic": preprocess.fit
+                "image_size": 32,  # of the model, too
+                # "crop", "pad", "squash_bilinear", "squash_bicubic": see preprocess.fit
+                "resize": "none",
+                "exif": False,  # turn photos as the camera says; published protocols do not
                 "augment": {  # random training views; evaluation never has them
                     "name": "",  # "random_resized_crop"
                     "scale": (0.2, 1.0),  # of the image's area

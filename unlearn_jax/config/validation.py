@@ -1,7 +1,6 @@
 """Problems of a config, all at once and before anything is loaded."""
 
 import dataclasses
-import datetime
 import difflib
 import inspect
 import re
@@ -12,7 +11,8 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import methods as objectives
 from unlearn_jax import models, registry
-from unlearn_jax.config import FREE, certified, chosen_methods, default, method, phase
+from unlearn_jax.config import FREE, certified, chosen_methods, default, method, phase, ranges
+from unlearn_jax.config.ranges import get
 from unlearn_jax.data import holdout, preprocess, sampling, sources
 from unlearn_jax.data import select as requests
 from unlearn_jax.data.transforms import TASKS
@@ -33,6 +33,7 @@ def validate(config: ConfigDict) -> None:
       UserError: listing every problem at once.
     """
     problems = _differences(config, default(), free=("model", "phases", "stages", "methods"))
+    problems += ranges.not_finite(config.to_dict())
     if not problems:
         problems += _values(config)
     if problems:
@@ -73,70 +74,15 @@ def _same_type(value: Any, like: Any) -> bool:
     if isinstance(like, bool) or isinstance(value, bool):
         return isinstance(like, bool) and isinstance(value, bool)
     if isinstance(like, float):
-        return isinstance(value, int | float) and value == value
+        return isinstance(value, int | float)
     return isinstance(value, list | tuple if isinstance(like, tuple) else type(like))
 
 
 def _values(config: ConfigDict) -> list[str]:
     """List every value that is not what its key allows, part by part."""
-    parts = (_ranges, _choices, _named, _stages, _methods, _phases)
+    parts = (ranges.problems, _choices, _named, _stages, _methods, _phases)
     problems = [problem for part in parts for problem in part(config)]
     return problems or certified.problems(config)
-
-
-def _ranges(config: ConfigDict) -> list[str]:
-    problems = []
-
-    def expect(good: bool, path: str, expected: str, got: Any) -> None:
-        if not good:
-            problems.append(f"config.{path}: expected {expected}, got {got!r}")
-
-    for path in (
-        *(
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "checkpoint.every",
-            "checkpoint.keep",
-            "probe_rows",
-        ),
-        *("data.image_size", "data.num_threads", "data.prefetch"),
-        *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
-        *("audit.rows", "audit.batch_size", "audit.relearn.images", "audit.relearn.rows"),
-        *("audit.relearn.steps", "audit.relearn.every"),
-    ):
-        expect(_get(config, path) >= 1, path, "at least 1", _get(config, path))
-    for path in (
-        *("seed", "request.seed", "retain.seed", "poison.seed", "data.train_seed"),
-        *("audit.shadows", "audit.finetune_steps", "audit.relearn.seeds"),
-        *("request.per_class", "retain.per_class"),
-    ):
-        expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
-    expect(config.data.train_rows >= 0, "data.train_rows", "at least 0", config.data.train_rows)
-    for key, most in (("scale", 1), ("ratio", float("inf"))):
-        path, value = f"data.augment.{key}", tuple(config.data.augment[key])
-        good = len(value) == 2 and all(type(v) in (int, float) for v in value)
-        good = good and 0 < value[0] <= value[1] <= most
-        expect(good, path, f"0 < least <= largest{' <= 1' if most == 1 else ''}", value)
-    if config.data.augment.name and config.data.cache and config.data.resize != "none":
-        problems.append(
-            "config.data.augment: random views are cut from original images, which data.cache does "
-            f"not keep with data.resize={config.data.resize!r}; set data.cache to False"
-        )
-    poisoned = config.poison.fraction
-    expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
-    due = config.request.due
-    expect(not due or _is_day(due), "request.due", "a day as 2026-12-31, or ''", due)
-    confidence = config.evaluation.confidence
-    expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
-    return problems
-
-
-def _is_day(text: str) -> bool:
-    try:
-        return datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 def _choices(config: ConfigDict) -> list[str]:
@@ -153,8 +99,8 @@ def _choices(config: ConfigDict) -> list[str]:
         "task.train": ("", *TASKS),
         "stage": tuple(config.stages.keys()),
     }.items():
-        if _get(config, path) not in names:
-            problems.append(f"config.{path}: {unknown(_get(config, path), names)}")
+        if get(config, path) not in names:
+            problems.append(f"config.{path}: {unknown(get(config, path), names)}")
     return problems
 
 
@@ -163,7 +109,7 @@ def _named(config: ConfigDict) -> list[str]:
     problems = []
     for path, lookup in (("model.name", models.find), ("data.kind", sources.find)):
         try:
-            lookup(_get(config, path))
+            lookup(get(config, path))
         except ValueError as error:
             problems.append(f"config.{path}: {error}")
     for name in config.audit.own:
@@ -179,7 +125,12 @@ def _named(config: ConfigDict) -> list[str]:
     problems += [f"config.model.{key}: {unknown(key, fields)}" for key in others]
     if not others:
         try:
-            models.build(**config.model.to_dict())
+            size = getattr(models.of(config), "image_size", config.data.image_size)
+            if size != config.data.image_size:
+                problems.append(
+                    f"config.model.image_size: expected config.data.image_size, "
+                    f"{config.data.image_size}, got {size}; leave it out, or set both"
+                )
         except (TypeError, ValueError) as error:
             problems.append(f"config.model: {error}")
     return problems
@@ -358,16 +309,16 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
 
 
 def _options(path: str, found: ConfigDict, known: Mapping[str, Any]) -> list[str]:
-    """List unknown options, and missing ones that have no default value."""
+    """List unknown options, missing ones that have no default value, and values of other types."""
     problems = [f"{path}.{k}: {unknown(k, known)}" for k in sorted(set(found.keys()) - set(known))]
+    for key in sorted(set(found.keys()) & set(known)):
+        value, like = found[key], known[key]
+        if isinstance(like, bool | int | float | str) and not _same_type(value, like):
+            problems.append(f"{path}.{key}: expected {type(like).__name__}, got {value!r}")
+        elif isinstance(like, float) and value < 0:
+            problems.append(f"{path}.{key}: expected at least 0, got {value!r}")
     required = {key for key, value in known.items() if value is inspect.Parameter.empty}
     return problems + [f"{path}.{k}: missing" for k in sorted(required - set(found.keys()))]
-
-
-def _get(config: ConfigDict, path: str) -> Any:
-    for key in path.split("."):
-        config = config[key]
-    return config
 
 
 def _model(config: ConfigDict) -> type[Model] | None:

@@ -42,7 +42,7 @@ def open_data(cfg: ConfigDict) -> tuple[Source, Hashes]:
 
     Hashes are kept: beside prepared records, else in the user's cache.
     """
-    common = {key: cfg.data[key] for key in ("image_size", "cache", "resize")}
+    common = {key: cfg.data[key] for key in ("image_size", "cache", "resize", "exif")}
     if cfg.data.augment.name:
         scale, ratio = (tuple(cfg.data.augment[key]) for key in ("scale", "ratio"))
         common["crops"] = Crops(scale, ratio, cfg.data.augment.flip)
@@ -50,10 +50,10 @@ def open_data(cfg: ConfigDict) -> tuple[Source, Hashes]:
     source = _open(**{key: cfg.data[key] for key in where}, **common)
     if cfg.data.train_rows:
         source = subset(source, cfg.data.train_rows, cfg.data.train_seed)
-    hashes = _hashes(source, cfg.data)
+    hashes = _hashes(source, cfg.data, cfg.data.exif)
     if cfg.retain.kind == "proxy":
         proxy = _open(**{key: cfg.retain.data[key] for key in where}, **common)
-        more = _hashes(proxy, cfg.retain.data)
+        more = _hashes(proxy, cfg.retain.data, cfg.data.exif)
         hashes = Hashes(*(np.concatenate(pair) for pair in zip(hashes, more, strict=True)))
         source = concat(source, proxy)
     return source, hashes
@@ -113,13 +113,14 @@ def load(
     return source, split
 
 
-def _hashes(source: Source, where: ConfigDict) -> Hashes:
+def _hashes(source: Source, where: ConfigDict, exif: bool) -> Hashes:
     """Return the hashes of a source's images; of several processes, the first computes them."""
     if not distributed.first():
         return Hashes(np.zeros((len(source), 2), np.uint64), np.zeros((len(source), 4), np.uint64))
-    if where.kind == "records" and (found := copies.beside_records(Path(where.path), source.ids)):
+    beside = where.kind == "records" and not exif  # of images as they are stored
+    if beside and (found := copies.beside_records(Path(where.path), source.ids)):
         return found
-    key = copies.id_digest([*source.ids, *_stamps(source, where)])[:32]
+    key = copies.id_digest([*source.ids, *_stamps(source, where), *(["exif"] if exif else [])])[:32]
     name = f"{source.name.replace('/', '-')}-{key}.npz"
     return copies.hash_source(source, cache_folder() / name)
 

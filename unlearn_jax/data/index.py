@@ -33,7 +33,7 @@ def write(path: Path, index: Index) -> None:
     Raises:
         UserError: an id with a line break.
     """
-    ids = "".join(f"{id}\n" for id in index.ids).encode()
+    ids = "".join(f"{id}\n" for id in index.ids).encode("utf-8", "surrogateescape")
     n = len(index.ids)
     if ids.count(b"\n") != n:
         raise UserError(f"{path}: expected ids without line breaks. Rename those files.")
@@ -60,7 +60,7 @@ def read(path: Path) -> Index:
             raise UserError(f"format {facts['format']!r}")
         end = len(rest) - 12 * n
         numbers = np.frombuffer(rest, "<i4", offset=end).reshape(3, n).astype(np.int32)
-        ids = rest[:end].decode().split("\n")[:-1]
+        ids = rest[:end].decode("utf-8", "surrogateescape").split("\n")[:-1]
         if len(ids) != n:
             raise UserError(f"{len(ids)} ids for {n} records")
     except (EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:

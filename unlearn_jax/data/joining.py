@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from unlearn_jax.data.readers import split_ranges
+from unlearn_jax.data.readers import Survey, split_ranges
 from unlearn_jax.data.sampling import sample_fraction
 from unlearn_jax.data.sources import Keys, Source
 from unlearn_jax.registry import UserError
@@ -59,6 +59,11 @@ def concat(a: Source, b: Source) -> Source:
         original=lambda row: a.original(row) if row < n else b.original(row - n),
         root=a.root,
         proxy=b.name,
+        survey=Survey(
+            {**a.survey.bad, **{f"proxy/{id}": why for id, why in b.survey.bad.items()}},
+            a.survey.composed + b.survey.composed,
+            a.survey.exif,
+        ),
     )
 
 
@@ -86,4 +91,5 @@ def subset(source: Source, train_rows: int, seed: int) -> Source:
         augmented=source.augmented,
         original=lambda row: source.original(int(rows[row])),
         root=source.root,
+        survey=source.survey,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unlearn_jax.data.names import Ids, closest, find_images, read_text
 from unlearn_jax.data.published import read_classes
-from unlearn_jax.data.readers import folder_splits, list_folder, some, split_ranges, visible
+from unlearn_jax.data.readers import folder_splits, list_folder, some, split_ranges
 from unlearn_jax.registry import UserError
 
 LAYOUTS = ("imagenet", "places365", "folder")
@@ -296,7 +296,7 @@ def _only_listed(found: Found, lists: Sequence[str]) -> Found:
 
 
 def _names(path: Path) -> list[str]:
-    return [child.name for child in visible(path)]
+    return sorted(name for name in os.listdir(path) if not name.startswith("."))
 
 
 def _hint(source: Path) -> str:

@@ -50,10 +50,17 @@ class Ids:
         ids: one per row.
         splits: rows of each split, by name.
         root: the folder that the ids are paths in; "" if there is none.
+        bad: why files could not be read, by the ids that they would have.
     """
 
-    def __init__(self, ids: Sequence[str], splits: Mapping[str, range] = {}, root: str = ""):
-        self.ids, self.splits = ids, splits
+    def __init__(
+        self,
+        ids: Sequence[str],
+        splits: Mapping[str, range] = {},
+        root: str = "",
+        bad: Mapping[str, str] = {},
+    ):
+        self.ids, self.splits, self.root, self.bad = ids, splits, root, bad
         self.rows = {id: row for row, id in enumerate(ids)}
         self.same: dict[str, int] = {}  # by the id in Unicode's normal form
         self.alias: dict[str, int] = {}  # by the id with one name for the folders of a split
@@ -114,21 +121,27 @@ class Ids:
 
 def ids_of(source: Source) -> Ids:
     """Return the ids of a source, to look names up in."""
-    return Ids(source.ids, source.splits, source.root)
+    return Ids(source.ids, source.splits, source.root, source.survey.bad)
 
 
 def read_text(file: str | Path, where: str) -> str:
     """Return the text of a UTF-8 file, or of one in UTF-16 that says so by its first two bytes.
 
+    Other bytes are kept as `os.fsdecode` keeps them, since names of files may have any.
+
     Raises:
         UserError: there is none; the message starts with `where`, the option that named it.
     """
+    if not str(file):
+        raise UserError(
+            f"{where}: expected the path of a list, got ''. Write one name on each line."
+        )
     try:
         if not Path(file).is_file():
             raise OSError("there is no such file")
         data = Path(file).read_bytes()
         wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode("utf-16") if wide else data.decode("utf-8-sig", "surrogateescape")
         if "\0" in text:
             raise OSError("it has zero bytes; is it UTF-16 without its mark?")
         return text
@@ -165,6 +178,7 @@ def find_images(
     rows = [ids.find(name.text) for name in names]
     wrong = [i for i, row in enumerate(rows) if row < 0]
     if wrong:
+        _refuse_unreadable([names[i] for i in wrong], ids, file, where)
         lines = []
         for i in wrong[:10]:
             near = "it ends in several ids" if rows[i] == SEVERAL else ids.nearest(names[i].text)
@@ -188,6 +202,20 @@ def find_images(
     if paths:
         record["example"] = [names[paths[0]].text, ids.ids[rows[paths[0]]]]
     return unique, record
+
+
+def _refuse_unreadable(names: Sequence[Name], ids: Ids, file: str | Path, where: str) -> None:
+    """Raise UserError if names mean files that are there, but could not be read."""
+    reasons, there = list(ids.bad.values()), Ids(list(ids.bad), {}, ids.root)
+    found = [(name, row) for name in names if (row := there.find(name.text)) >= 0]
+    if found:
+        lines = [f"\n  line {n.line}: {_show(n.text)}: {reasons[row]}" for n, row in found[:10]]
+        more = f"\n  and {len(found) - 10} more" if found[10:] else ""
+        raise UserError(
+            f"{where}: {len(found)} of the images in {file} cannot be read:{''.join(lines)}{more}\n"
+            "Put whole files in their place (from a copy, or saved again as PNG), or remove them "
+            "from the list: what cannot be read is not trained on."
+        )
 
 
 def read_names(

@@ -21,7 +21,6 @@ The format is described in `unlearn_jax.data.records`.
 """
 
 import concurrent.futures
-import csv
 import fcntl
 import io
 import json
@@ -37,11 +36,13 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
+from PIL.ExifTags import Base
 from tqdm import tqdm
 
 from unlearn_jax import cli
-from unlearn_jax.data import copies, index, layouts, preprocess, records, removal, served
+from unlearn_jax.data import copies, index, layouts, photos, preprocess, records, removal, served
 from unlearn_jax.data.layouts import File
+from unlearn_jax.data.readers import read_file
 from unlearn_jax.files import file_digest
 from unlearn_jax.registry import UserError
 
@@ -270,10 +271,12 @@ def _write_shard(
         writer = records.open_writer(partial)
         for file in files:
             tick()
-            data = (source / file.path).read_bytes()  # an error here is no fault of the image
             try:
-                image = preprocess.decode(data, file.path)
-            except ValueError as error:
+                if "\n" in file.id:
+                    raise UserError("expected a name without a line break. Rename it.")
+                data = read_file(source / file.path, file.path)  # OSError is no fault of the image
+                image = photos.decode(data, file.path)
+            except UserError as error:
                 bad.append((file.path, str(error).removeprefix(f"{file.path}: ")))
                 continue
             data, image = _store(image, data, storing)
@@ -301,8 +304,12 @@ def _store(image: Image.Image, data: bytes, storing: Storing) -> tuple[bytes, Im
     filter = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
     stored = io.BytesIO()
     options = {"quality": storing.quality, "subsampling": 0} if storing.encode == "jpeg" else {}
+    turned = Image.Exif()  # how the camera was held, for data.exif
+    if orientation := image.getexif().get(Base.Orientation):
+        turned[Base.Orientation] = orientation
+        options["exif"] = turned
     image.resize(size, filter).save(stored, storing.encode, **options)
-    return stored.getvalue(), preprocess.decode(stored.getvalue(), "")
+    return stored.getvalue(), photos.decode(stored.getvalue(), "")
 
 
 def _part_path(out: Path, name: str) -> Path:
@@ -347,9 +354,7 @@ def _finish(
     index.write(out / records.INDEX, index.Index(ids, table[:, 0], table[:, 1:]))
     of_image = np.concatenate(hashes).reshape(-1, 6)  # 128 and 256 bits
     copies.save(out / copies.FILE, ids, copies.Hashes(of_image[:, :2], of_image[:, 2:]))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *bad])
-    records.write_text(out / records.QUARANTINE, text.getvalue())
+    records.write_text(out / photos.QUARANTINE, photos.quarantine(bad))
     manifest = {
         "format": records.FORMAT,
         "name": name,
@@ -384,7 +389,7 @@ def main(layout: str, source: str, out: str, remove: str) -> None:
     counts = ", ".join(f"{s}: {facts['count']:,}" for s, facts in manifest["splits"].items())
     print(f"{counts} images of {len(manifest['class_names'])} classes, in {len(shards)} shards.")
     if manifest["quarantined"]:
-        where = Path(out) / records.QUARANTINE
+        where = Path(out) / photos.QUARANTINE
         print(f"{manifest['quarantined']} files are no readable images and were left out: {where}")
     if flags.FLAGS.verify:
         records.check_shards(

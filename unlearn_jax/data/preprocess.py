@@ -1,25 +1,20 @@
 """Encoded images to size x size pixels: as a model is evaluated, or as random training views.
 
 The arithmetic is that of torchvision's transforms on PIL images, whose resampling is antialiased.
-Decoding is exact: PIL's `draft` mode, which decodes JPEG at a fraction of its size, is not used,
-and EXIF orientation is ignored, as in torchvision's image folders.
+Decoding (`photos`) is exact: PIL's `draft` mode, which decodes JPEG at a fraction of its size, is
+not used. EXIF orientation is ignored unless a view asks for it, as in torchvision's image folders.
 """
 
-import contextlib
-import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt64
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from unlearn_jax.data.readers import brief
 from unlearn_jax.registry import UserError
 
-RESIZE = ("none", "crop", "squash_bilinear", "squash_bicubic")
+RESIZE = ("none", "crop", "pad", "squash_bilinear", "squash_bicubic")
 AUGMENT = ("", "random_resized_crop")
 _ATTEMPTS = 10  # at a crop that fits, then the middle of the image is taken
 _BICUBIC = Image.Resampling.BICUBIC
@@ -48,59 +43,13 @@ class View:
         size: height and width.
         resize: of the evaluation view, see `fit`.
         crops: the random training views; None: training sees the evaluation view.
+        exif: turn images as the camera says.
     """
 
     size: int
     resize: str = "none"
     crops: Crops | None = None
-
-
-def decode(data: bytes, id: str) -> Image.Image:
-    """Decode an image file to RGB, 8 bits per channel; 16-bit greys become the nearest of 256.
-
-    Palettes, CMYK and grey become RGB as PIL converts them; transparency is dropped.
-
-    Raises:
-        UserError: no image, a truncated one, or one without a known range of values (PIL's modes
-            I and F); the message starts with the id.
-    """
-    with _reading(id):
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    _check_mode(image.mode, id)
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):  # PIL would saturate, not rescale
-        grey = np.rint(np.asarray(image, np.float32) / 257).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    with _reading(id):
-        return image.convert("RGB")
-
-
-def check_header(path: Path, id: str, view: View) -> None:
-    """Check that the file begins like an image that `fit` can take; raise UserError if not."""
-    with _reading(id), Image.open(path) as image:
-        size, mode = image.size, image.mode
-    _check_mode(mode, id)
-    check_size(size, id, view)
-
-
-@contextlib.contextmanager
-def _reading(id: str) -> Iterator[None]:
-    """Turn whatever PIL raises about a bad file into a ValueError that is the same every time."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:  # its own message has an address in it
-        raise UserError(f"{id}: cannot be read as an image (of no known format).") from error
-    except Exception as error:  # plugins raise what they like
-        raise UserError(f"{id}: cannot be read as an image ({brief(error)}).") from error
-
-
-def _check_mode(mode: str, id: str) -> None:
-    if mode in ("I", "F"):
-        raise UserError(f"{id}: expected 8 or 16 bits per channel, got mode {mode!r}.")
+    exif: bool = False
 
 
 def check_size(size: tuple[int, int], id: str, view: View) -> None:
@@ -118,6 +67,7 @@ def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
     * "none": the image, which must have that size.
     * "crop": its shorter side resized to that size (bicubic; the other side rounded down), then
       the centre, as torchvision's Resize and CenterCrop do. MAGE, protocol part 3.1.
+    * "pad": its longer side resized to that size (bicubic), centred on black.
     * "squash_bilinear", "squash_bicubic": resized to exactly that size, whatever its proportions.
       Palette (protocol part 3.2), MAE's demonstration (part 1.6).
 
@@ -131,6 +81,10 @@ def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
             image = image.resize(whole, _BICUBIC)
         left, top = (round((side - size) / 2) for side in image.size)
         image = image.crop((left, top, left + size, top + size))
+    elif view.resize == "pad":
+        whole = tuple(max(1, round(side * size / max(image.size))) for side in image.size)
+        part, image = image.resize(whole, _BICUBIC), Image.new("RGB", (size, size))
+        image.paste(part, tuple((size - side) // 2 for side in whole))
     elif view.resize.startswith("squash"):
         bilinear = view.resize == "squash_bilinear"
         image = image.resize((size, size), Image.Resampling.BILINEAR if bilinear else _BICUBIC)

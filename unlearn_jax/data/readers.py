@@ -1,15 +1,40 @@
 """Lists of labelled, encoded images, and folders of them."""
 
+import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Int32
 
 from unlearn_jax.registry import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES += (".pgm", ".pbm", ".avif", ".heic", ".heif")
+MAX_BYTES = 2**30  # of an image file
+_SPLIT = re.compile("(train|test)(ing)?([^a-z].*)?|val(id|idation)?([^a-z].*)?", re.I)
+
+
+class Survey(NamedTuple):
+    """What was found when all files were read: reasons of bad ones by id, how others were changed.
+
+    Attributes:
+        bad: why a file is in no split, by its id.
+        composed: how many images have something transparent, which was composed on a colour.
+        exif: whether images were turned as the camera says.
+    """
+
+    bad: Mapping[str, str] = MappingProxyType({})
+    composed: int = 0
+    exif: bool = False
+
+
+AS_IT_IS = Survey()
 
 
 @dataclass(frozen=True)
@@ -26,55 +51,123 @@ class Listing:
     splits: Mapping[str, range]
     encoded: Callable[[Sequence[int]], list[bytes]]
     sizes: Int32[np.ndarray, "n 2"] | None = None
+    survey: Survey = AS_IT_IS
 
 
-def folder_splits(path: Path) -> dict[str, Path]:
-    """Find the folder of each split: those in `path` with class folders, else `path` as "train".
+def folder_splits(path: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
+    """Find the folder of each split: those in `path` that hold classes, else `path` as "train".
+
+    A folder that holds images is a class, whatever folders are inside it.
+
+    Args:
+        path: the folder.
+        wanted: names of splits; if none is there, folders of other names than splits have, such as
+            2024/05, are classes.
 
     Raises:
-        UserError: no such folder.
+        UserError: no such folder, or a split with images outside its classes.
     """
     if not path.is_dir():
         raise UserError(f"data.path: expected a folder with class sub-folders, got {str(path)!r}.")
-    with_splits = any(folders(child) for child in folders(path))
-    return {d.name: d for d in folders(path)} if with_splits else {"train": path}
+    there = {name: path / name for name in _inside(path)[0]}
+    nested = {name: _inside(folder) for name, folder in there.items()}
+    images = {name: [f for f in files if is_image(f)] for name, (_, files) in nested.items()}
+    nested = {name for name, (folders, _) in nested.items() if folders}
+    named = {name for name in nested if name in wanted or _SPLIT.fullmatch(name)}
+    for name in sorted(named):
+        if images[name]:
+            raise UserError(
+                f"{path / name}: holds images, such as {images[name][0]!r}, and folders, so it may "
+                "be a class or a split of classes. Move the images into a class folder, or the "
+                "folders away."
+            )
+    classes = "train" in wanted and not {*wanted} & {*there}
+    if named or (nested and not any(images.values()) and not classes):
+        return there
+    return {"train": path}
 
 
 def list_folder(path: Path, splits: Sequence[str]) -> Listing:
-    """List the image files in `path/class/` (one split, "train") or `path/split/class/`, sorted.
+    """List the files in `path/class/` (one split, "train") or `path/split/class/`, sorted.
 
-    A folder with images only, such as COCO's train2017, is one class of that name.
+    Folders inside a class belong to it. Images in `path` itself, such as COCO's train2017, are a
+    class of its name. Files that are no images are listed, too.
 
     Raises:
-        UserError: no such folder or split, a split without images, files that are no images.
+        UserError: no such folder or split, a split without files.
     """
-    split_dirs = folder_splits(path)
-    check_splits(splits, split_dirs, str(path))
-    names = sorted({d.name for parent in split_dirs.values() for d in folders(parent)})
-    files, labels, counts = [], [], []
+    found = folder_splits(path, splits)
+    check_splits(splits, found, str(path))
+    own, loose = path.resolve().name, []
+    names = sorted({name for folder in found.values() for name in _inside(folder)[0]})
+    if found == {"train": path}:
+        loose = _inside(path)[1]
+        if names and not any(map(is_image, loose)):
+            loose = []  # a list, a README
+        names = sorted({*names, own}) if loose or not names else names
+    ids, labels, counts = [], [], []
     for split in splits:
-        before = len(files)
-        for folder in folders(split_dirs[split]) if names else [path]:
-            inside = visible(folder)
-            files += inside
-            labels += [names.index(folder.name) if names else 0] * len(inside)
-        counts.append(len(files) - before)
+        before = len(ids)
+        for label, name in enumerate(names):
+            inside = _walk(found[split], name) + (loose if name == own else [])
+            prefix = "" if found[split] == path else f"{split}/"
+            ids += [f"{prefix}{file}" for file in inside]
+            labels += [label] * len(inside)
+        counts.append(len(ids) - before)
         if not counts[-1]:
             raise UserError(f"{path}: no images of split {split!r}; expected class/image.png.")
-    other = [str(f) for f in files if f.suffix.lower() not in IMAGE_SUFFIXES or f.is_dir()]
-    if other:
-        raise UserError(
-            f"{path}: expected only images {IMAGE_SUFFIXES} in path/class or path/split/class, "
-            f"found {some(other)}. Move them away or convert them."
-        )
     return Listing(
-        name=path.resolve().name,
-        class_names=tuple(names or [path.resolve().name]),
-        ids=[f.relative_to(path).as_posix() for f in files],
+        name=own,
+        class_names=tuple(names),
+        ids=ids,
         labels=np.array(labels, np.int32),
         splits=split_ranges(splits, counts),
-        encoded=lambda rows: [files[row].read_bytes() for row in rows],
+        encoded=lambda rows: [read_file(path / ids[row], ids[row]) for row in rows],
     )
+
+
+def read_file(path: Path, id: str) -> bytes:
+    """Return the bytes of a regular file or a link to one; never wait for a pipe.
+
+    Raises:
+        UserError: it is none, or larger than MAX_BYTES; the message starts with the id.
+        OSError: it is not there, or cannot be read.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{id}: expected an image file, got a folder, a pipe or a device.")
+    if found.st_size > MAX_BYTES:
+        raise UserError(f"{id}: expected {MAX_BYTES} bytes at most, got {found.st_size}.")
+    return path.read_bytes()
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file is an image, by its name only."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _inside(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the other entries of a folder, without hidden ones."""
+    with os.scandir(folder) as entries:
+        shown = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    return [name for name, is_dir in shown if is_dir], [n for n, is_dir in shown if not is_dir]
+
+
+def _walk(root: Path, name: str) -> list[str]:
+    """Return the paths from root of all files in a folder of it, and of links to folders."""
+    found: list[list[str]] = []
+    if not (root / name).is_dir():  # a class that another split has
+        return []
+    for folder, inside, names in os.walk(root / name, onerror=_raise):
+        links = [n for n in inside if os.path.islink(os.path.join(folder, n))]
+        inside[:] = [n for n in inside if not n.startswith(".")]
+        at = os.path.relpath(folder, root)
+        found += [f"{at}/{n}".split("/") for n in (*names, *links) if not n.startswith(".")]
+    return ["/".join(parts) for parts in sorted(found)]
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def check_splits(wanted: Sequence[str], found: Iterable[str], where: str) -> None:
@@ -91,16 +184,6 @@ def split_ranges(splits: Sequence[str], sizes: Sequence[int]) -> dict[str, range
     """Return the rows of each split when they lie one after the other."""
     ends = np.cumsum([0, *sizes]).tolist()
     return {s: range(a, b) for s, a, b in zip(splits, ends[:-1], ends[1:], strict=True)}
-
-
-def folders(path: Path) -> list[Path]:
-    """List the folders inside a folder, sorted, without hidden ones."""
-    return [child for child in visible(path) if child.is_dir()]
-
-
-def visible(path: Path) -> list[Path]:
-    """List what is inside a folder, sorted, without hidden files."""
-    return sorted(child for child in path.iterdir() if not child.name.startswith("."))
 
 
 def numbers(n: int) -> tuple[str, ...]:

@@ -28,20 +28,24 @@ from typing import Any
 from array_record.python import array_record_module as array_record
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from unlearn_jax.data import index
-from unlearn_jax.data.readers import Listing, brief, check_splits, split_ranges
+from unlearn_jax.data import index, photos
+from unlearn_jax.data.readers import Listing, Survey, brief, check_splits, split_ranges
 from unlearn_jax.files import file_digest
 from unlearn_jax.registry import UserError
 
 FORMAT = "unlearn_jax.records.v1"
-MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.gz", "quarantine.csv"
+MANIFEST, INDEX = "manifest.json", "index.gz"
 UNFINISHED = "unfinished"  # folder of what is known of finished shards, until all are
 _AGAIN = "Prepare it again into a new folder, or copy it again."
 
 
 def pack(id: str, image: bytes) -> bytes:
-    """Return pack an id and an image into one record."""
-    return id.encode() + b"\0" + image
+    """Pack an id, of any bytes, and an image into one record."""
+    return _id_bytes(id) + b"\0" + image
+
+
+def _id_bytes(id: str) -> bytes:
+    return id.encode("utf-8", "surrogateescape")
 
 
 def open_writer(path: Path) -> Any:
@@ -90,10 +94,10 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | bytes) -> None:
     """Write a file, whole or not at all; raises OSError if it cannot be written."""
     partial = path.with_name(f"{path.name}.partial{os.getpid()}")
-    partial.write_text(text, "utf-8")
+    partial.write_bytes(text.encode() if isinstance(text, str) else text)
     sync(partial)
     partial.replace(path)
 
@@ -171,7 +175,7 @@ def list_records(folder: Path, splits: Sequence[str]) -> Listing:
                 raise UserError(
                     f"{folder}: the record of {ids[row]} is damaged ({brief(error)}). {_AGAIN}"
                 ) from error
-            if id != ids[row].encode():
+            if id != _id_bytes(ids[row]):
                 raise UserError(
                     f"{folder}: expected the record of {ids[row]}, got that of "
                     f"{id[:100].decode(errors='replace')!r}: a shard of another preparation. "
@@ -188,6 +192,7 @@ def list_records(folder: Path, splits: Sequence[str]) -> Listing:
         splits=split_ranges(splits, [counts[split] for split in splits]),
         encoded=read_images,
         sizes=everything.sizes[rows],
+        survey=Survey(photos.quarantined(folder / photos.QUARANTINE)),
     )
 
 

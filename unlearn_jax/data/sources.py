@@ -18,10 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from unlearn_jax import registry
-from unlearn_jax.data import preprocess
+from unlearn_jax.data import photos, preprocess
 from unlearn_jax.data.preprocess import Crops, View
 from unlearn_jax.data.readers import (
+    AS_IT_IS,
     Listing,
+    Survey,
     brief,
     check_splits,
     list_folder,
@@ -53,6 +55,7 @@ class Source:
         original: the image of a row as it is stored, before it is made to fit.
         root: the folder that ids are paths in; "" if there is none.
         proxy: name of the data set in the split "proxy"; "" if there is none.
+        survey: files that could not be read, and what was done to others.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Source:
     original: Callable[[int], UInt8[np.ndarray, "h w 3"]] | None = None
     root: str = ""
     proxy: str = ""
+    survey: Survey = AS_IT_IS
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -117,6 +121,7 @@ def open_source(
     cache: bool = True,
     resize: str = "none",
     crops: Crops | None = None,
+    exif: bool = False,
 ) -> Source:
     """Open a source of `image_size` x `image_size` RGB images.
 
@@ -125,8 +130,9 @@ def open_source(
             `data_dir/name/version`; name "cifar10_sample" with no data_dir is the bundled one.
             "records", what `python -m unlearn_jax.prepare` wrote to `path`; the id is the path of
             the original image.
-            "folder", JPEG, PNG and WebP images in `path/class/` (one split, "train"),
-            `path/split/class/` or, one class, `path/`; the id is the path inside `path`.
+            "folder", images (`photos.FORMATS`) in `path/class/` (one split, "train"),
+            `path/split/class/` or, one class, `path/`; the id is the path inside `path`. Every file
+            is read once at the start; those that are no images are left out, see `photos.survey`.
             "arrays", an .npz file at `path` with `image` (uint8, or float in [0, 1]), `label` and
             optionally `id`, `split`, `class_names`.
         name: of the tfds dataset, optionally with its version: "cifar10" or "cifar10/3.0.2".
@@ -139,13 +145,14 @@ def open_source(
         resize: how images of another size are made to fit, see `preprocess.fit`; "none": they are
             an error.
         crops: the random views that training sees; they are cut from the original images.
+        exif: turn images as the camera says.
 
     Raises:
         UserError: missing, damaged or unsuitable data; the message names it and says what to do.
     """
     if not splits:
         raise UserError('data.splits: expected at least one split, such as ("train", "test").')
-    view = View(image_size, resize, crops)
+    view = View(image_size, resize, crops, exif)
     if crops and cache and resize != "none":
         raise UserError(
             f"data.augment: views are cut from original images, but data.cache=True keeps what "
@@ -225,6 +232,8 @@ def from_arrays(
 
 def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise OSError("a folder, a pipe or a device")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # no file, no zip, a bare .npy, truncated, pickled objects
@@ -272,7 +281,7 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
     def decode(rows: Int[np.ndarray, "b"], keys: Keys = None) -> UInt8[np.ndarray, "b h w 3"]:
         images = np.empty((len(rows), *shape[1:]), np.uint8)
         for i, (row, data) in enumerate(zip(rows, listing.encoded(rows.tolist()), strict=True)):
-            image = preprocess.decode(data, listing.ids[row])
+            image = photos.decode(data, listing.ids[row], view.exif)
             images[i] = (
                 preprocess.fit(image, view, listing.ids[row])
                 if keys is None
@@ -285,7 +294,7 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
     known["augmented"] = view.crops is not None
 
     def original(row: int) -> UInt8[np.ndarray, "h w 3"]:
-        return np.asarray(preprocess.decode(listing.encoded([row])[0], listing.ids[row]))
+        return np.asarray(photos.decode(listing.encoded([row])[0], listing.ids[row], view.exif))
 
     known["original"] = original
     if not cache:
@@ -370,18 +379,12 @@ def _open_tfds(where: Where, view: View) -> Source:
     return _from_listing(listing, view, where.cache)
 
 
-def _open_records(where: Where, view: View) -> Source:
-    return _from_listing(list_records(Path(where.path), where.splits), view, where.cache)
-
-
 def _open_folder(where: Where, view: View) -> Source:
-    folder = Path(where.path)
-    listing = list_folder(folder, where.splits)
-    if not where.cache:  # at least the headers: no long run should end at an unreadable file
-        ids = listing.ids
-        _for_all_rows(
-            listing, lambda row: preprocess.check_header(folder / ids[row], ids[row], view)
+    if not where.path:  # which would be the current folder
+        raise UserError(
+            "data.path: expected a folder of images, got ''. Set --config.data.path=DIR."
         )
+    listing = photos.survey(list_folder(Path(where.path), where.splits), where.path, view.exif)
     return replace(_from_listing(listing, view, where.cache), root=where.path)
 
 

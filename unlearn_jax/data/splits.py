@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import UInt64
 
 from unlearn_jax.data import holdout as unseen
+from unlearn_jax.data import photos
 from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.poison import PATTERN, choose
-from unlearn_jax.data.readers import some
+from unlearn_jax.data.readers import Survey, some
 from unlearn_jax.data.records import digest
 from unlearn_jax.data.sampling import Rows, count
 from unlearn_jax.data.select import copies_of, keep, of_requested_classes, select, still_there
@@ -141,7 +142,9 @@ def resolve(
     they stay for this request only), copies, near, served, apart, class_names, sets (rows), counts,
     class_counts, asked (a hash of what was asked for) and hash, the sha256 of the canonical JSON of
     all the rest but near; id_keys are 64 bits of each id (base64), by which a later request knows
-    the images when others were added or removed. Keys of other kinds in the mappings are ignored.
+    the images when others were added or removed. photos, if there
+    is something to say, is how files were read, see `readers.Survey`. Keys of other kinds in the
+    mappings are ignored.
 
     Raises:
         UserError: an unknown name or id, an empty or overlapping set, copies that are refused, no
@@ -174,6 +177,7 @@ def resolve(
     pool = [part[~np.isin(part, withdrawn)] for part in pool]
     learned = np.union1d(np.setdiff1d(everything, np.concatenate(pool)), proxies)
     pool, said = unseen.without_pixels_of(learned, pool, hashes, said)
+    said = [*photos.describe(source.survey, len(source)), *said]
     sets = {"train": train, "forget": forget}
     kept, retain = keep(
         source, np.setdiff1d(train, forget), forget, asked["kind"] == "classes", retain
@@ -198,6 +202,7 @@ def resolve(
         "withdrawn": withdrawn.tolist(),
         "held_out": held_out.tolist(),
         "copies": found,
+        **_photos(source.survey),
         "served": past,
         "apart": others,
     }
@@ -234,6 +239,13 @@ def _manifest(
     }
     manifest = json.loads(json.dumps(manifest))  # plain JSON values: equal before and after a file
     return {**manifest, "hash": _hash(manifest), "near": near}
+
+
+def _photos(survey: Survey) -> dict[str, Any]:
+    """Describe how files were read, if that was anything but as they are."""
+    if not any(survey):
+        return {}
+    return {"photos": {**survey._asdict(), "bad": sorted(survey.bad.items())}}
 
 
 def _check_audit(source: Source, forget: Rows, audit: Rows, held: Mapping[str, Any]) -> list[str]:
@@ -291,7 +303,9 @@ def describe_poison(split: Split) -> str:
 
 
 def save(split: Split, path: str | Path) -> None:
-    """Write the manifest as JSON, whole or not at all."""
+    """Write the manifest as JSON, whole or not at all, and beside it what could not be read."""
+    if bad := (split.manifest.get("photos") or {}).get("bad"):
+        Path(path).with_name(photos.QUARANTINE).write_bytes(photos.quarantine(bad))
     partial = Path(path).with_suffix(".partial")
     partial.write_text(json.dumps(split.manifest, indent=None, sort_keys=True) + "\n", "utf-8")
     partial.replace(path)

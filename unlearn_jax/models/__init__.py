@@ -1,8 +1,10 @@
 """Models, each of which can be unlearned: one file and one line in `MODELS`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from unlearn_jax import registry
 from unlearn_jax.models.autoencoder import Autoencoder
@@ -12,7 +14,7 @@ from unlearn_jax.models.mage import MAGE
 from unlearn_jax.models.palette import Palette
 from unlearn_jax.models.vqgan import VQGAN
 
-__all__ = ["MODELS", "Batch", "Latent", "Model", "Params", "build", "find", "with_image"]
+__all__ = ["MODELS", "Batch", "Latent", "Model", "Params", "build", "find", "of", "with_image"]
 
 
 def with_image(batch: Batch, image: Float[Array, "b h w c"]) -> dict[str, Any]:
@@ -44,5 +46,14 @@ def find(name: str) -> type[Model]:
 
 
 def build(name: str, **fields: Any) -> Model:
-    """Build the model of a config section, e.g. `build(**config.model)`."""
+    """Build a model of these fields; see `of` for that of a config."""
     return find(name)(**fields)
+
+
+def of(config: Mapping[str, Any] | ConfigDict) -> Model:
+    """Build the model of a config, for images of data.image_size unless its own fields say one."""
+    section = config["model"]
+    fields = section.to_dict() if isinstance(section, ConfigDict) else dict(section)
+    if "image_size" in getattr(find(fields["name"]), "__dataclass_fields__", ()):
+        fields.setdefault("image_size", config["data"]["image_size"])
+    return build(**fields)

@@ -35,7 +35,8 @@ def mean_over_steps(first_step: int, metrics: Sequence[Mapping[str, Any]]) -> di
             raise FloatingPointError(
                 f"Training diverged at step {step}: {bad}. The checkpoints from before are kept. "
                 "Lower the learning rate, set optimizer.clip_norm_l2, or, when ascending, set "
-                "objective_kw.forget_cap or a stop rule."
+                "objective_kw.forget_cap or a stop rule. Other values make another run: give "
+                "another --workdir."
             )
     return {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
 

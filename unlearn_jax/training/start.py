@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
@@ -15,6 +16,7 @@ from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
+from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training.phases import make_layout
 
 
@@ -68,6 +70,7 @@ def load_start(request: Request, like: Params) -> Start:
     parent = reference = reference_meta = None
     if cfg.init_from:
         params, parent = checkpoint.load_params(Path(cfg.init_from), like)
+        _check_finite(params, "init_from", cfg.init_from)
         lineage.check_model(request.split, Path(cfg.init_from))
     elif stage.scratch:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -79,6 +82,7 @@ def load_start(request: Request, like: Params) -> Start:
         )
     if cfg.reference_from:
         reference, reference_meta = checkpoint.load_params(Path(cfg.reference_from), like)
+        _check_finite(reference, "reference_from", cfg.reference_from)
         lineage.check_model(request.split, Path(cfg.reference_from), role="reference")
     trainable = trained(stage, model.trainable)
     pack, unpack = make_layout(cfg, stage, like, trainable, request.mesh)
@@ -86,6 +90,18 @@ def load_start(request: Request, like: Params) -> Start:
     original = {} if stage.scratch else params
     return Start(keys, trainable, select(params, trainable), original, reference,
                  (parent, reference_meta), pack, unpack)  # fmt: skip
+
+
+def _check_finite(params: Params, key: str, workdir: str) -> None:
+    """Check that all weights are numbers; raise UserError naming the leaves that have others."""
+    flat = jax.tree_util.tree_leaves_with_path(params)
+    bad = [leaf_path(path) for path, leaf in flat if not jnp.isfinite(leaf).all()]
+    if bad:
+        raise UserError(
+            f"config.{key}: {len(bad)} of {len(flat)} arrays of the model in {workdir} have NaN or "
+            f"infinite weights, such as {bad[0]}. It was damaged before it was given here: take "
+            "an earlier checkpoint of it, or convert or train it again."
+        )
 
 
 def trained(stage: ConfigDict, trainable: Any) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def read(file: Path, format: str) -> UInt8[np.ndarray, "h w 3"]:
       UserError: it cannot be read.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise UserError(

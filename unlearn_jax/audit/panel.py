@@ -48,6 +48,25 @@ def scores(witness: Witness, seed: Seed) -> dict[str, Models] | str:
     return {v: Models(*(f[v] for f in found[:3]), [f[v] for f in found[3:]]) for v in found[0]}
 
 
+def estimates(
+    audits: Mapping[str, Witness], model: Measured, outs: Sequence[Measured], **bootstrap: Any
+) -> dict[str, Row]:
+    """Estimate every row of one model alone: of several variants, the one that knows most."""
+    found: dict[str, Row] = {}
+    for name, witness in audits.items():
+        scored = witness.score(model, References(outs))
+        for k, (statistic, function) in enumerate(witness.statistics.items()):
+            row = {"value": None, "reason": scored}
+            if not isinstance(scored, str):
+                pair = bootstrap["resamples"], bootstrap["seed"]
+                drawn = [gap.values(function, of, *pair) for of in scored.values()]
+                drawn = max(drawn, key=lambda values: values[0])
+                interval = gap.percentiles(drawn, bootstrap["confidence"])
+                row = estimate(drawn[0], interval, len(next(iter(scored.values())).forget))
+            found[f"{name}.{statistic}" if k else name] = row
+    return found
+
+
 def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any) -> dict[str, Row]:
     """Compare the models by all witnesses: {row: what docs/audits.md says}.
 

@@ -253,7 +253,9 @@ def assemble(
         **results.provenance(cfg, split),
         "poison": {"text": splits.describe_poison(split)} if split.poisoned.size else None,
         "seeds": seeds,
-        "audits": {row: {k: of[k] for k in ("label", "family", "unit")} for row, of in rows.items()},
+        "audits": {
+            row: {k: of[k] for k in ("label", "family", "unit")} for row, of in rows.items()
+        },
         "utility": UTILITY,
         "models": found,
     }

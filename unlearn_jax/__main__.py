@@ -15,6 +15,8 @@ COMMANDS = {  # name -> (module, what it is for)
     "audit": ("unlearn_jax.audit", "audit what is left of the forgotten images"),
     "evaluate": ("unlearn_jax.evaluate", "measure the models on every set of images"),
     "report": ("unlearn_jax.report", "write the page of a request"),
+    "receipt": ("unlearn_jax.report.issue", "write the receipt, delete what must go"),
+    "verify": ("unlearn_jax.report.verify", "check every file against the receipt"),
     "complete": ("unlearn_jax.complete", "complete images of yours with one or more models"),
     "compare": ("unlearn_jax.compare", "compare methods and seeds on one request"),
     "leaderboard": ("unlearn_jax.report.leaderboard", "write the page of a comparison"),

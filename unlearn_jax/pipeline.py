@@ -24,7 +24,7 @@ from unlearn_jax.audit import run as request
 from unlearn_jax.certify import attack, certificate
 from unlearn_jax.config.validation import validate
 from unlearn_jax.evaluate import results
-from unlearn_jax.report import preview
+from unlearn_jax.report import issue, preview, receipt
 from unlearn_jax.report import results_page as report
 from unlearn_jax.request import Request, original_workdir
 from unlearn_jax.training.watch import images_of, say
@@ -36,9 +36,11 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     Args:
       cfg: the config; its `stage` is not used.
       workdir: gets original/, unlearned/, retrained/, shadow1/ (for the audits), audit.json,
-        results.json and report.html; unlearned/ gets epsilon.json if it has a certificate.
+        results.json, report.html and receipt.json; unlearned/ gets epsilon.json if it has a
+        certificate.
     """
     validate(cfg)
+    receipt.check_open(workdir)
     original = original_workdir(cfg, workdir)
     split = Request(cfg, workdir).split  # what is wrong with the request ends it here
     retrain = len(split.remaining) > 0  # without images to keep there is no yardstick
@@ -63,8 +65,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         _attack(workdir / "unlearned")
     say("evaluate")
     found = results.run(cfg, workdir)
-    if distributed.first():
-        report.write(workdir)
+    issue.write(workdir)  # and the page
     return found
 
 

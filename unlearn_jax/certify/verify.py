@@ -33,15 +33,19 @@ from unlearn_jax.registry import UserError
 from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training import noisy
 
+_MAX_STEPS = 10**6  # a bound takes some time for each
+
 
 @registry.of_record()
-def verify(workdir: Path, original: Path | None = None) -> Certificate:
+def verify(workdir: Path, original: Path | None = None, original_hash: str = "") -> Certificate:
     """Verify the run in workdir: check everything that can be checked, return its certificate.
 
     Args:
       workdir: of the certified stage: certificate.json, config.json, split.json, metrics.jsonl,
         checkpoints/.
       original: where the original is now, if not where the config says.
+      original_hash: of its parameters, if it was deleted; what was not noised is then compared
+        with the centre only.
 
     Raises:
       UserError: the first thing that is not as it should be.
@@ -50,9 +54,10 @@ def verify(workdir: Path, original: Path | None = None) -> Certificate:
     _numbers(found)
     cfg = _config(found, workdir)
     split = splits.load(workdir / "split.json")
-    meta = _record(found, cfg, workdir, split)
+    _record(found, cfg, workdir, split)
     _noise_seen(found, workdir)
-    _parameters(found, cfg, workdir, meta, original or Path(cfg.init_from), split)
+    deleted = original_hash if original is None else ""
+    _parameters(found, cfg, workdir, deleted, original or Path(cfg.init_from), split)
     if (workdir / noisy.SECRET_FILE).exists():
         raise UserError(
             f"{workdir / noisy.SECRET_FILE} still exists: with it the noise can be subtracted. "
@@ -68,6 +73,12 @@ def _expect(what: str, expected: Any, got: Any) -> None:
 
 def _numbers(found: Certificate) -> None:
     """Recompute everything that follows from mechanism, arguments, certifier, accountant, delta."""
+    steps = found.arguments.get("steps", 0)
+    if not 1e-300 <= found.delta < 1 or type(steps) is not int or steps > _MAX_STEPS:
+        raise UserError(
+            f"certificate: expected a delta from 1e-300 to 1 and at most {_MAX_STEPS:,} steps, got "
+            f"{found.delta!r} and {steps!r}: the bound would take hours to recompute."
+        )
     wanted = "reflection" if found.accountant == "reflection" else "gdp"
     try:
         numbers = certificate.account(
@@ -130,10 +141,8 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
     return cfg
 
 
-def _record(
-    found: Certificate, cfg: ConfigDict, workdir: Path, split: splits.Split
-) -> dict[str, Any]:
-    """Read the last checkpoint's meta and check that the run went through the config's phases."""
+def _record(found: Certificate, cfg: ConfigDict, workdir: Path, split: splits.Split) -> None:
+    """Check that the run went through the config's phases, by its last checkpoint's meta."""
     params_like, meta = checkpoint.stored(workdir)
     del params_like
     phases = list(cfg.stages[cfg.stage].phases)
@@ -156,7 +165,6 @@ def _record(
     _expect("earlier checkpoints", [meta["step"]], sorted(checkpoint.saved_steps(workdir)))
     rows = json.loads((workdir / "config.json").read_text())["relevant"]["rows"]
     _expect("split of the run", rows, split.manifest["hash"])
-    return meta
 
 
 def _noise_seen(found: Certificate, workdir: Path) -> None:
@@ -193,19 +201,23 @@ def _parameters(
     found: Certificate,
     cfg: ConfigDict,
     workdir: Path,
-    meta: Mapping[str, Any],
+    deleted: str,
     original_dir: Path,
     split: splits.Split,
 ) -> None:
     """Check the three models: hashes, sizes, and that what was not noised is public."""
     released = _loaded(workdir, "released")
     _hash(found, "released", released, workdir)
-    if not str(original_dir) or not (original_dir / checkpoint.DIRECTORY).exists():
+    _expect("hashes.original", deleted or found.hashes["original"], found.hashes["original"])
+    if deleted:
+        original = released
+    elif not str(original_dir) or not (original_dir / checkpoint.DIRECTORY).exists():
         raise UserError(
             f"certificate: the original is not in {str(original_dir)!r}; say where: --original=DIR."
         )
-    original = _loaded(original_dir, "original")
-    _hash(found, "original", original, original_dir)
+    else:
+        original = _loaded(original_dir, "original")
+        _hash(found, "original", original, original_dir)
     model = models.build(**cfg.model.to_dict())
     if cfg.certificate.centre_from:
         public.check(Path(cfg.certificate.centre_from), split)

@@ -62,6 +62,8 @@ def default() -> ConfigDict:
                 "served": "",
                 # Tell later trainings on these data, in forgotten.json; False for experiments.
                 "remember": True,
+                "case": "",  # what the receipt calls it
+                "due": "",  # day by which it must be done, as 2026-12-31; for the receipt
             },
             "retain": {
                 # "complement", "subset", "classes", "other_classes", "ids", "proxy" or "none"
@@ -168,6 +170,10 @@ def default() -> ConfigDict:
                 "models": "",  # where trained models are kept for other requests; "": in workdir
                 "methods": {},  # name -> method(...)
                 "only": (),  # names of those to compare; (): all
+            },
+            "report": {
+                "pictures": True,  # the page shows images, also those to be forgotten
+                "names": True,  # page and receipt name the images that were asked for
             },
             "checkpoint": {"every": 200, "keep": 2},
             "log_every": 20,  # steps between lines of metrics.jsonl

@@ -14,9 +14,11 @@ from unlearn_jax.registry import UserError
 # Keys that change where or how fast a run goes, not what it computes.
 NOT_HASHED = ("name", "stage", "init_from", "reference_from", "mesh", "sharding", "log_every")
 NOT_HASHED += ("log", "accumulate", "checkpoint", "evaluation", "protocol", "audit", "compare")
+NOT_HASHED += ("report",)
 # Keys that a model trained from scratch depends on only through the rows that they lead to.
 NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
-_OF_THE_PAST = ("served", "remember")  # of the request; what they lead to is in its split's hash
+# Of the request; what they lead to, if anything, is in its split's hash.
+_NOT_HASHED_REQUEST = ("served", "remember", "case", "due")
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -49,7 +51,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
             del spec["cache_tokens"]
         spec.pop("accumulate", None)
     if "request" in kept:
-        kept["request"] = {k: v for k, v in kept["request"].items() if k not in _OF_THE_PAST}
+        kept["request"] = {k: v for k, v in kept["request"].items() if k not in _NOT_HASHED_REQUEST}
     if not values["certificate"]["delta"]:
         kept.pop("certificate", None)
     return kept | more

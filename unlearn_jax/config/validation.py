@@ -1,6 +1,7 @@
 """Problems of a config, all at once and before anything is loaded."""
 
 import dataclasses
+import datetime
 import difflib
 import inspect
 import re
@@ -131,9 +132,18 @@ def _ranges(config: ConfigDict) -> list[str]:
         ("on", set(again.on) <= {"retain", "unseen"}, '"retain", "unseen" or both'),
     ):
         expect(good, f"audit.resurfacing.{path}", wanted, tuple(again[path]))
+    due = config.request.due
+    expect(not due or _is_day(due), "request.due", "a day as 2026-12-31, or ''", due)
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
     return problems
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _choices(config: ConfigDict) -> list[str]:

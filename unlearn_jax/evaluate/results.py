@@ -100,7 +100,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     if quiet:
         return results
     np.savez_compressed(workdir / "examples.npz", **examples)
-    np.savez_compressed(workdir / "grids.npz", **grids)
+    if cfg.report.pictures:
+        np.savez_compressed(workdir / "grids.npz", **grids)
     files.write_json(workdir / "results.json", results)
     if "unlearned" in params and cfg.request.remember:
         _remember(request)

@@ -44,7 +44,7 @@ def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline"
         raise FileNotFoundError(f"{root / name} is missing; {remedy}")
     try:
         content = parse((root / name).read_bytes())
-        wrong = _problems(content, schema)
+        wrong = problems(content, schema)
     except Exception as error:  # json, numpy, zipfile and zlib each have errors of their own
         wrong = [f"{type(error).__name__}: {error}"]
     if wrong:
@@ -58,7 +58,7 @@ def unzip(content: bytes) -> dict[str, np.ndarray]:
         return {key: archive[key] for key in archive.files}
 
 
-def _problems(value: Any, schema: Any, at: str = "") -> list[str]:
+def problems(value: Any, schema: Any, at: str = "") -> list[str]:
     """List where `value` departs from `schema`; "u4" stands for a uint8 array with 4 axes."""
     if isinstance(schema, str):
         kind = {"f": np.floating, "i": np.integer, "u": np.uint8}[schema[0]]
@@ -69,12 +69,12 @@ def _problems(value: Any, schema: Any, at: str = "") -> list[str]:
     if not isinstance(value, kind):
         return [f"{at}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}"]
     if isinstance(schema, list):
-        return [p for i, entry in enumerate(value) for p in _problems(entry, *schema, f"{at}[{i}]")]
+        return [p for i, entry in enumerate(value) for p in problems(entry, *schema, f"{at}[{i}]")]
     if not isinstance(schema, dict):
         return []
     found = [f"{at}/{key} is missing" for key in schema if key != "*" and key not in value]
     for key in value.keys() if "*" in schema else value.keys() & schema.keys():
-        found += _problems(value[key], schema.get(key, schema.get("*")), f"{at}/{key}")
+        found += problems(value[key], schema.get(key, schema.get("*")), f"{at}/{key}")
     return found
 
 

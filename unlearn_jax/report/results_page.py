@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from unlearn_jax.report import guarantee_section as report_guarantee
+from unlearn_jax.report import receipt as receipts
 from unlearn_jax.report.page import (
     COLOURS,
     NUMBER,
@@ -83,7 +84,8 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
     images = {f"{s}/{c}": "u4" for s in sets for c in ("input", "truth", *shown)}
     images |= {f"{s}/index": "i1" for s in sets}
     examples = load(root, "examples.npz", unzip, errors)
-    grids = load(root, "grids.npz", unzip, images)
+    shows = results["config"].get("report", {}).get("pictures", True)
+    grids = load(root, "grids.npz", unzip, images) if shows else {}
     names = {m: f"{m}/metrics.jsonl" for m in MODELS if m in results["stages"]}
     logs = {m: load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
     return results, logs, examples, grids
@@ -304,11 +306,21 @@ def _curves(model: str, phases: list[dict], log: list[dict]) -> list[Markup]:
     return panels
 
 
-def write(workdir: str | Path) -> Path:
+def write(
+    workdir: str | Path, receipt: dict[str, Any] | None = None, pictures: bool = True
+) -> Path:
     """Write report.html into `workdir`; return its path; raise what `read` does.
 
     The page refers to nothing outside itself, and the same inputs give the same bytes.
+
+    Args:
+      workdir: of the request.
+      receipt: what the page says of it; None: of the receipt that is there, if any.
+      pictures: show images, if config.report.pictures allows it.
     """
+    if receipt is None and (Path(workdir) / receipts.FILE).exists():
+        receipts.check_open(Path(workdir))
+        receipt = receipts.read(Path(workdir))
     results, logs, examples, grids = read(workdir)
     shown = [m for m in MODELS if m in results["evaluation"]]
     stages = results["stages"]
@@ -319,7 +331,9 @@ def write(workdir: str | Path) -> Path:
         "primary": PRIMARY,
         "colours": COLOURS,
     }
-    names |= {"findings": verdict(results), "grids": grids}
+    names |= {"findings": verdict(results), "grids": grids if pictures else {}}
+    names |= {"receipt": receipts.rows(receipt) if receipt else []}
+    names |= {"named": results["config"].get("report", {}).get("names", True)}
     names |= {"certifiers": report_guarantee.CERTIFIERS, "refuted": report_guarantee.refuted}
     with matplotlib.style.context(["default", STYLE]):
         names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}

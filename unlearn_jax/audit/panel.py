@@ -279,7 +279,7 @@ def _quarter(models: Models) -> Scores:
 def worst_images(seed: Seed, audits: Mapping[str, Witness], n: int = 10) -> list[dict[str, Any]]:
     """Return the forget images that the unlearned model knows best, with their place among unseen.
 
-    {"index", "score", "unseen_quantile"}, by the first recall witness of `CHOSEN`.
+    {"index", "score", "unseen_quantile", "n": unseen images}, by the first recall witness of `CHOSEN`.
     """
     for name in CHOSEN["recall"]:
         scored = scores(audits[name], seed)
@@ -291,6 +291,7 @@ def worst_images(seed: Seed, audits: Mapping[str, Witness], n: int = 10) -> list
                     "index": int(seed.unlearned["index/forget"][i]),
                     "score": float(forget[i]),
                     "unseen_quantile": float((unseen < forget[i]).mean()),
+                    "n": len(unseen),
                 }
                 for i in order
             ]

@@ -107,7 +107,8 @@ def conclusions(workdir: Path) -> list[str]:
 def _lines(value: Any, name: str = "") -> list[str]:
     """Write nested values as lines; a verdict is {"word", "reasons"}."""
     if isinstance(value, Mapping) and "word" in value:
-        value = ": ".join([value["word"], "; ".join(value.get("reasons", ()))]).removesuffix(": ")
+        reasons = value.get("text") or "; ".join(value.get("reasons", ()))
+        value = ": ".join([value["word"], reasons]).removesuffix(": ")
     if isinstance(value, Mapping):
         return [line for key, of in value.items() for line in _lines(of, f"{name} {key}".strip())]
     if isinstance(value, list):

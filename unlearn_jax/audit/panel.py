@@ -84,7 +84,7 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
             if k:
                 words = statistic.replace("_", " ")
                 about |= {"label": f"{witness.label}, {words}", "unit": words}
-            row = {"word": "not measured", "reason": reason, "has_power": False}
+            row = _not_measured(reason)
             if not reason:
                 variants = {
                     v: gap.compare(function, [s[v] for s in scored], **bootstrap) for v in scored[0]
@@ -93,6 +93,13 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
             found[f"{name}.{statistic}" if k else name] = about | row
     _test(found)
     return found
+
+
+def _not_measured(reason: str) -> Row:
+    unknown = {"value": None, "reason": reason}
+    row = {"word": "not measured", "reason": reason, "has_power": False, "variant": ""}
+    row |= {"models": {}, "gap": unknown, "excess": unknown, "floor": None, "power": 0.0}
+    return row | {"p_value": None, "p_holm": None, "variants": {}}
 
 
 def _worst(variants: Mapping[str, Row]) -> Row:
@@ -121,7 +128,7 @@ def _test(found: dict[str, Row]) -> None:
     adjusted = gap.holm({name: row["p_value"] for name, row in rows.items()})
     tests = len(rows)
     for name, row in found.items():
-        if row["word" if "word" in row else "reason"] == "not measured":
+        if row.get("word") == "not measured":
             continue
         row["p_holm"] = adjusted.get(name)
         row["power"] = gap.power(row["floor"], row["error"], max(1, tests) * row["tests"])
@@ -234,9 +241,9 @@ def images(
     tests: dict[str, dict[str, Any]] = {}
     shifted: dict[str, np.ndarray] = {}
     for family in names:
-        for name in CHOSEN[family]:
+        for name in filter(audits.__contains__, CHOSEN[family]):
             scored = scores(audits[name], seed)
-            if isinstance(scored, str) or "auroc" not in audits[name].statistics:
+            if isinstance(scored, str):
                 continue
             p = [_p_values(m.unlearned) for m in scored.values()]
             tests[name] = {"p_values": np.minimum(1.0, np.min(p, 0) * len(p)), "variants": len(p)}
@@ -281,7 +288,7 @@ def worst_images(seed: Seed, audits: Mapping[str, Witness], n: int = 10) -> list
 
     {"index", "score", "unseen_quantile", "n": unseen images}, by the first recall witness of `CHOSEN`.
     """
-    for name in CHOSEN["recall"]:
+    for name in filter(audits.__contains__, CHOSEN["recall"]):
         scored = scores(audits[name], seed)
         if not isinstance(scored, str):
             forget, unseen, _ = scored[""].unlearned

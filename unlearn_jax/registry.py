@@ -18,6 +18,12 @@ from pathlib import Path
 from typing import Any
 
 
+# Exit codes, of every command. launch/*.sh start again what ends with another one, also 134 and 143
+# (SIGABRT: a peer is gone; SIGTERM). 2 is not ours: shells and libraries use it.
+DONE, MISTAKE, REFUTED, DAMAGED = 0, 1, 3, 4
+AGAIN = 75  # interrupted, the same command resumes: EX_TEMPFAIL of sysexits.h
+
+
 class UserError(ValueError):
     """A mistake that a user can mend: its message is all that a command prints.
 

@@ -123,7 +123,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path, results):
 def test_page_is_self_contained_and_complete(page, results):
     assert_self_contained(page)
     assert not re.search("https?:", page.html)
-    wanted = ["verdict", "table", "tradeoff", "audits", "examples", "images", "settings"]
+    wanted = ["findings", "table", "tradeoff", "audits", "examples", "images", "settings"]
     sections = [text for tag, name, text in page.attributes if tag + name == "sectionid"]
     assert sections == [*wanted, "configuration"]
     assert page.tags.count("svg") == 1 + len(AUDITS) + len(MODELS)

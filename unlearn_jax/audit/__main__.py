@@ -3,8 +3,9 @@
     python -m unlearn_jax.audit --config=configs/quickstart.py --workdir=runs/quickstart
     python -m unlearn_jax.audit epsilon --workdir=runs/certified/unlearned
 
-The first writes audit.json for a request: membership inference, backdoor, relearning, and verdicts;
-its workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them. The second writes
+The first writes audit.json for a request, see docs/audits.md, and ends with exit code 3 if
+--fail_unless=not_refuted and it concludes otherwise; its workdir holds original/, unlearned/ and
+retrained/, as `pipeline` leaves them. The second writes
 epsilon.json beside the certificate of a run: a self-test of the noise, and an empirical lower bound
 beside the certified upper bound. It exits with 1 if the certificate is refuted.
 """
@@ -21,13 +22,14 @@ from unlearn_jax.registry import UserError
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """Run the command for a request."""
+    from unlearn_jax.audit import conclusion
     from unlearn_jax.audit import run as request
 
     found = request.run(cfg, workdir)
-    if not distributed.first():
-        return
-    print(found)
-    print(f"Wrote {workdir / 'audit.json'}.")
+    if distributed.first():
+        print(found)
+        print(f"Wrote {workdir / 'audit.json'}.")
+    conclusion.fail_unless(flags.FLAGS.fail_unless, found)
 
 
 def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
@@ -58,4 +60,5 @@ if __name__ == "__main__":
         needs = ("workdir", "runs", "significance")
         cli.start(main_epsilon, needs, example="epsilon --workdir=runs/certified/unlearned")
     else:
+        flags.DEFINE_enum("fail_unless", None, ["not_refuted"], "Else exit with code 3.")
         cli.start(main, needs=("config", "workdir"), several=True)

@@ -1,5 +1,6 @@
 """The one conclusion of an audit, in a word and a sentence; numpy only."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from unlearn_jax.audit import gap, panel
 from unlearn_jax.audit.witness import Witness
+from unlearn_jax.registry import REFUTED
 
 WORDS = ("refuted", "not refuted", "not tested")
 POWER = 0.8  # at an excess of `gap.EXCESS`, of a witness that can support "not refuted"
@@ -83,6 +85,19 @@ def conclude(
     text = f"Not refuted by these attacks, of which {labels} would have seen a quarter of what the "
     text += "original remembers with a probability of 80 % or more. Others may do better."
     return _conclusion("not refuted", text)
+
+
+def fail_unless(wanted: str | None, audit: Mapping[str, Any] | None) -> None:
+    """End the process with exit code `REFUTED` unless an audit concludes as is wanted.
+
+    Args:
+      wanted: "not_refuted", or None: nothing is.
+      audit: of audit.json; None: there is none, and nothing was tested.
+    """
+    word = audit["conclusion"]["word"] if audit else "not tested"
+    if wanted and word != wanted.replace("_", " "):
+        print(f"--fail_unless={wanted}: {word}.", file=sys.stderr)
+        raise SystemExit(REFUTED)
 
 
 def _conclusion(word, text, witness=None, excess=None, missing=()):

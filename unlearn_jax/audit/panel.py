@@ -18,6 +18,7 @@ from unlearn_jax.audit.witness import (
 )
 
 Row = dict[str, Any]
+STATISTICS = {"auroc": "AUROC", "tpr_at_1_fpr": "share found at 1 % false alarms"}
 
 
 class Seed(NamedTuple):
@@ -82,7 +83,7 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
         for k, (statistic, function) in enumerate(witness.statistics.items()):
             about = {"label": witness.label, "family": witness.family, "unit": witness.unit}
             if k:
-                words = statistic.replace("_", " ")
+                words = STATISTICS.get(statistic, statistic)
                 about |= {"label": f"{witness.label}, {words}", "unit": words}
             row = _not_measured(reason)
             if not reason:
@@ -286,7 +287,7 @@ def _quarter(models: Models) -> Scores:
 def worst_images(seed: Seed, audits: Mapping[str, Witness], n: int = 10) -> list[dict[str, Any]]:
     """Return the forget images that the unlearned model knows best, with their place among unseen.
 
-    {"index", "score", "unseen_quantile", "n": unseen images}, by the first recall witness of `CHOSEN`.
+    {"index", "score", "unseen_quantile", "n": unseen ones}, by the first recall witness of `CHOSEN`.
     """
     for name in filter(audits.__contains__, CHOSEN["recall"]):
         scored = scores(audits[name], seed)

@@ -180,13 +180,14 @@ def _yardstick(results: dict[str, Any]) -> Finding:
         )
     elif "retrained" in results["contrasts"]:
         gap = results["contrasts"]["retrained"][PRIMARY]
-        text = f"The retrained model's error on forget minus that on holdout is {value(gap)} "
+        text = "The retrained model's error on forget minus that on holdout is "
+        text += f"{value(gap)} {interval(gap)} (n = {gap['n']})"
         if gap["ci_low"] <= 0 <= gap["ci_high"]:
             status, word = "note", "fair"
-            text += f"{interval(gap)}: it saw neither and finds them equally hard."
+            text += ": it saw neither and finds them equally hard."
         else:
             word = "sets differ"
-            text += f"{interval(gap)}, though it saw neither: the sets differ by themselves, or "
+            text += ", though it saw neither: the sets differ by themselves, or "
             text += "forget images are left in retain. Compare models on one set, not two sets."
     return Finding(status, text, "Is retraining a fair yardstick?", word)
 

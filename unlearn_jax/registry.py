@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-
 # Exit codes, of every command. launch/*.sh start again what ends with another one, also 134 and 143
 # (SIGABRT: a peer is gone; SIGTERM). 2 is not ours: shells and libraries use it.
 DONE, MISTAKE, REFUTED, DAMAGED = 0, 1, 3, 4

@@ -114,8 +114,10 @@ def test_the_three_models_share_one_split(finished):
 def test_given_again_it_does_nothing_twice(finished):
     workdir, _, _ = finished
     before = json.loads((workdir / "results.json").read_text())
-    _, err = binaries.run("unlearn_jax.pipeline", binaries.TINY, f"--workdir={workdir}", **LIKE)
+    flags = (binaries.TINY, f"--workdir={workdir}", "--fail_unless=not_refuted")
+    _, err = binaries.run("unlearn_jax.pipeline", *flags, code=3, **LIKE)
     assert "pretrain" not in err and "decouple" not in err
+    assert err.rstrip().endswith("--fail_unless=not_refuted: not tested.")
     after = json.loads((workdir / "results.json").read_text())
     assert before | {"created": 0} == after | {"created": 0}
 

@@ -287,7 +287,8 @@ def _quarter(models: Models) -> Scores:
 def worst_images(seed: Seed, audits: Mapping[str, Witness], n: int = 10) -> list[dict[str, Any]]:
     """Return the forget images that the unlearned model knows best, with their place among unseen.
 
-    {"index", "score", "unseen_quantile", "n": unseen ones}, by the first recall witness of `CHOSEN`.
+    {"index", "score", "unseen_quantile", "n": of unseen ones}, by the first recall witness of
+    `CHOSEN`.
     """
     for name in filter(audits.__contains__, CHOSEN["recall"]):
         scored = scores(audits[name], seed)

@@ -122,7 +122,7 @@ def _beyond(row: Mapping[str, Any]) -> bool:
 def _shown(grids: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
     """Return the pictures of one of the worst images, by column; {} if there are none."""
     place = np.flatnonzero(grids.get("worst/index", np.zeros(0)) == index)
-    return _row(grids, "worst", place[0]) if len(place) else {}
+    return _row(grids, "worst", int(place[0])) if len(place) else {}
 
 
 def _row(grids: Mapping[str, np.ndarray], name: str, row: int) -> dict[str, np.ndarray]:

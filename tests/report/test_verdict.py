@@ -58,7 +58,7 @@ def audited(word, text="Because.", missing=()):
     models = {m: excess for m in ("original", "unlearned", "retrained")}
     row = {"label": "Resurfacing", "family": "hidden", "unit": "log loss", "variant": "50 steps",
            "word": "refuted", "reason": "", "models": models, "gap": excess, "excess": excess,
-           "floor": 0.02, "has_power": True, "power": 0.9, "p_value": 0.0, "p_holm": 0.0}  # fmt: skip
+           "floor": 0.02, "has_power": True, "power": 0.9, "p_value": 0.0}  # fmt: skip
     lacking = {"label": "Backdoor", "family": "hidden", "unit": "share", "word": "not measured",
                "reason": "none is planted", "has_power": False, "variant": ""}  # fmt: skip
     weak = row | {"label": "Membership", "family": "recall", "word": "no power", "floor": None,

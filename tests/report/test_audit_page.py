@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.made_models import Images
 from tests.helpers.made_request import make_results, make_workdir
 from tests.helpers.pages import Page, assert_self_contained
-from unlearn_jax.audit import AUDITS, conclusion, panel
+from unlearn_jax.audit import AUDITS, conclusion, panel, witness
 from unlearn_jax.registry import UserError
 from unlearn_jax.report import audit_page, results_page
 
@@ -146,7 +146,7 @@ def test_green_is_for_good_news_only(made, audits):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_each_number_has_unit_interval_and_n_and_each_dash_a_reason(pages, kind):
-    known = {w.unit for w in AUDITS.values()} | {*panel.STATISTICS.values(), "correlation"}
+    known = {w.unit for w in AUDITS.values()} | {unit for _, unit in witness.WORDS.values()}
     known |= {"dB", "images in [-1, 1]", "RMS distance", "image"}
     html = section(pages[kind], "headline") + section(pages[kind], "metrics")
     html += section(pages[kind], "audits")

@@ -3,11 +3,11 @@
     python -m unlearn_jax.audit --config=configs/quickstart.py --workdir=runs/quickstart
     python -m unlearn_jax.audit epsilon --workdir=runs/certified/unlearned
 
-The first writes audit.json for a request, see docs/audits.md, and ends with exit code 3 if
---fail_unless=not_refuted and it concludes otherwise; its workdir holds original/, unlearned/ and
-retrained/, as `pipeline` leaves them. The second writes
-epsilon.json beside the certificate of a run: a self-test of the noise, and an empirical lower bound
-beside the certified upper bound. It exits with 1 if the certificate is refuted.
+The first writes audit.json for a request: the panel of witnesses and one conclusion, see
+docs/audits.md; --fail_unless=not_refuted ends it with exit code 3 if that is another one. Its
+workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them. The second writes epsilon.json beside the certificate of a run: a self-test of the noise, and an
+empirical lower bound beside the certified upper bound. It exits with 1 if the certificate is
+refuted.
 """
 
 import sys

@@ -9,7 +9,7 @@ COPIES, NOISE = 6, 0.1  # of each image; standard deviation, images are in [-1, 
 
 
 def losses_of_copies(lab):
-    """Return (params, batch) -> the loss on noisy copies, [b 6]; noise depends on the image only."""
+    """Return (params, batch) -> the loss on noisy copies, [b 6]; noise is by index."""
 
     def losses(params, batch):
         def copy(k):

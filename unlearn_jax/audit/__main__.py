@@ -5,9 +5,9 @@
 
 The first writes audit.json for a request: the panel of witnesses and one conclusion, see
 docs/audits.md; --fail_unless=not_refuted ends it with exit code 3 if that is another one. Its
-workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them. The second writes epsilon.json beside the certificate of a run: a self-test of the noise, and an
-empirical lower bound beside the certified upper bound. It exits with 1 if the certificate is
-refuted.
+workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them. The second writes
+epsilon.json beside the certificate of a run: a self-test of the noise, and an empirical lower bound
+beside the certified upper bound. It exits with 1 if the certificate is refuted.
 """
 
 import sys

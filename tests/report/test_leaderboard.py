@@ -56,7 +56,7 @@ def test_findings_judge_the_first(results):
     assert (first.status, first.word) == ("good", "calibrated")
     assert "below those of all others" in first.text and "met by calibrated." in first.text
     assert [f.word for f in found.values()] == [
-        "calibrated", "not refuted", *["met"] * 5, "memorised"
+        "calibrated", "not refuted", *["met"] * 5, "yes"
     ]  # fmt: skip
     worse = copy.deepcopy(results)
     del worse["models"]["calibrated"]
@@ -75,7 +75,7 @@ def test_overlapping_intervals_are_no_clear_lead(results):
 
 def test_memorisation_is_stated(results):
     found = leaderboard.memorised(results)
-    assert found.word == "memorised" and "AUROC of 0.90" in found.text
+    assert (found.status, found.word) == ("note", "yes") and "AUROC of 0.90" in found.text
     results = copy.deepcopy(results)
     results["models"]["calibrated"]["panel"]["gate"] |= {"value": 0.52, "passed": False}
     assert leaderboard.memorised(results).status == "unclear"

@@ -18,6 +18,7 @@ import numpy as np
 from unlearn_jax import cli
 from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard_plots as plots
+from unlearn_jax.report.audit_page import STATUS
 from unlearn_jax.report.leaderboard_scores import (
     REFERENCES,
     Score,
@@ -165,7 +166,7 @@ def findings(results: dict[str, Any]) -> list[Finding]:
 
 def _concluded(results: dict[str, Any], first: Score) -> Finding:
     of = results["models"][first.name]["panel"]["conclusion"]
-    status = {"refuted": "bad", "not refuted": "good"}.get(of["word"], "unclear")
+    status = STATUS.get(of["word"], "unclear")
     return Finding(status, of["text"], "Is it forgotten?", of["word"])
 
 
@@ -176,7 +177,7 @@ def memorised(results: dict[str, Any]) -> Finding:
     text = "On the same forget images, the original is told from the retrained model with an AUROC "
     text += f"of {gate['value']:.2f}. "
     if gate["passed"]:
-        return Finding("good", text + "It had memorised them.", question, "memorised")
+        return Finding("note", text + "It had memorised them.", question, "yes")
     return Finding("unclear", text + "Hardly any memory: the ranks say little.", question, "hardly")
 
 

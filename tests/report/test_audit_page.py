@@ -180,9 +180,11 @@ def test_excesses_that_nobody_has_are_no_column(audits, tmp_path):
             row |= {"excess": {"value": None, "reason": "no original"}}
             row |= {"models": {"unlearned": row["models"]["unlearned"]}}
     audit |= {"gate": {"value": None, "reason": "no original"}, "damage": {}}
+    audit["settings"] = {"confidence": 0.95, "models": {"unlearned": "--candidate=mine:model"}}
     (tmp_path / "audit.json").write_text(json.dumps(audit))
     page = Page(audit_page.write(tmp_path))
     assert_self_contained(page)
+    assert page.text.count("--candidate=mine:model") == 3  # title, first line, settings
     assert "How much memory is left cannot be said: no original." in page.text
     assert "memory left</th>" not in page.html and "original</th>" not in page.html
     assert not [cell for cell, _ in Cells(page.html).cells if cell.startswith("–")]
@@ -257,10 +259,11 @@ def test_hostile_texts_are_shown_not_obeyed(made, audits):
         leaves = [poison(leaf) for leaf in tree] if isinstance(tree, list) else tree
         return hostile if isinstance(tree, str) and key not in ("word", "witness") else leaves
 
-    names = {str(of["index"]): hostile for of in audits["few"]["worst_images"]}
-    page = made("few", {"audit": poison(audits["few"]), "names": names})
-    assert_self_contained(page)
-    assert page.text.count("<script>alert(1)") > 50
+    for kind in ("few", "not tested"):
+        names = {str(of["index"]): hostile for of in audits[kind]["worst_images"]}
+        page = made(kind, {"audit": poison(audits[kind]), "names": names})
+        assert_self_contained(page)
+        assert page.text.count("<script>alert(1)") > 50
 
 
 def test_an_audit_of_another_version_is_no_evidence(made, tmp_path):

@@ -1,7 +1,7 @@
 """What an audit found, for people: the conclusion first, then the evidence. No JAX.
 
 `parts` makes both sections of a page from what audit.json says, see docs/audits.md; `write` makes a
-page of these alone.
+page of these alone, for an audit of functions.
 """
 
 import json
@@ -141,18 +141,19 @@ def _pictures(audit: Mapping[str, Any], grids: Mapping[str, np.ndarray]) -> Sequ
     ]
 
 
-def write(folder: str | Path, title: str = "Audit") -> Path:
-    """Write FOLDER/audit.html from FOLDER/audit.json; return its path.
+def write(folder: str | Path) -> Path:
+    """Write FOLDER/report.html from FOLDER/audit.json, of models that functions show; return it.
 
     Raises:
       FileNotFoundError: there is no audit.json.
       UserError: it is damaged; says what is wrong.
     """
-    root = Path(folder)
-    audit = load(root, "audit.json", json.loads, _SCHEMA | {"settings": dict}, "audit")
-    about = {"name": title, "confidence": audit["settings"].get("confidence", 0.95)}
-    named = {str(of["index"]): of["file"] for of in audit["worst_images"] if "file" in of}
-    names = {"r": about, "a": parts(audit, names=named), "colours": COLOURS}
-    path = root / "audit.html"
+    root, settings = Path(folder), {"confidence": NUMBER, "models": {"unlearned": str}}
+    audit = load(root, "audit.json", json.loads, _SCHEMA | {"settings": settings}, "audit")
+    of = audit["settings"]
+    named = {str(x["index"]): x["file"] for x in audit["worst_images"] if "file" in x}
+    names = {"r": {"name": of["models"]["unlearned"], "confidence": of["confidence"]}}
+    names |= {"a": parts(audit, names=named), "colours": COLOURS}
+    path = root / "report.html"
     path.write_text(render("audit_page.html.j2", names), encoding="utf-8", errors="replace")
     return path

@@ -19,7 +19,7 @@ from PIL import Image
 
 import unlearn_jax as uj
 
-SETS = {"forget": range(80), "retain": range(80, 160), "unseen": range(160, 360)}  # of the sample
+SETS = {"forget": range(60), "retain": range(60, 120), "unseen": range(120, 270)}  # of the sample
 SEEDS = {"original": 0, "candidate": 0, "retrained_1": 1, "retrained_2": 2}
 SHAPE = (32, 32, 3)
 
@@ -36,7 +36,7 @@ def train(network: torch.nn.Module, data: np.ndarray, steps: int) -> None:
     mask = np.zeros((1, 32, 32, 1), np.float32)
     mask[:, 8:24, 8:24] = 1
     seen, truth, mask = map(torch.from_numpy, (data * (1 - mask), data, mask))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(steps):
         optimizer.zero_grad()
         ((network(seen) - truth) * mask).square().mean().backward()
@@ -47,13 +47,13 @@ def train(network: torch.nn.Module, data: np.ndarray, steps: int) -> None:
 def load(name: str) -> torch.nn.Module:
     """Return a trained network; yours is loaded from a file."""
     torch.manual_seed(SEEDS[name])
-    layers = torch.nn.Linear(32 * 32 * 3, 256), torch.nn.ReLU(), torch.nn.Linear(256, 32 * 32 * 3)
+    layers = torch.nn.Linear(32 * 32 * 3, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32 * 32 * 3)
     ends = torch.nn.Flatten(), torch.nn.Unflatten(1, SHAPE)
     network = torch.nn.Sequential(ends[0], *layers, torch.nn.Tanh(), ends[1])
     if name.startswith("retrained"):
-        train(network, images("retain"), 150)
+        train(network, images("retain"), 80)
     else:
-        train(network, np.concatenate([images("forget"), images("retain")]), 150)
+        train(network, np.concatenate([images("forget"), images("retain")]), 80)
     if name == "candidate":  # a few steps on the others, and the claim that it forgot
         train(network, images("retain"), 10)
     return network

@@ -10,7 +10,7 @@ an AMD EPYC, 2026-11-28 (forget n = 250, audit part of the holdout n = 239, reta
     unlearned  forget 0.162  holdout 0.158  retain 0.033
     retrained  forget 0.162  holdout 0.158  retain 0.030
 
-Unlearning takes 10 % of retraining's FLOPs here. With 250 forget images, some audits refuse.
+Unlearning takes 10 % of retraining's FLOPs here. The audits refute it, see docs/audits.md.
 """
 
 from ml_collections import ConfigDict

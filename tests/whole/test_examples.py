@@ -27,7 +27,7 @@ def example(name):
 def test_quickstart(tmp_path, capsys):
     example("quickstart").main(tmp_path, SMALL)
     said = capsys.readouterr().out
-    assert "Forget 30 of 300" in said and "ood: " in said and "report.html" in said
+    assert "Forget 30 of 300" in said and "Forget error: " in said and "report.html" in said
     assert Image.open(tmp_path / "forget.png").size[1] > 5 * 32
     assert (tmp_path / "report.html").stat().st_size > 10_000
 

@@ -4,11 +4,12 @@
     python -m unlearn_jax.audit --candidate=my_models:unlearned --forget=DIR --unseen=DIR --out=DIR
     python -m unlearn_jax.audit epsilon --workdir=runs/certified/unlearned
 
-The first writes audit.json for a request: membership inference, backdoor, relearning, and verdicts;
-its workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them. The second does
-so for a Python function, see docs/audits.md; --candidate=… --help shows its flags. The third writes
-epsilon.json beside the certificate of a run: a self-test of the noise, and an empirical lower bound
-beside the certified upper bound. It exits with 1 if the certificate is refuted.
+The first writes audit.json for a request: the panel of witnesses and one conclusion, see
+docs/audits.md; its workdir holds original/, unlearned/ and retrained/, as `pipeline` leaves them.
+The second does so for Python functions, and writes a page; --candidate=… --help shows its flags.
+The third writes epsilon.json beside the certificate of a run: a self-test of the noise, and an
+empirical lower bound beside the certified upper bound. It exits with 1 if the certificate is
+refuted.
 """
 
 import sys

@@ -288,14 +288,13 @@ def _judge_in_part(
         if isinstance(scored, str):
             row["reason"] = scored
         elif witness.family == "recall" and "auroc" in witness.statistics:
-            *three, further = scored[""]
-            of = dict(zip(("original", "unlearned", "retrained"), three, strict=True))
-            of |= {f"shadow{k}": other for k, other in enumerate(further, start=1)}
-            less = [np.mean([of[m][k] for m in retrained] or [0.0], 0) for k in (0, 1)]
-            own = Scores(*(of["unlearned"][k] - less[k] for k in (0, 1)))
+            of = scored[""]
+            others = [of.retrained, *of.further] if retrained else []
+            less = [np.mean([other[k] for other in others] or [0.0], 0) for k in (0, 1)]
+            own = Scores(*(of.unlearned[k] - less[k] for k in (0, 1)))
             row |= {"word": "no power", "power": 0.0, "variant": "", "variants": {}, "floor": None}
-            row |= {"models": {m: _auroc(of[m]) for m in models}, "gap": None, "excess": lacking}
-            row |= {"test": _auroc(own)}
+            row |= {"models": {m: _auroc(getattr(of, m)) for m in of._fields[:3] if m in models}}
+            row |= {"gap": None, "excess": lacking, "test": _auroc(own)}
             row["p_value"] = float(stats.mannwhitneyu(*own[:2], alternative="greater").pvalue)
     for name, p in gap.holm({k: r["p_value"] for k, r in rows.items() if "test" in r}).items():
         rows[name]["p_holm"] = p

@@ -21,7 +21,8 @@ def write(out: str | Path) -> Path:
     audit = load(Path(out), "audit.json", json.loads, _SCHEMA, "audit")
     settings = audit["settings"]
     r = {"name": settings["models"]["unlearned"], "confidence": settings["confidence"]}
-    names = {"r": r | {"audit": audit}, "models": audit["models"], "colours": COLOURS}
+    shown = [m for m in audit["models"] if m in COLOURS]
+    names = {"r": r | {"audit": audit}, "models": shown, "colours": COLOURS}
     page = render("audit.html.j2", names | {"finding": results_page.concluded({"audit": audit})})
     path = Path(out) / "audit.html"
     path.write_text(page, encoding="utf-8", errors="replace")

@@ -33,7 +33,7 @@ BOOTSTRAP = {"confidence": 0.95, "resamples": 1000}
 _PARAMETERS = "it changes parameters, which functions do not show"
 IMPOSSIBLE = dict.fromkeys(("resurfacing", "relearning", "quantised"), _PARAMETERS)
 IMPOSSIBLE["backdoor"] = "it needs a trigger that was planted before the original was trained"
-UNTESTED = "what further training or coarser weights would bring back: no parameters were given"
+UNTESTED = "attackers with the parameters: what further training, or coarser weights, bring back"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,10 +143,10 @@ def audit_functions(
         "loss": "the models' own" if models["unlearned"].loss else "error on the hole",
         "task": task, "seed": seed, "batch_size": batch_size, **BOOTSTRAP,
     }  # fmt: skip
-    found = Findings(
-        {"format": FORMAT, **judged, "untested": [*judged["untested"], UNTESTED], "earlier": []}
-        | {"models": list(models), "shadows": len(further), "settings": settings, "own": {}}
-    )
+    judged["threats"] = {k: v for k, v in judged["threats"].items() if k != "white box"}
+    judged["untested"] = [UNTESTED, *judged["untested"]]
+    found = Findings({"format": FORMAT, **judged, "models": list(models), "shadows": len(further),
+                      "settings": settings, "earlier": [], "own": {}})  # fmt: skip
     Path(out).mkdir(parents=True, exist_ok=True)
     files.write_json(Path(out) / "audit.json", found)
     return found

@@ -12,7 +12,7 @@ _SCHEMA |= {"witnesses": {"*": {"label": str, "word": str, "reason": str}}, "thr
 
 
 def write(out: str | Path) -> Path:
-    """Write out/audit.html; return its path.
+    """Write out/report.html; return its path.
 
     Raises:
         FileNotFoundError: There is no audit.json.
@@ -24,6 +24,6 @@ def write(out: str | Path) -> Path:
     shown = [m for m in audit["models"] if m in COLOURS]
     names = {"r": r | {"audit": audit}, "models": shown, "colours": COLOURS}
     page = render("audit.html.j2", names | {"finding": results_page.concluded({"audit": audit})})
-    path = Path(out) / "audit.html"
+    path = Path(out) / "report.html"
     path.write_text(page, encoding="utf-8", errors="replace")
     return path

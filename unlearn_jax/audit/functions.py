@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 from tqdm import tqdm
@@ -25,7 +26,6 @@ from unlearn_jax.audit.run import FORMAT, Findings
 from unlearn_jax.audit.witness import Measured, Scores, Witness
 from unlearn_jax.data import preprocess, readers, transforms
 from unlearn_jax.methods import goals
-from unlearn_jax.models.distances import displacement, masked_mse
 from unlearn_jax.registry import UserError
 
 MARGIN = 0.05  # of an AUROC, where there is no original to say how much there was
@@ -76,7 +76,7 @@ class Function:
         """Return the model's own loss of each image or, without one, the error on the hole."""
         if self.loss:
             return self.call("loss", images, masks, seed)
-        return np.asarray(masked_mse(self.call("complete", images, masks, seed), images, masks))
+        return masked_mse(self.call("complete", images, masks, seed), images, masks)
 
 
 def audit_functions(
@@ -152,6 +152,11 @@ def audit_functions(
     return found
 
 
+def masked_mse(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Average squared differences [b h w c] where the mask [b h w 1] is 1; 0 if nowhere."""
+    return (np.square(a - b) * mask).mean(3).sum((1, 2)) / np.maximum(mask.sum((1, 2, 3)), 1)
+
+
 def _named(flag: str, given: Any) -> Function:
     found = registry.find({}, given, "model") if isinstance(given, str) else given
     name = given if isinstance(given, str) else getattr(found, "__qualname__", type(found).__name__)
@@ -222,7 +227,7 @@ def measure(
         if model == "original":
             before[name, start] = output
         if output is not None and (name, start) in before:
-            found["displacement"] = displacement(output, before[name, start], mask)
+            found["displacement"] = np.sqrt(masked_mse(output, before[name, start], mask))
         for key, values in found.items():
             parts.setdefault((model, f"{key}/{name}"), []).append(values)
     measured: dict[str, Measured] = {model: {} for model in models}
@@ -239,7 +244,7 @@ def _of_batch(model: Function, name, image, mask, seeds) -> dict[str, Any]:
 
     found = {"loss": losses([image], seeds[:1])}
     if name != "retain":
-        views = [np.asarray(view) for view in goals.views(image)]
+        views = [np.asarray(view) for view in goals.views(jnp.asarray(image))]
         found |= {"views": losses(views, seeds[:1] * len(views))}
         found |= {"features": features({"image": image, "mask": mask})}
     if name in ("forget", "unseen"):
@@ -331,4 +336,4 @@ def _look_apart(measured: Measured) -> bool:
     """Tell forget from unseen images by what anybody sees: Kolmogorov-Smirnov, level .05."""
     pairs = zip(measured["features/forget"].T, measured["features/unseen"].T, strict=True)
     p = [stats.ks_2samp(*pair).pvalue for pair in pairs]
-    return min(p) * len(p) <= gap.LEVEL
+    return bool(min(p) * len(p) <= gap.LEVEL)

@@ -9,6 +9,7 @@ from unlearn_jax.audit import gap
 from unlearn_jax.audit.gap import Models
 from unlearn_jax.audit.statistics import conformal_p_values, estimate
 from unlearn_jax.audit.witness import (
+    WORDS,
     Measured,
     References,
     Scores,
@@ -82,8 +83,8 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
         for k, (statistic, function) in enumerate(witness.statistics.items()):
             about = {"label": witness.label, "family": witness.family, "unit": witness.unit}
             if k:
-                words = statistic.replace("_", " ")
-                about |= {"label": f"{witness.label}, {words}", "unit": words}
+                words, unit = WORDS.get(statistic, (statistic, statistic))
+                about |= {"label": f"{witness.label}, {words}", "unit": unit}
             row = _not_measured(reason)
             if not reason:
                 variants = {

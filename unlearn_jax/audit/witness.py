@@ -132,4 +132,9 @@ def tpr_at_1_fpr(forget, unseen, of_forget, of_unseen, fpr=0.01):
     return hits[np.arange(len(hits)), counts] / of_forget.sum(1)
 
 
+WORDS = {  # of a statistic that is not a witness's first: (in a label, its unit)
+    "auroc": ("AUROC", "P(forget scores above unseen, or triggered above clean)"),
+    "tpr_at_1_fpr": ("TPR at 1 % FPR", "share of forget images found at 1 % false positives"),
+    "correlation": ("correlation", "correlation of the mean change with the way to the payload"),
+}
 MEMBERSHIP = {"auroc": auroc, "tpr_at_1_fpr": tpr_at_1_fpr}

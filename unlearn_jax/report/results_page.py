@@ -138,8 +138,9 @@ def concluded(results: dict[str, Any]) -> Finding:
     question = "Is it forgotten?"
     audit = results.get("audit")
     if not audit:
-        text = "Not tested: there is no audit, so nobody has attacked the model."
-        return Finding("unclear", text, question, "not tested")
+        limits = {of["audit"]: of for of in results.get("limits", ()) if not of["enough"]}
+        why = limits.get("audits", {}).get("text") or "there is no audit; run unlearn-jax audit"
+        return Finding("unclear", f"Not tested: {why}.", question, "not tested")
     found = audit["conclusion"]
     status = {"refuted": "bad", "not refuted": "good"}.get(found["word"], "unclear")
     text = " ".join([found["text"], *(f"Also: {why}." for why in found["missing"][1:])])

@@ -73,3 +73,20 @@ def test_own_photos(tmp_path, capsys):
     photo, made = (Image.open(tmp_path / f) for f in ("photos/discs/000.png", "unlearned.png"))
     assert photo.size == made.size == (32, 32)
     assert photo.getpixel((0, 0)) == made.getpixel((0, 0)) and photo.tobytes() != made.tobytes()
+
+
+def test_audit_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    found = example("audit_torch").main(tmp_path)
+    assert found["conclusion"]["word"] == "refuted" and found["gate"]["passed"]
+    refuted = [name for name, row in found["witnesses"].items() if row["word"] == "refuted"]
+    assert {"membership_plain", "forget_error", "displacement"} <= {*refuted}
+
+
+def test_audit_diffusers(tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("torch").set_num_threads(1)
+    found = example("audit_diffusers").main(tmp_path)
+    assert found["conclusion"]["word"] == "not tested" and found["settings"]["loss"][:3] == "the"
+    assert found["witnesses"]["membership_noise"]["p_value"] > 0.01

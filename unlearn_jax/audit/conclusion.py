@@ -155,7 +155,7 @@ def _missing(rows, gate, able) -> list[str]:
         missing.append(
             f"no {family} witness would have seen a quarter of the memory with a probability of "
             f"80 % ({best['label'].lower()}: {why}); use more forget and unseen images, "
-            "more shadows (audit.shadows), or several seeds (compare)"
+            "more retrained models (audit.shadows, --retrained), or several seeds (compare)"
         )
     return missing
 

@@ -96,7 +96,7 @@ def compare(
     if n < LEAST:
         reason = f"{n} images; {LEAST} of each side are needed"
     elif not pairs:
-        reason = "no second retrained model: set audit.shadows to 1 or more"
+        reason = "no second retrained model: audit.shadows, or another --retrained"
     elif not (low > 0 or high < 0):
         reason = "original and retrained model do not differ in it"
     elif not floor <= FLOOR:

@@ -18,5 +18,5 @@ def membership_calibrated(model, references):
     Source: Watson et al. 2022 (arXiv 2111.08440).
     """
     if not references.outs:
-        return "no second retrained model: set audit.shadows to 1 or more"
+        return "no second retrained model: audit.shadows, or another --retrained"
     return {"": calibrated(model, references, "loss/{}")}

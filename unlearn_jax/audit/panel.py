@@ -211,19 +211,17 @@ def damage(seeds: Sequence[Seed], **bootstrap: Any) -> dict[str, Any]:
         )
         return unseen - retain
 
-    unseen, retain = (
-        gap.weights(len(seeds[0].original[f"loss/{s}"]), resamples, seed, k)
-        for s, k in (("unseen", 1), ("retain", 3))
-    )
+    unseen = gap.weights(len(seeds[0].original["loss/unseen"]), resamples, seed, 1)
     pairs = [(s.unlearned, s.original) for s in seeds]
     losses = np.mean([loss(u, unseen) / loss(o, unseen) - 1 for u, o in pairs], axis=0)
-    kept = [memory(u, retain, unseen) / memory(o, retain, unseen) for u, o in pairs]
+    found = {"unseen_loss": (losses, unseen)}
+    if "loss/retain" in seeds[0].original:  # functions may come without
+        retain = gap.weights(len(seeds[0].original["loss/retain"]), resamples, seed, 3)
+        kept = [memory(u, retain, unseen) / memory(o, retain, unseen) for u, o in pairs]
+        found["retain_memory"] = np.mean(kept, axis=0), retain
     return {
         name: estimate(drawn[0], gap.percentiles(drawn, confidence), weight.shape[1])
-        for name, drawn, weight in (
-            ("unseen_loss", losses, unseen),
-            ("retain_memory", np.mean(kept, axis=0), retain),
-        )
+        for name, (drawn, weight) in found.items()
     }
 
 

@@ -71,15 +71,14 @@ def main_epsilon(workdir: Path, runs: int, significance: float) -> None:
 
 
 if __name__ == "__main__":
+    fail_unless = ("fail_unless", None, ["not_refuted"], "Else exit with code 3.")
     if sys.argv[1:2] == ["epsilon"]:
         del sys.argv[1]
         flags.DEFINE_integer("runs", 4000, "Runs of the mechanism from each of the two starts.")
         flags.DEFINE_float("significance", 1e-3, "Of the self-test, and of the lower bound.")
         needs = ("workdir", "runs", "significance")
         cli.start(main_epsilon, needs, example="epsilon --workdir=runs/certified/unlearned")
-        sys.exit()
-    flags.DEFINE_enum("fail_unless", None, ["not_refuted"], "Else exit with code 3.")
-    if any(flag.lstrip("-").split("=")[0] == "candidate" for flag in sys.argv[1:]):
+    elif any(flag.lstrip("-").split("=")[0] == "candidate" for flag in sys.argv[1:]):
         flags.DEFINE_string("candidate", None, "PACKAGE.MODULE:NAME of the model that forgot.")
         flags.DEFINE_string("original", None, "The same of the model before.")
         flags.DEFINE_multi_string("retrained", [], "The same of models without forget images.")
@@ -92,7 +91,9 @@ if __name__ == "__main__":
         flags.DEFINE_integer("image_size", 0, "Of what functions get; 0: images have one size.")
         flags.DEFINE_integer("batch_size", 32, "Of every call.")
         flags.DEFINE_integer("seed", 0, "Of all randomness.")
+        flags.DEFINE_enum(*fail_unless)
         example = "--candidate=my_models:unlearned --forget=forget --unseen=unseen --out=runs/audit"
         cli.start(main_functions, ("candidate", "forget", "unseen", "out"), example)
     else:
+        flags.DEFINE_enum(*fail_unless)
         cli.start(main, needs=("config", "workdir"), several=True)

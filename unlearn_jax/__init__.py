@@ -15,6 +15,7 @@ _WHERE = {
     "method": "config",
     "Request": "request",
     "load_model": "complete",
+    "audit_functions": "audit.functions",
     "show": "report.pictures",
     "Model": "models.base",
     "Terms": "methods.terms",

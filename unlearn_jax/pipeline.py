@@ -7,7 +7,8 @@ again: given once more, the command resumes where it was interrupted. With
 --config.init_from=WORKDIR the original is taken from there instead of being trained. --dry_run
 shows what the request means and trains nothing, see `request`. A certificate
 is verified and its mechanism attacked; the report says how that went. Several processes share the
-work of every part, see `distributed`.
+work of every part, see `distributed`. --fail_unless=not_refuted ends it with exit code 3 if the
+audit concludes otherwise.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli, distributed, train
-from unlearn_jax.audit import limits
+from unlearn_jax.audit import conclusion, limits
 from unlearn_jax.audit import run as request
 from unlearn_jax.certify import attack, certificate
 from unlearn_jax.config.validation import validate
@@ -88,10 +89,12 @@ def main(cfg: ConfigDict, workdir: Path) -> None:
     found = run(cfg, workdir)
     if distributed.first():
         print(report.summary(found), f"Report: {workdir / 'report.html'}", sep="\n\n")
+    conclusion.fail_unless(flags.FLAGS.fail_unless, found["audit"])
 
 
 if __name__ == "__main__":
     flags.DEFINE_bool(
         "dry_run", False, "Show what the request means, see `request`; train nothing."
     )
+    flags.DEFINE_enum("fail_unless", None, ["not_refuted"], "Else exit with code 3.")
     cli.start(main, needs=("config", "workdir"), several=True)

@@ -33,14 +33,14 @@ def stat(mean, half, **more):
     return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, **more}
 
 
-def make_results(unlearned=None, original=None, retrained=True, half=0.002):
+def make_results(unlearned=None, original=None, retrained=True, half=0.002, audit=None):
     """Returns a results.json whose mean errors are those of ERRORS, or as given."""
     results, given = json.loads(RESULTS), {"original": original, "unlearned": unlearned}
     errors = {model: given.get(model) or means for model, means in ERRORS.items()}
     if retrained:
         results["stages"]["retrained"] = results["stages"]["original"]
         gaps = zip(SETS, np.subtract(errors["unlearned"], errors["retrained"]), strict=True)
-        results["gaps"] = {name: {"mse_hole": stat(float(gap), half)} for name, gap in gaps}
+        results["gaps"] = {name: {"mse_hole": stat(float(gap), half, n=90)} for name, gap in gaps}
         results["cost"] = dict.fromkeys(("steps_ratio", "wall_ratio", "examples_ratio"), 0.25)
     else:
         del errors["retrained"]
@@ -51,12 +51,16 @@ def make_results(unlearned=None, original=None, retrained=True, half=0.002):
             metrics = {"mse_hole": stat(mean, half, n=n), "psnr": stat(9 - mean, 0.2, n=n)}
             moved = {} if model == "original" else {"displacement": stat(0.21, 0.004, n=n)}
             results["evaluation"][model][name] = metrics | moved
-    contrasts = {m: {"mse_hole": stat(e[0] - e[1], 1.4 * half)} for m, e in errors.items()}
+    contrasts = {m: {"mse_hole": stat(e[0] - e[1], 1.4 * half, n=90)} for m, e in errors.items()}
     three = {"lower": 0.04, "measured": 0.21, "upper": 0.5}
     results["displacement"] = {"wanted": None, "models": {}}
     for model in set(errors) - {"original"}:
         moved = {s: {"example": three, "rms": three, "held": 90, "n": 90} for s in SETS}
         results["displacement"]["models"][model] = moved
+    if audit:
+        results |= {"audit": audit, "names": {}}
+        for of in audit["worst_images"]:
+            results["names"][str(of["index"])] = f"people/jane doe {of['index']}.png"
     return results | {"contrasts": contrasts}
 
 
@@ -82,16 +86,19 @@ def make_workdir(root, results, size=32, rows=8):
     (root / "results.json").write_text(json.dumps(results))
     examples, grids = {}, {}
     y, x = np.mgrid[:size, :size] / size
-    for name in SETS:
-        grids[f"{name}/index"] = rng.choice(50000, rows)
+    worst = [of["index"] for of in (results.get("audit") or {}).get("worst_images", ())][:rows]
+    for name in SETS + ("worst",) * bool(worst):
+        grids[f"{name}/index"] = np.array(worst) if name == "worst" else rng.choice(50000, rows)
         wave = np.sin(rng.uniform(1, 9, [rows, 1, 1, 3]) * (x + y)[..., None])
         truth = np.clip(127 + 90 * wave + 8 * rng.standard_normal(wave.shape), 0, 255)
         hidden = np.where(x[..., None] < 0.5, truth, 127)
         grids |= {f"{name}/truth": truth, f"{name}/input": hidden}
         for model in results["evaluation"]:
-            mean = results["evaluation"][model][name]["mse_hole"]["mean"]
+            of = results["evaluation"][model]["forget" if name == "worst" else name]
+            mean = of["mse_hole"]["mean"]
             errors = mean * np.exp(0.6 * rng.standard_normal(200) - 0.18)
-            examples[f"{model}/{name}/mse_hole"] = errors.astype(np.float32)
+            if name != "worst":
+                examples[f"{model}/{name}/mse_hole"] = errors.astype(np.float32)
             noise = 127 * mean**0.5 * rng.standard_normal(truth.shape)
             grids[f"{name}/{model}"] = np.clip(truth + noise, 0, 255)
     pixels = {k: v if v.ndim == 1 else v.astype(np.uint8) for k, v in grids.items()}

@@ -36,8 +36,7 @@ def results_of(root, cfg, tmp):
     made = made_request.make_workdir(tmp, results, rows=2)
     for name in ("results.json", "examples.npz", "grids.npz"):
         shutil.copy(made / name, root / name)
-    verdict = {"word": "unlearned", "reasons": ["n = 60"]}
-    files.write_json(root / "audit.json", {"verdicts": {"ood": verdict}})
+    files.write_json(root / "audit.json", {"conclusion": {"text": "Refuted by <b> (n = 60)."}})
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def test_it_says_what_was_asked_and_binds_it_to_the_models(made):
     found = certificate.read(made / "unlearned" / certificate.FILE).hashes
     hashes = {name: of["sha256"] for name, of in said["models"].items()}
     assert hashes == {"original": found["original"], "unlearned": found["released"]}
-    assert said["conclusions"] == ["ood: unlearned: n = 60"]
+    assert said["conclusions"] == ["Refuted by <b> (n = 60)."]
     assert {"unlearn_jax", "jax", "python", "source"} <= set(said["versions"])
     files_there = contents(made).keys() - {receipt.FILE, receipt.TEXT}
     assert said["files"].keys() == files_there
@@ -161,16 +160,9 @@ def test_the_page_has_it_and_is_the_same_when_written_again(made):
     assert (made / receipt.PAGE).read_text() == before
 
 
-def test_an_audits_conclusion_goes_before_its_verdicts(tmp_path):
-    verdict = {"word": "refused", "reasons": ["too few"]}
-    for audit, lines in (
-        ({"conclusion": "forgotten", "verdicts": {"ood": verdict}}, ["forgotten"]),
-        ({"conclusion": {"word": "unclear", "text": "Not by these."}}, ["Not by these."]),
-        ({"conclusion": {"overall": "yes", "by": ["a", "b"]}}, ["overall: yes", "by: a", "by: b"]),
-        ({"verdicts": {"backdoor": {"plain": verdict}}}, ["backdoor plain: refused: too few"]),
-    ):
-        files.write_json(tmp_path / "audit.json", audit)
-        assert issue.conclusions(tmp_path) == lines
+def test_an_audit_of_an_earlier_version_concludes_nothing(tmp_path):
+    files.write_json(tmp_path / "audit.json", {"verdicts": {"ood": {"word": "unlearned"}}})
+    assert issue.conclusions(tmp_path) == ["not tested: the audit is of an earlier version"]
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -455,7 +447,7 @@ TAMPERED = {
     "endless delta": (lambda r: _certify(r, delta=1e-310), "a delta from 1e-300"),
     "an audit that says otherwise": (
         lambda r: (
-            files.write_json(r / "audit.json", {"verdicts": {"ood": {"word": "still known"}}}),
+            files.write_json(r / "audit.json", {"conclusion": {"text": "Still known."}}),
             reseal(r, rehash=["audit.json"]),
         ),
         "conclusions is not what the files say",

@@ -44,7 +44,8 @@ def test_ids_are_unique_and_every_reference_resolves(page):
 
 
 def test_page_is_complete_and_in_order(page):
-    wanted = ["verdict", "headline", "images", "errors", "displacement", "certificate", "metrics"]
+    wanted = ["pictures", "threats", "untested", "next", "findings", "audits", "headline"]
+    wanted += ["images", "errors", "displacement", "certificate", "metrics"]
     wanted += ["curves", "cost", "phases", "configuration", "words"]
     assert [text for tag, name, text in page.attributes if tag + name == "sectionid"] == wanted
     assert page.tags.count("svg") == 1 + 3 + 2 + 3 + 2  # overview, histograms, curves of 3 stages
@@ -56,13 +57,15 @@ def test_page_is_complete_and_in_order(page):
 def test_images_on_the_page_are_those_of_the_grids(page, workdir):
     grids = np.load(workdir / "grids.npz")
     columns = ("input", "original", "unlearned", "retrained", "truth")
-    wanted = [grids[f"{s}/{c}"][row] for s in SETS for row in range(8) for c in columns]
+    every = [("forget", 0), ("retain", 0), *((s, row) for s in SETS for row in range(8))]
+    wanted = [grids[f"{s}/{c}"][row] for s, row in every for c in columns]
     for source, image in zip(page.values("src"), wanted, strict=True):
         content = base64.b64decode(source.partition(",")[2])
         np.testing.assert_array_equal(Image.open(io.BytesIO(content)), image)
     assert page.values("alt")[0] == f"forget example {grids['forget/index'][0]}: input"
-    assert "0.0990 [0.0970, 0.1010]" in page.text  # unlearned on forget
-    assert "-0.0400 [-0.0428, -0.0372]" in page.text  # original, forget minus holdout
+    text = page.text.replace("\xa0", " ")
+    assert "0.0990 [0.0970, 0.1010], n = 250" in text  # unlearned on forget
+    assert "-0.0400 [-0.0428, -0.0372], n = 90" in text  # original, forget minus holdout
     assert "2,250" in page.text and "neither direction is better" in page.text
 
 
@@ -88,7 +91,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path):
     results["stages"]["unlearned"]["phases"][0]["name"] = "<script>$\\bad$"
     page = Page(report.write(make_workdir(tmp_path, results)))
     assert_self_contained(page)
-    assert page.tags.count("img") == 8 * 5 * 3 and page.text.count("<script>alert(1)") > 8
+    assert page.tags.count("img") == (8 * 3 + 2) * 5 and page.text.count("<script>alert(1)") > 8
     assert "<script>$\\bad$" in page.text
     assert "\x1b" not in report.summary(results)
 
@@ -96,7 +99,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path):
 def test_without_a_retrained_model_the_page_says_so(tmp_path):
     page = Page(report.write(make_workdir(tmp_path, make_results(retrained=False), rows=2)))
     assert "There is no retrained model" in page.text and "retraining to compare with" in page.text
-    assert page.tags.count("img") == 2 * 4 * 3
+    assert page.tags.count("img") == (2 * 3 + 2) * 4
     assert "retrained" not in " ".join(page.values("alt", "aria-label"))
 
 

@@ -15,7 +15,7 @@ SMALL = {
     "data.train_rows": 300, "model": {"name": "autoencoder", "channels": (8, 16), "latent_dim": 16},
     "batch_size": 32, "phases.pretrain.steps": 6, "phases.calibrated.steps": 4,
     "phases.calibrated.goal": "quantiles", "phases.calibrated.objective_kw": {"overshoot": 0.1},
-    "audit.shadows": 0, "audit.finetune_steps": 0, "evaluation.retain_rows": 40,
+    "audit.shadows": 0, "audit.resurfacing.steps": (1,), "evaluation.retain_rows": 40,
     "audit.relearn.images": 8, "audit.relearn.steps": 2, "audit.relearn.every": 1, "probe_rows": 16,
 }  # fmt: skip
 
@@ -27,7 +27,7 @@ def example(name):
 def test_quickstart(tmp_path, capsys):
     example("quickstart").main(tmp_path, SMALL)
     said = capsys.readouterr().out
-    assert "Forget 30 of 300" in said and "ood: " in said and "report.html" in said
+    assert "Forget 30 of 300" in said and "Forget error: " in said and "report.html" in said
     assert Image.open(tmp_path / "forget.png").size[1] > 5 * 32
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
@@ -73,3 +73,20 @@ def test_own_photos(tmp_path, capsys):
     photo, made = (Image.open(tmp_path / f) for f in ("photos/discs/000.png", "unlearned.png"))
     assert photo.size == made.size == (32, 32)
     assert photo.getpixel((0, 0)) == made.getpixel((0, 0)) and photo.tobytes() != made.tobytes()
+
+
+def test_audit_torch(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    found = example("audit_torch").main(tmp_path)
+    assert found["conclusion"]["word"] == "refuted" and found["gate"]["passed"]
+    refuted = [name for name, row in found["witnesses"].items() if row["word"] == "refuted"]
+    assert {"membership_plain", "forget_error", "displacement"} <= {*refuted}
+
+
+def test_audit_diffusers(tmp_path):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("torch").set_num_threads(1)
+    found = example("audit_diffusers").main(tmp_path)
+    assert found["conclusion"]["word"] == "not tested" and found["settings"]["loss"][:3] == "the"
+    assert found["witnesses"]["membership_noise"]["p_value"] > 0.01

@@ -18,12 +18,12 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "batch_size accumulate log_every checkpoint.every checkpoint.keep probe_rows "
         "data.image_size data.num_threads data.prefetch mesh.fsdp protocol.batch_size "
         "protocol.shard_size evaluation.retain_rows evaluation.grid_rows evaluation.resamples "
-        "audit.rows audit.batch_size audit.relearn.images audit.relearn.rows audit.relearn.steps "
-        "audit.relearn.every",
+        "audit.rows audit.draws audit.batch_size audit.relearn.images audit.relearn.every "
+        "audit.resurfacing.steps",
     ),
     "at least 0": (
         lambda x: x >= 0,
-        "audit.shadows audit.finetune_steps audit.relearn.seeds data.train_rows request.per_class "
+        "audit.shadows audit.relearn.steps data.train_rows request.per_class "
         "retain.per_class protocol.per_class protocol.grid_rows sharding.min_bytes",
     ),
     "whole numbers from 0 to 2**32 - 1": (
@@ -35,7 +35,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "protocol.inpaint protocol.outpaint",
     ),
     "at least 1, or -1": (lambda x: x >= 1 or x == -1, "mesh.data"),
-    "above 0": (lambda x: x > 0, "audit.learning_rate"),
+    "above 0": (lambda x: x > 0, "audit.learning_rate audit.resurfacing.learning_rates"),
     "between 0 and 1": (lambda x: 0 <= x <= 1, "poison.fraction"),
     "between 0 and 1, neither": (lambda x: 0 < x < 1, "evaluation.confidence"),
 }

@@ -101,6 +101,11 @@ def _choices(config: ConfigDict) -> list[str]:
     }.items():
         if get(config, path) not in names:
             problems.append(f"config.{path}: {unknown(get(config, path), names)}")
+    on = tuple(config.audit.resurfacing.on)
+    if not set(on) <= {"retain", "unseen"}:
+        problems.append(
+            f"config.audit.resurfacing.on: expected 'retain', 'unseen' or both, got {on}"
+        )
     return problems
 
 

@@ -61,11 +61,17 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
     sets = {name: rows for name, rows in sets.items() if len(rows)}
     if len(sets.get("retain", ())) > cfg.evaluation.retain_rows:
         sets["retain"] = np.sort(rng.choice(sets["retain"], cfg.evaluation.retain_rows, False))
+    audit = _recorded(workdir / "audit.json")
+    best_known = [of["index"] for of in (audit or {}).get("worst_images", ())]
+    best_known = [row for row in best_known if row in split.forget][: cfg.evaluation.grid_rows]
+    if best_known and cfg.report.pictures:
+        sets["worst"] = np.array(best_known)
     total = sum(map(len, sets.values()))
     quiet = not distributed.first() or None  # None: where there is no terminal
     with tqdm(desc="evaluate", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:
         for number, (name, rows) in enumerate(sets.items()):
-            rows = rng.permutation(rows)  # so that the first ones, which are shown, are typical
+            if name != "worst":  # so that the first ones, which are shown, are typical
+                rows = rng.permutation(rows)
             batches = data.make_eval(
                 request.source,
                 rows,
@@ -74,12 +80,16 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
                 seed=cfg.seed,
             )
             key = jax.random.fold_in(jax.random.key(cfg.seed), number)
-            shown = cfg.evaluation.grid_rows
+            keep = cfg.evaluation.grid_rows
             measured = reconstruction.measure(
-                model, params, batches, mesh, key, keep=shown, seen=bar.update
+                model, params, batches, mesh, key, keep=keep, seen=bar.update
             )
             for collected, part in zip((examples, grids), measured, strict=True):
                 collected |= {_insert(name, key): value for key, value in part.items()}
+    examples = {key: value for key, value in examples.items() if "worst/" not in key}
+    shown = {row for key, rows in grids.items() if key.endswith("/index") for row in rows.tolist()}
+    shown |= {*best_known, *((audit or {}).get("images") or {}).get("rows", ())}
+    named = sorted(shown) if cfg.report.names else ()
 
     results = {
         "format": 1,
@@ -89,7 +99,8 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "metrics": METRICS,
         "stages": stages,
         "certificate": guarantee.of_run(workdir / "unlearned", original_workdir(cfg, workdir)),
-        "audit": _recorded(workdir / "audit.json"),
+        "audit": audit,
+        "names": {str(row): request.source.ids[row] for row in named},
         "past": {
             "claim": past.claim if past else "",
             "requests": [of["text"] for of in split.manifest["served"]],

@@ -97,23 +97,11 @@ def _set_hash(split: splits.Split, rows: np.ndarray) -> str:
 
 
 def conclusions(workdir: Path) -> list[str]:
-    """Return what the audit concluded, a line each: its `conclusion`, else its verdicts."""
+    """Return what the audit concluded, in words."""
     if not (workdir / "audit.json").exists():
         return ["no audit: nothing is known of what is left of the images"]
-    audit = _json(workdir / "audit.json")
-    return _lines(audit.get("conclusion") or audit.get("verdicts") or "nothing")
-
-
-def _lines(value: Any, name: str = "") -> list[str]:
-    """Write nested values as lines; a verdict is {"word", "reasons"} or {"word", "text"}."""
-    if isinstance(value, Mapping) and "word" in value:
-        reasons = "; ".join(value.get("reasons", ()))
-        value = value.get("text") or f"{value['word']}{reasons and ': '}{reasons}"
-    if isinstance(value, Mapping):
-        return [line for key, of in value.items() for line in _lines(of, f"{name} {key}".strip())]
-    if isinstance(value, list):
-        return [line for of in value for line in _lines(of, name)]
-    return [f"{name}: {value}" if name else str(value)]
+    found = _json(workdir / "audit.json").get("conclusion")
+    return [found["text"] if found else "not tested: the audit is of an earlier version"]
 
 
 def model(folder: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ STYLE |= {"font.size": 8, "axes.titlelocation": "left", "axes.titlesize": 9}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One answer of the verdict; `status` is "good", "bad" or "unclear", `word` a short answer."""
+    """One answer; `status` is "good" (of evidence only), "bad", "note" or "unclear"."""
 
     status: str
     text: str
@@ -81,12 +81,16 @@ def problems(value: Any, schema: Any, at: str = "") -> list[str]:
 def value(stat: dict[str, Any], number: int | float | None = None) -> str:
     """Format `number` (default: the mean) with the decimals that the interval of `stat` merits."""
     half = (stat["ci_high"] - stat["ci_low"]) / 2
-    decimals = min(max(1 - math.floor(math.log10(half)), 0), 6) if 0 < half < math.inf else 4
-    return f"{stat['mean'] if number is None else number:.{decimals}f}".replace("-", MINUS)
+    digits = ".4g"
+    if 0 < half < math.inf:
+        digits = f".{min(max(1 - math.floor(math.log10(half)), 0), 6)}f"
+    return format(stat["mean"] if number is None else number, digits).replace("-", MINUS)
 
 
 def interval(stat: dict[str, Any]) -> str:
-    """Format the interval of `stat` as "[low, high]"."""
+    """Format the interval of `stat` as "[low, high]", or say that there is none."""
+    if stat["ci_low"] == stat["ci_high"]:
+        return "all alike" if stat.get("n", 2) > 1 else "no interval"
     return f"[{value(stat, stat['ci_low'])}, {value(stat, stat['ci_high'])}]"
 
 

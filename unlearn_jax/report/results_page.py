@@ -9,6 +9,7 @@ imported, so a page can be rendered again years later. Names are escaped, no fil
 import json
 import math
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from unlearn_jax.report import audit_page
 from unlearn_jax.report import guarantee_section as report_guarantee
 from unlearn_jax.report import receipt as receipts
 from unlearn_jax.report.page import (
@@ -35,8 +37,8 @@ from unlearn_jax.report.page import (
 )
 
 MODELS, SETS = ("original", "unlearned", "retrained"), ("forget", "holdout", "retain")
-PRIMARY = "mse_hole"  # the metric of the verdict, the headline and the histograms
-MARGIN = 0.05  # relative differences up to this count as none in the verdict
+PRIMARY = "mse_hole"  # the metric of the headline and the histograms
+MARGIN = 0.05  # by which the loss on unseen images may grow, if quality is kept
 COST = ("steps_ratio", "wall_ratio", "examples_ratio")
 
 # What results.json must hold besides its statistics: "*" stands for every key, [x] for a list of x.
@@ -67,9 +69,10 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
     results = load(root, "results.json", json.loads, {"evaluation": {"original": {"forget": dict}}})
     sets = sets_of(results)
     shown = [m for m in MODELS if m in results["evaluation"]]
-    stats, counted = {PRIMARY: _STAT, "*": _STAT}, _STAT | {"n": int}
-    schema = _SCHEMA | {"contrasts": dict.fromkeys(shown if "holdout" in sets else (), stats)}
+    counted = _STAT | {"n": int}
     by_set = {s: {PRIMARY: counted, "*": counted} for s in sets}
+    stats = by_set["forget"]
+    schema = _SCHEMA | {"contrasts": dict.fromkeys(shown if "holdout" in sets else (), stats)}
     schema |= {"evaluation": dict.fromkeys(shown, by_set)}
     if "displacement" in results:  # version 0.1.0 had none
         given = results["displacement"]
@@ -77,6 +80,7 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
         moved = {"*": dict.fromkeys(sets, _MOVED)}
         schema["displacement"] = {"models": moved, "wanted": wanted}
     schema |= {"certificate": report_guarantee.schema(results.get("certificate"))}
+    schema |= {"audit": audit_page.schema(results["audit"])} if "audit" in results else {}
     if len(shown) == len(MODELS):
         schema |= {"gaps": dict.fromkeys(sets, stats), "cost": dict.fromkeys(COST, NUMBER)}
     results = load(root, "results.json", json.loads, schema)
@@ -86,6 +90,9 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
     examples = load(root, "examples.npz", unzip, errors)
     shows = results["config"].get("report", {}).get("pictures", True)
     grids = load(root, "grids.npz", unzip, images) if shows else {}
+    if "worst/index" in grids:
+        images |= {f"worst/{c}": images[f"forget/{c}"] for c in ("index", "input", "truth", *shown)}
+        load(root, "grids.npz", unzip, images)
     names = {m: f"{m}/metrics.jsonl" for m in MODELS if m in results["stages"]}
     logs = {m: load(root, name, _rows, [{"step": int}]) for m, name in names.items()}
     return results, logs, examples, grids
@@ -101,76 +108,67 @@ def _rows(content: bytes) -> list:
     return [json.loads(line) for line in content.split(b"\n")[:-1]]
 
 
-def verdict(results: dict[str, Any]) -> list[Finding]:
-    """Say in words what the numbers of results.json say, good news and bad news alike.
+def audit_of(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the audit in results.json; without one of today's format, why nothing was tested."""
+    audit = results.get("audit") or {}
+    if audit.get("format") == audit_page.FORMAT:
+        return audit
+    if "unlearned" not in results["evaluation"]:
+        return audit_page.without("there is no unlearned model")
+    again = "run unlearn-jax audit, then unlearn-jax evaluate"
+    if audit:
+        return audit_page.without(f"the audit is of an earlier version; {again}")
+    lacking = [of for of in results.get("limits", ()) if of["audit"] == "audits"]
+    why = lacking[0]["text"] if lacking and not lacking[0]["enough"] else again
+    return audit_page.without(f"there is no audit; {why}")
 
-    All is about the mean error on the hole. An interval that excludes 0 is a difference; relative
-    differences up to 5 % are none.
+
+def findings(results: dict[str, Any]) -> list[Finding]:
+    """Say in words what else the numbers of results.json say, good news and bad news alike.
+
+    Nothing is good news unless attacks that would have seen something have failed; a certificate
+    has a proof of its own.
     """
-    shown = {m: results["evaluation"][m] for m in MODELS if m in results["evaluation"]}
-    sets = sets_of(results)
-    mean = {m: {s: by_set[s][PRIMARY]["mean"] for s in sets} for m, by_set in shown.items()}
-    if all(math.isfinite(x) and x > 0 for by_set in mean.values() for x in by_set.values()):
-        findings = [_memorised(results), _yardstick(results)]
-        if "unlearned" in mean:
-            findings += [_forgotten(results, mean, findings[0].status), _kept(mean), _cost(results)]
-    else:
+    audit, shown = audit_of(results), results["evaluation"]
+    found = [_memorised(audit), _yardstick(results)]
+    if "unlearned" in shown:
+        found += [_kept(audit), _cost(results)]
+    if audit["conclusion"]["word"] != "not refuted":
+        found = [replace(f, status="note") if f.status == "good" else f for f in found]
+    means = [by_set[PRIMARY]["mean"] for m in MODELS for by_set in shown.get(m, {}).values()]
+    if not all(math.isfinite(x) and x > 0 for x in means):
         text = "A mean error is not a positive, finite number: nothing can be concluded from it."
-        findings = [Finding("bad", text, "Are the numbers usable?", "no")]
-    findings += [report_guarantee.finding(results["certificate"]), *_audited(results)]
-    return findings + _earlier(results)
+        found = [Finding("bad", text, "Are the numbers usable?", "no")]
+    return [*found, report_guarantee.finding(results["certificate"]), *_earlier(audit)]
 
 
-def _earlier(results: dict[str, Any]) -> list[Finding]:
-    status = {"still forgotten": "good", "returned": "bad"}
+def _earlier(audit: dict[str, Any]) -> list[Finding]:
+    status = {"still forgotten": "note", "returned": "bad"}
     found = []
-    for of in (results.get("audit") or {}).get("earlier", ()):
+    for of in audit.get("earlier", ()):
         text = of.get("reason", "")
         if "difference" in of:
-            gap = {"mean": of["difference"]["value"], **of["difference"]}
             text = "The loss attack's AUROC of these images, unlearned minus retrained, is "
-            text += f"{value(gap)} {interval(gap)} (n = {of['n']}). {of['text']}"
+            text += f"{_of(of['difference'] | {'n': of['n']})}. {of['text']}"
         question = "Are the images of an earlier request still forgotten?"
         found.append(Finding(status.get(of["word"], "unclear"), text, question, of["word"]))
     return found
 
 
-def _audited(results: dict[str, Any]) -> list[Finding]:
-    audit = results.get("audit")
-    if not audit:
-        text = "This compares average errors only; membership inference and backdoor audits are "
-        text += "not part of this report."
-        return [Finding("unclear", text, "What was not tested?", "no audit")]
-    good, bad = {"unlearned", "not regenerated", "not faster"}, {"still known", "damaged on forget"}
-    bad |= {"regenerated", "hidden"}
-    asked = {"ood": "Are forget images as unseen ones?", "relearn": "Is it relearned faster?"}
-    found = {asked[k]: v for k, v in audit["verdicts"].items() if k in asked}
-    for variant, verdict in audit["verdicts"].get("backdoor", {}).items():
-        found[f"Does the backdoor regenerate, {variant}?"] = verdict
-    findings = []
-    for question, verdict in found.items():
-        word = verdict["word"]
-        status = "good" if word in good else "bad" if word in bad else "unclear"
-        text = "; ".join(verdict["reasons"]) or "All its conditions and controls are met."
-        findings.append(Finding(status, text[:1].upper() + text[1:], question, word))
-    return findings
+def _memorised(audit: dict[str, Any]) -> Finding:
+    question, gate = "Was there something to forget?", audit["gate"]
+    if gate["value"] is None:
+        return Finding("unclear", f"{gate['reason']}.".capitalize(), question, "not tested")
+    text = "On the images to forget, the model before is told from the retrained one with an AUROC "
+    text += f"of {_of(gate)}; 0.5 would be guessing, {gate['least']} is needed."
+    status, word = ("note", "yes") if gate["passed"] else ("unclear", "nothing measurable")
+    return Finding(status, text, question, word)
 
 
-def _memorised(results: dict[str, Any]) -> Finding:
-    if "holdout" not in sets_of(results):
-        text = "There are no unseen images to compare with, so it cannot be seen."
-        return Finding("unclear", text, "Was there something to forget?", "unknown")
-    gap = results["contrasts"]["original"][PRIMARY]
-    text = f"The original's error on forget minus that on holdout is {value(gap)} {interval(gap)}: "
-    status, word = "unclear", "nothing visible"
-    if gap["ci_high"] < 0:
-        status, word = "good", "memorised"
-        text += "it restores the forget images better than images it never saw."
-    else:
-        text += "no memorisation is visible, so the conclusions below are weak."
-    if results["request"]["kind"] != "random":
-        text += " The request is not a random sample, so the two sets may differ by themselves."
-    return Finding(status, text, "Was there something to forget?", word)
+def _of(estimate: dict[str, Any]) -> str:
+    """Write an estimate of audit.json with its interval and n."""
+    stat = estimate | {"mean": estimate["value"]}
+    return f"{value(stat)} {interval(stat)} (n = {estimate['n']})"
 
 
 def _yardstick(results: dict[str, Any]) -> Finding:
@@ -182,63 +180,30 @@ def _yardstick(results: dict[str, Any]) -> Finding:
         )
     elif "retrained" in results["contrasts"]:
         gap = results["contrasts"]["retrained"][PRIMARY]
-        text = f"The retrained model's error on forget minus that on holdout is {value(gap)} "
+        text = "The retrained model's error on forget minus that on holdout is "
+        text += f"{value(gap)} {interval(gap)} (n = {gap['n']})"
         if gap["ci_low"] <= 0 <= gap["ci_high"]:
-            status, word = "good", "fair"
-            text += f"{interval(gap)}: it saw neither and finds them equally hard."
+            status, word = "note", "fair"
+            text += ": it saw neither and finds them equally hard."
         else:
             word = "sets differ"
-            text += f"{interval(gap)}, though it saw neither: the sets differ by themselves, or "
+            text += ", though it saw neither: the sets differ by themselves, or "
             text += "forget images are left in retain. Compare models on one set, not two sets."
     return Finding(status, text, "Is retraining a fair yardstick?", word)
 
 
-def _forgotten(results: dict[str, Any], mean: dict[str, Any], memorised: str) -> Finding:
-    ours, original = mean["unlearned"]["forget"], mean["original"]["forget"]
-    question = "Is it forgotten?"
-    if "retrained" not in mean and "holdout" not in mean["unlearned"]:
-        moved = results["evaluation"]["unlearned"]["forget"][PRIMARY]
-        text = f"On forget the error went from {value(moved, original)} to {value(moved, ours)}. "
-        text += "Neither unseen images nor a retrained model tell where it should be."
-        return Finding("unclear", text, question, "no yardstick")
-    if "retrained" not in mean:
-        gap, aim = results["contrasts"]["unlearned"][PRIMARY], mean["unlearned"]["holdout"]
-        other = "its own on holdout (there is no retrained model)"
-    if "retrained" in mean:
-        gap, aim = results["gaps"]["forget"][PRIMARY], mean["retrained"]["forget"]
-        other = "the retrained model's"
-    text = f"On forget the unlearned model's error is {value(gap, ours)}, {other} {value(gap, aim)}"
-    size = percent(abs(gap["mean"]) / aim)
-    text += f"; the gap is {value(gap)} {interval(gap)}, {size} of that. "
-    if aim - original > MARGIN * aim:
-        share = percent((ours - original) / (aim - original))
-        text += f"Of the way there from the original's {value(gap, original)} it went {share}. "
-    if gap["ci_low"] <= 0 <= gap["ci_high"] or abs(gap["mean"]) < MARGIN * aim:
-        status, word = ("good" if memorised == "good" else "unclear"), "matched"
-        most = max(-gap["ci_low"], gap["ci_high"]) / aim
-        text += f"On average they match; the interval rules out gaps beyond {percent(most)}."
-    elif gap["mean"] < 0:
-        status, word = "bad", "under-forgotten"
-        text += "It still knows the forget images."
-    else:
-        status, word = "bad", "over-forgotten"
-        text += "It is worse on them than if it had never seen them: damage, and itself a trace."
+def _kept(audit: dict[str, Any]) -> Finding:
+    question, loss = "Is quality kept?", audit["damage"].get("unseen_loss")
+    if not loss or loss["value"] is None:
+        text = "The loss on unseen images was not compared with that of the model before."
+        return Finding("unclear", text, question, "not tested")
+    change, low, high = (percent(loss[key]) for key in ("value", "ci_low", "ci_high"))
+    text = f"The loss on unseen images has changed by {change} [{low}, {high}] (n = {loss['n']}) "
+    text += f"against the model before; up to {percent(MARGIN)} more counts as kept."
+    if loss["ci_high"] <= MARGIN:
+        return Finding("good", text, question, "kept")
+    status, word = ("bad", "damaged") if loss["ci_low"] > MARGIN else ("unclear", "too few images")
     return Finding(status, text, question, word)
-
-
-def _kept(mean: dict[str, Any]) -> Finding:
-    others = [m for m in mean if m != "unlearned"]
-    kept = [s for s in ("retain", "holdout") if s in mean["unlearned"]]
-    if not kept:
-        text = "There are no images but those to be forgotten: quality was not measured."
-        return Finding("unclear", text, "Is quality kept?", "unknown")
-    worst = {s: max(mean[m][s] for m in others) for s in kept}
-    excess = {s: mean["unlearned"][s] / worst[s] - 1 for s in worst}
-    parts = [f"{percent(abs(x))} {'above' if x > 0 else 'below'} on {s}" for s, x in excess.items()]
-    text = f"Against {'the worse of ' * (len(others) > 1)}{' and '.join(others)}, the unlearned "
-    text += f"model's error is {' and '.join(parts)}; up to {percent(MARGIN)} above counts as kept."
-    status, word = ("good", "kept") if max(excess.values()) <= MARGIN else ("bad", "damaged")
-    return Finding(status, text, "Is quality kept?", word)
 
 
 def _cost(results: dict[str, Any]) -> Finding:
@@ -276,7 +241,8 @@ def summary(results: dict[str, Any]) -> str:
         ratios = [f"{name} {percent(ratio)}" for name, ratio in ratios]
         lines += ["Cost against retraining: " + ", ".join(ratios)]
     lines += report_guarantee.summary(results["certificate"])
-    lines += [f"{finding.question:32} {finding.word}" for finding in verdict(results)]
+    lines += [f"{'Is it forgotten?':32} {audit_of(results)['conclusion']['word']}"]
+    lines += [f"{finding.question:32} {finding.word}" for finding in findings(results)]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -372,9 +338,12 @@ def write(
         "primary": PRIMARY,
         "colours": COLOURS,
     }
-    names |= {"findings": verdict(results), "grids": grids if pictures else {}}
+    config, grids = results["config"], grids if pictures else {}
+    named = config.get("report", {}).get("names", True)
+    of_images = results.get("names", {}) if named else {}
+    names |= {"a": audit_page.parts(audit_of(results), config=config, grids=grids, names=of_images)}
+    names |= {"findings": findings(results), "grids": grids, "named": named}
     names |= {"receipt": receipts.rows(receipt) if receipt else []}
-    names |= {"named": results["config"].get("report", {}).get("names", True)}
     names |= {"certifiers": report_guarantee.CERTIFIERS, "refuted": report_guarantee.refuted}
     with matplotlib.style.context(["default", STYLE]):
         names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}

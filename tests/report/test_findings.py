@@ -8,92 +8,85 @@ import pytest
 
 from tests.helpers.made_request import RECORD, certified, make_results, make_workdir, stat
 from tests.helpers.pages import Page, assert_self_contained
+from unlearn_jax.report import audit_page
 from unlearn_jax.report import results_page as report
-from unlearn_jax.report.page import MINUS, percent, value
+from unlearn_jax.report.page import MINUS, interval, percent, value
 
 
 def words(results):
-    return {finding.question: (finding.status, finding.word) for finding in report.verdict(results)}
+    return {f.question: (f.status, f.word) for f in report.findings(results)}
 
 
 def text_of(results, question):
-    texts = {finding.question: finding.text for finding in report.verdict(results)}
+    texts = {finding.question: finding.text for finding in report.findings(results)}
     return texts[question].replace(MINUS, "-")
 
 
-SEEN, FAIR = "Was there something to forget?", "Is retraining a fair yardstick?"
-GONE, KEPT = "Is it forgotten?", "Is quality kept?"
+SEEN, KEPT = "Was there something to forget?", "Is quality kept?"
+FAIR = "Is retraining a fair yardstick?"
+
+
+def number(value, low, high):
+    return {"value": value, "ci_low": low, "ci_high": high, "n": 90}
+
+
+def audited(word="not refuted", gate=0.9, unseen=(0.01, 0.0, 0.02)):
+    """Results with an audit that says so."""
+    audit = audit_page.without("no reason") | {"format": audit_page.FORMAT}
+    audit["conclusion"] |= {"word": word}
+    audit["gate"] = number(gate, gate - 0.02, gate + 0.02) | {"least": 0.6, "passed": gate >= 0.6}
+    audit["damage"] = {"unseen_loss": number(*unseen)}
+    return make_results(audit=audit)
 
 
 @pytest.mark.parametrize(
-    ("change", "question", "answer"),
+    ("results", "question", "answer"),
     [
-        ({}, SEEN, ("good", "memorised")),
-        ({"original": (0.12, 0.1, 0.1)}, SEEN, ("unclear", "nothing visible")),
-        ({}, GONE, ("good", "matched")),
-        ({"unlearned": (0.07, 0.1, 0.06)}, GONE, ("bad", "under-forgotten")),
-        ({"unlearned": (0.13, 0.1, 0.06)}, GONE, ("bad", "over-forgotten")),
-        # 3 % away with a narrow interval: a difference, but too small to matter.
-        ({"unlearned": (0.097, 0.1, 0.06), "half": 0.001}, GONE, ("good", "matched")),
-        # 20 % away, yet the interval contains 0.
-        ({"unlearned": (0.08, 0.1, 0.06), "half": 0.025}, GONE, ("good", "matched")),
-        # Nothing was memorised, so a match proves nothing.
-        ({"original": (0.1, 0.1, 0.1)}, GONE, ("unclear", "matched")),
-        ({"unlearned": (0.1, 0.104, 0.062)}, KEPT, ("good", "kept")),
-        ({"unlearned": (0.1, 0.106, 0.06)}, KEPT, ("bad", "damaged")),
-        ({"unlearned": (0.1, 0.1, 0.07)}, KEPT, ("bad", "damaged")),
-        # The worse of original and retrained sets the standard.
-        ({"original": (0.06, 0.12, 0.06), "unlearned": (0.1, 0.12, 0.06)}, KEPT, ("good", "kept")),
-        ({"unlearned": (0.07, 0.1, 0.06), "retrained": False}, GONE, ("bad", "under-forgotten")),
-        ({"retrained": False}, GONE, ("good", "matched")),
-        ({"retrained": False}, FAIR, ("unclear", "not retrained")),
-        ({}, FAIR, ("good", "fair")),
-        ({}, "Is there a guarantee?", ("unclear", "no certificate")),
-        ({"unlearned": (np.nan, 0.1, 0.1)}, "Are the numbers usable?", ("bad", "no")),
+        (audited(), SEEN, ("note", "yes")),
+        (audited(gate=0.55), SEEN, ("unclear", "nothing measurable")),
+        (make_results(), SEEN, ("unclear", "not tested")),
+        (audited(), KEPT, ("good", "kept")),
+        (audited(word="refuted"), KEPT, ("note", "kept")),
+        (audited(word="not tested"), KEPT, ("note", "kept")),
+        (audited(unseen=(0.04, 0.02, 0.06)), KEPT, ("unclear", "too few images")),
+        (audited(unseen=(0.08, 0.051, 0.1)), KEPT, ("bad", "damaged")),
+        (audited(word="refuted", unseen=(0.08, 0.051, 0.1)), KEPT, ("bad", "damaged")),
+        (make_results(), KEPT, ("unclear", "not tested")),
+        (make_results(retrained=False), FAIR, ("unclear", "not retrained")),
+        (make_results(), FAIR, ("note", "fair")),
+        (make_results(), "Is there a guarantee?", ("unclear", "no certificate")),
+        (make_results((np.nan, 0.1, 0.1)), "Are the numbers usable?", ("bad", "no")),
     ],
 )
-def test_verdict(change, question, answer):
-    assert words(make_results(**change))[question] == answer
+def test_findings(results, question, answer):
+    assert words(results)[question] == answer
 
 
-def test_verdict_states_how_far_it_went():
-    text = text_of(make_results(unlearned=(0.07, 0.1, 0.06)), GONE)
-    assert "0.0700" in text and "0.1000" in text and "-0.0300 [-0.0320, -0.0280]" in text
-    assert "30 % of that" in text and "it went 25 %" in text and "still knows" in text
-    text = text_of(make_results(unlearned=(0.08, 0.1, 0.06), half=0.025), GONE)
-    assert "rules out gaps beyond 45 %" in text
-    assert "it went" not in text_of(make_results(original=(0.1, 0.1, 0.1)), GONE)
-    text = text_of(make_results(unlearned=(0.1, 0.104, 0.05)), KEPT)
-    assert "17 % below on retain and 4 % above on holdout" in text
-
-
-def test_verdict_says_when_it_is_weak():
-    assert GONE not in words(make_results(unlearned=(np.nan, 0.1, 0.1)))
-    results = make_results(original=(0.1, 0.1, 0.1))
-    assert "conclusions below are weak" in text_of(results, SEEN)
-    assert "not a random sample" not in text_of(results, SEEN)
-    results["request"]["kind"] = "classes"
-    assert "not a random sample" in text_of(results, SEEN)
+def test_findings_have_interval_and_n():
+    assert "0.900 [0.880, 0.920] (n = 90)" in text_of(audited(), SEEN)
+    assert "1 % [0 %, 2 %] (n = 90)" in text_of(audited(), KEPT)
+    assert "0.0000 [-0.0028, 0.0028] (n = 90)" in text_of(make_results(), FAIR)
+    assert SEEN not in words(make_results((np.nan, 0.1, 0.1)))
 
 
 def test_a_retrained_model_that_tells_the_sets_apart_is_no_fair_yardstick():
     results = make_results()
     for mean in (-0.01, 0.01):
-        results["contrasts"]["retrained"]["mse_hole"] = stat(mean, 0.002)
+        results["contrasts"]["retrained"]["mse_hole"] = stat(mean, 0.002, n=90)
         assert words(results)[FAIR] == ("unclear", "sets differ")
 
 
-def test_verdict_on_cost():
-    results, question = make_results(), "Was it cheaper than retraining?"
+def test_cost():
+    results, question = audited(), "Was it cheaper than retraining?"
     assert words(results)[question] == ("good", "cheaper")
+    assert words(make_results())[question] == ("note", "cheaper")
     results["cost"]["wall_ratio"] = 1.2
     assert words(results)[question] == ("unclear", "mixed")
     results["cost"] = dict.fromkeys(results["cost"], 3.0)
     assert words(results)[question] == ("bad", "dearer")
     for flops, text in ((0.125, "12 % of its FLOPs."), (None, "FLOPs were not counted.")):
         results["cost"]["flops_ratio"] = flops
-        (finding,) = (f for f in report.verdict(results) if f.question == question)
-        assert text in finding.text
+        assert text in text_of(results, question)
     assert "FLOPs not counted" in report.summary(results)
 
 
@@ -116,7 +109,7 @@ SURE = "Is there a guarantee?"
         ({"record": {"certifier": "reference"}}, ("good", "certified"), "public weights, which"),
     ],
 )  # fmt: skip
-def test_verdict_on_the_guarantee(change, answer, text):
+def test_the_guarantee(change, answer, text):
     results = certified(make_results(), **change)
     assert words(results)[SURE] == answer and text in text_of(results, SURE)
 
@@ -234,7 +227,7 @@ def test_summary_fits_a_terminal():
     lines = report.summary(results).splitlines()
     assert len(lines) < 20 and max(map(len, lines)) <= 80
     assert re.fullmatch(r"unlearned +0\.1300 ± 0\.0020 +0\.1120 ± 0\.0020 +0\.0750 .*", lines[4])
-    assert "over-forgotten" in lines[9] and "steps 25 %" in lines[6]
+    assert "not tested" in lines[7] and "steps 25 %" in lines[6]
     both = "Certified: epsilon <= 8 at delta 1e-05. Tested: epsilon >= 3.21 (N = 4000)."
     assert report.summary(certified(results)).splitlines()[7] == both
     refuted = report.summary(certified(results, lower={"epsilon": 9.0}))
@@ -245,6 +238,7 @@ def test_summary_fits_a_terminal():
 def test_numbers_have_the_digits_they_merit():
     cases = [(0.123456, 0.012), (-1234.5, 30), (0.5, 0.0), (7.0, 1.2)]
     texts = [value(stat(*case)).replace(MINUS, "-") for case in cases]
-    assert texts == ["0.123", "-1234", "0.5000", "7.0"]
+    assert texts == ["0.123", "-1234", "0.5", "7.0"]
+    assert [interval(stat(40, 0.0, n=n)) for n in (1, 2)] == ["no interval", "all alike"]
     texts = [percent(ratio) for ratio in (0.0312, 0.05, 0.314, 0.0996, 3.14)]
     assert texts == ["3.1 %", "5 %", "31 %", "10 %", "3.1 times"]

@@ -88,9 +88,9 @@ if __name__ == "__main__":
         flags.DEFINE_string("out", None, "Folder of audit.json and the page.")
         flags.DEFINE_float("hole", 0.5, "Width of the centred hole, of the image's.")
         cli.define_config("Whose task has other masks than --hole.")
-        flags.DEFINE_integer("image_size", 0, "Of what functions get; 0: images have one size.")
-        flags.DEFINE_integer("batch_size", 32, "Of every call.")
-        flags.DEFINE_integer("seed", 0, "Of all randomness.")
+        flags.DEFINE_integer("image_size", 0, "Of what functions get; 0: images have one size.", 0)
+        flags.DEFINE_integer("batch_size", 32, "Of every call.", 1)
+        flags.DEFINE_integer("seed", 0, "Of all randomness.", 0)
         flags.DEFINE_enum(*fail_unless)
         example = "--candidate=my_models:unlearned --forget=forget --unseen=unseen --out=runs/audit"
         cli.start(main_functions, ("candidate", "forget", "unseen", "out"), example)

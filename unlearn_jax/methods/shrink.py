@@ -33,7 +33,7 @@ def prepare(context: Context) -> Prepared | None:
     if context.phase.shrink.towards == "reference":
         if context.reference is None:
             raise UserError(
-                "phases.*.shrink.towards='reference': there is no reference model. Say where it is: "
+                "shrink.towards='reference' needs a reference model. Say where it is: "
                 "--config.reference_from=WORKDIR."
             )
         other = select(context.reference, context.request.model.trainable)

@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.probe_rows = 200
     config.checkpoint.every = 500
     config.log_every = 100
-    config.audit.rows, config.audit.finetune_steps = 1000, 30
+    config.audit.rows = 1000
     config.compare.seeds = (1, 2, 3)
     config.phases.update(phases())
     config.compare.methods = methods()

@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
         optimizer={"learning_rate": 5e-4, "schedule": "cosine", "warmup_steps": 10},
     )
     config.stages.unlearned.phases = ("l2_encoder",)
-    # To save time: some attacks compare with shadows, and a verdict on relearning needs 6 seeds.
+    # To save time: without a shadow there is no floor, and the conclusion is "not tested".
     config.audit.shadows = 0
-    config.audit.relearn.update({"images": 32, "rows": 48, "every": 20, "seeds": 1})
+    config.audit.relearn.update({"images": 32, "every": 20})
     return config

@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.task.hole = 0.5
     config.model = {"name": "autoencoder", "channels": (32, 64, 128), "latent_dim": 256}
     config.batch_size = 128
-    config.audit.relearn.seeds = 2  # to save time; a verdict needs 6
     config.phases = {
         "pretrain": phase(
             objective="reconstruction",

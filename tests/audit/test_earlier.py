@@ -11,7 +11,7 @@ def measured(shift, n, seed):
     """Log-normal errors, the earlier set's smaller by `shift`: the AUROC is Phi(shift / √2)."""
     rng = np.random.default_rng(seed)
     errors = {
-        "error/holdout": rng.lognormal(0, 1, n),
+        "error/unseen": rng.lognormal(0, 1, n),
         "error/earlier0": rng.lognormal(-shift, 1, n),
     }
     return {key: value.astype(np.float32) for key, value in errors.items()}

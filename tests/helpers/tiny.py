@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 2
     config.evaluation.retain_rows = 40
     config.evaluation.resamples = 50
-    config.audit.rows, config.audit.batch_size, config.audit.finetune_steps = 60, 16, 2
-    config.audit.relearn = {"images": 16, "rows": 32, "steps": 4, "every": 2, "seeds": 1}
+    config.audit.rows, config.audit.batch_size = 60, 16
+    config.audit.resurfacing.steps = (2,)
+    config.audit.relearn = {"images": 16, "steps": 4, "every": 2}
     return config

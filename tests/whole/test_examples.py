@@ -15,7 +15,7 @@ SMALL = {
     "data.train_rows": 300, "model": {"name": "autoencoder", "channels": (8, 16), "latent_dim": 16},
     "batch_size": 32, "phases.pretrain.steps": 6, "phases.calibrated.steps": 4,
     "phases.calibrated.goal": "quantiles", "phases.calibrated.objective_kw": {"overshoot": 0.1},
-    "audit.shadows": 0, "audit.finetune_steps": 0, "evaluation.retain_rows": 40,
+    "audit.shadows": 0, "audit.resurfacing.steps": (1,), "evaluation.retain_rows": 40,
     "audit.relearn.images": 8, "audit.relearn.steps": 2, "audit.relearn.every": 1, "probe_rows": 16,
 }  # fmt: skip
 

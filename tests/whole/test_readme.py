@@ -32,9 +32,8 @@ SHORT = [
     "--config.evaluation.resamples=50",
     "--config.audit.rows=40",
     "--config.audit.shadows=0",
-    "--config.audit.finetune_steps=1",
+    "--config.audit.resurfacing.steps=(1,)",
     "--config.audit.relearn.steps=4",
-    "--config.audit.relearn.seeds=1",
 ]
 
 

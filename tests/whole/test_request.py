@@ -59,7 +59,7 @@ def test_a_dry_run_writes_the_page_and_trains_nothing(tmp_path):
     )  # fmt: skip
     assert "class cat: class 'cat', label 3, 250 images" in err
     assert "class 2: class 'bird', label 2, 250 images" in err
-    assert "Forget 500 of 2,500" in out and "relearning verdict" in out
+    assert "Forget 500 of 2,500" in out and "resurfacing" not in out
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["request.html"]
 
 
@@ -74,19 +74,16 @@ def test_audit_says_that_a_model_is_missing_before_it_trains_any(tmp_path):
 
 def test_limits_count_what_is_there():
     cfg = tiny.get_config()
-    cfg.audit.rows, cfg.audit.relearn.seeds, cfg.poison.fraction = 2000, 6, 0.2
+    cfg.audit.rows, cfg.poison.fraction = 2000, 0.2
     _, split = setup.load(cfg)
     found = {limit.audit: limit for limit in limits.of_request(cfg, split)}
     assert len(split.forget) == 250 and len(split.poisoned) == 50
     enough = {name for name, limit in found.items() if limit.enough}
-    assert {"true positives at 1 % false positives", "relearning verdict", "backdoor"} <= enough
-    few = f"{1000 - len(split.audit)} more of audit holdout"
-    assert (
-        200 < len(split.audit) < 300
-        and few in found["true positives at 0.1 % false positives"].text
-    )
-    verdict = found["out-of-distribution verdict"]
-    assert not verdict.enough and "200 more of forget" in verdict.text
+    assert {"true positives at 1 % false positives", "resurfacing", "backdoor"} <= enough
+    cfg.audit.rows, cfg.audit.resurfacing.steps = 60, ()
+    less = {limit.audit: limit for limit in limits.of_request(cfg, split)}
+    assert "40 more of audit holdout" in less["true positives at 1 % false positives"].text
+    assert "audit.resurfacing.steps" in less["resurfacing"].text
     without = {limit.audit: limit for limit in limits.of_request(cfg, split, ["original"])}
     assert found["retrained model"].enough and not without["retrained model"].enough
 

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from unlearn_jax.audit import membership, ood, statistics
+from unlearn_jax.audit import gap, statistics
+from unlearn_jax.audit.witness import log_loss
+
+MARGIN = 0.05  # of the AUROC
 
 
 def still_forgotten(
@@ -25,17 +28,17 @@ def still_forgotten(
     found = []
     for k, text in enumerate(texts):
         pairs = {
-            name: tuple(membership.loss_score(of[f"error/{s}"]) for s in (f"earlier{k}", "holdout"))
+            name: tuple(-log_loss(of[f"error/{s}"]) for s in (f"earlier{k}", "unseen"))
             for name, of in models.items()
         }
         n = len(pairs["unlearned"][0])
-        if min(n, len(pairs["unlearned"][1])) < membership.LEAST:
-            reason = f"{n} images, and as many unseen ones; {membership.LEAST} of each needed"
+        if min(n, len(pairs["unlearned"][1])) < gap.LEAST:
+            reason = f"{n} images, and as many unseen ones; {gap.LEAST} of each needed"
             found.append({"text": text, "n": n, "word": "unclear", "reason": reason})
             continue
         difference = statistics.auroc_difference(pairs["unlearned"], pairs["retrained"], confidence)
         word = "returned" if difference["ci_low"] > 0 else "unclear"
-        word = "still forgotten" if difference["ci_high"] < ood.MARGIN_AUROC else word
+        word = "still forgotten" if difference["ci_high"] < MARGIN else word
         aurocs = {name: statistics.auroc(*pair) for name, pair in pairs.items()}
         found.append(
             {"text": text, "n": n, "word": word, "difference": difference, "models": aurocs}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from unlearn_jax.audit import membership, ood, relearn
+from unlearn_jax.audit import gap
 from unlearn_jax.data import transforms
 from unlearn_jax.data.splits import Split
 
@@ -29,7 +29,7 @@ def of_request(cfg: ConfigDict, split: Split, models: Sequence[str] | None = Non
     """
     retrained = len(split.remaining) > 0 if models is None else "retrained" in models
     rows = min(cfg.audit.rows, len(split.audit))
-    least, clean = membership.LEAST, len(np.setdiff1d(split.forget, split.poisoned))
+    least, clean = gap.LEAST, len(np.setdiff1d(split.forget, split.poisoned))
     found = [
         _need("audits", not lacking(split), "they can be made", lacking(split)),
         _need("retrained model", retrained, "every audit compares with it", _WITHOUT_RETRAINED),
@@ -39,23 +39,20 @@ def of_request(cfg: ConfigDict, split: Split, models: Sequence[str] | None = Non
         ),
         _at_least("membership inference", {"forget": clean, "audit holdout": rows}, least),
         _at_least("true positives at 1 % false positives", {"audit holdout": rows}, 100),
-        _at_least("true positives at 0.1 % false positives", {"audit holdout": rows}, 1000),
         _need(
-            "calibrated attacks", cfg.audit.shadows > 0, f"{cfg.audit.shadows} shadow models",
+            "floor, calibrated attacks", cfg.audit.shadows > 0,
+            f"{cfg.audit.shadows} shadow models",
             "no second retrained model; set audit.shadows to 1 or more",
         ),
-        _at_least(
-            "out-of-distribution verdict",
-            {"forget": min(clean, cfg.audit.rows), "audit holdout": rows}
-            | {"retain": min(len(split.remaining), cfg.audit.rows)},
-            ood.LEAST,
+        _need(
+            "resurfacing", len(cfg.audit.resurfacing.steps) > 0,
+            f"after {', '.join(map(str, cfg.audit.resurfacing.steps))} steps",
+            "not asked for; set audit.resurfacing.steps",
         ),
         _need(
             "backdoor", split.poisoned.size > 0, f"{split.poisoned.size} images carry one",
             _no_backdoor(cfg),
         ),
-        _at_least("relearning verdict", {"audit.relearn.seeds": cfg.audit.relearn.seeds},
-                  relearn.MIN_SEEDS),
     ]  # fmt: skip
     short = split.manifest["holdout"].get("audit_short", {})
     found += [

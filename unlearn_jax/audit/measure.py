@@ -1,143 +1,170 @@
-"""Measurements of one model for the audits: errors, outputs on triggered images, relearning."""
+"""Measurements of one model for all witnesses: numbers for each image, on any mesh.
 
-from collections.abc import Callable, Mapping
-from functools import partial
+What is here needs the model. What the numbers mean is decided by the witnesses, in numpy.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import data, sharding
+from unlearn_jax import data, registry, sharding
 from unlearn_jax import methods as objectives
-from unlearn_jax.audit import limits
-from unlearn_jax.data import poison, transforms
+from unlearn_jax.audit import AUDITS, limits
+from unlearn_jax.audit.witness import Witness
 from unlearn_jax.data.splits import Split
-from unlearn_jax.methods import goals, optimizer
-from unlearn_jax.models import Model, Params
+from unlearn_jax.methods import optimizer
+from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.models.distances import displacement, masked_mse
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training.step import UnlearnState, jit_step
 
 Measured = dict[str, np.ndarray]
-SETS = ("forget", "retain", "holdout")
-AS_PLANTED = "as planted"
-_ROWS, _RELEARN, _TUNE = 0, 1, 2  # random streams
+_ROWS, _FINETUNE = 0, 1  # random streams
 
 
-def make_measure(request: Request) -> Callable[[Params, Params], Measured]:
-    """Make a function (params, target, of_views=False) -> arrays of a model, compiled once for all.
+class Lab:
+    """What witnesses measure with: images, model, devices; compiled once for all models.
 
-    * `error/SET` [n]: mean squared error on the generated part. Forget rows that carry a backdoor
-      are left out, since no model can guess a payload; of every set at most cfg.audit.rows.
-      `index/SET` [n]: which rows.
-    * `views/SET` [7 n], if asked for: the same error on mirrored and turned views of the images.
-      Likewise of `earlier0`, `earlier1`, …: the forget sets of requests that were served before.
-    * `displacement` [n]: RMS distance to the target's output, on the forget rows.
-    * `region/VARIANT` [n s s 3] float16, if there is poison: outputs on the payload's region of
-      clean holdout images with the trigger: as planted, at half the contrast, shifted by 2 pixels,
-      and as planted after fine-tuning the model on the retain rows. `untriggered`: the same
-      without trigger. `payload` [s s 3].
-    * `relearn/SEED` [t]: error on forget rows while the model is fine-tuned on *other* forget rows,
-      cfg.audit.relearn.images or half of them; `relearn/steps` [t].
-
-    Args:
-      request: of the request; `cfg.audit` says how many rows, steps and seeds.
+    Attributes:
+      request: images, sets, model, devices.
+      cfg: its config; `cfg.audit` says how much is done.
+      rows: the audited rows of each set, see `choose_rows`.
+      key: of all randomness of measurements.
     """
-    cfg, mesh, split, model = request.cfg, request.mesh, request.split, request.model
-    settings, task, key = cfg.audit, cfg.task.to_dict(), jax.random.key(cfg.request.seed)
-    if reason := limits.lacking(split):
-        raise UserError(f"audit: {reason}.")
-    sharding.check_batch_size(cfg.batch_size, mesh)
-    sharding.check_batch_size(settings.batch_size, mesh, "audit.batch_size")
-    rows = choose_rows(cfg, split)
-    backdoor = poison.design(task, cfg.data.image_size) if split.poisoned.size else None
-    shown = _variants(backdoor, task) if backdoor else {}
 
-    measure, measure_views = jit_measures(model, mesh, key)
-    generate = sharding.jit_rows(model.generate, mesh)
+    def __init__(self, request: Request):
+        """Check that the request can be audited, and choose the rows."""
+        self.request, self.cfg, self.split = request, request.cfg, request.split
+        self.model, self.mesh = request.model, request.mesh
+        if reason := limits.lacking(self.split):
+            raise UserError(f"audit: {reason}.")
+        sharding.check_batch_size(self.cfg.batch_size, self.mesh)
+        sharding.check_batch_size(self.cfg.audit.batch_size, self.mesh, "audit.batch_size")
+        self.rows = choose_rows(self.cfg, self.split)
+        self.key = jax.random.key(self.cfg.request.seed)
+        self._steps: dict[float, Any] = {}
 
-    def look(function, chosen, *params, **options):
-        return request.map(function, chosen, *params, seed=cfg.request.seed, **options)
+    def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function of parameters and a batch, of which every output is [b …]."""
+        return sharding.jit_rows(function, self.mesh)
 
-    def errors(params, target, chosen):
-        return look(measure, chosen, params, target)
+    def round(self, function: Callable[[Params], Params]) -> Callable[[Params], Params]:
+        """Compile a function of parameters to others, which lie as the first."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.request.like())
+        return jax.jit(function, out_shardings=shardings)
 
-    def regions(params, show):
-        def triggered(batch):
-            images = transforms.to_uint8(batch["image"])
-            return batch | {"image": transforms.to_float(show(images))}
+    def losses_of(self, params: Params, batch: Batch) -> Float[Array, "b k"]:
+        """Return the training loss of each image, on a fixed panel of draws, see `losses`."""
+        return losses(self.model, params, batch, self.key, self.cfg.audit.draws)
 
-        def completed(params, batch):
-            return generate(params, batch, key)
+    @cached_property
+    def loss(self) -> Callable[[Params, Batch], Float[Array, "b k"]]:
+        """Return `losses_of`, compiled."""
+        return self.jit(self.losses_of)
 
-        output = look(completed, rows["holdout"], params, edit=triggered)
-        return output.astype(np.float16)[(slice(None), *backdoor.region())]
+    def look(self, function: Callable[..., Any], rows: np.ndarray, *args: Any, **options: Any):
+        """Return a compiled function's values of these rows: the same masks for all models."""
+        return self.request.map(function, rows, *args, seed=self.cfg.request.seed, **options)
 
-    fresh_state, step = jit_finetuning(cfg, model, mesh, request.like())
+    def over(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        sets: Sequence[str] = ("forget", "unseen"),
+    ) -> Measured:
+        """Return {"name/SET": values} of the rows of some sets, without those that are empty."""
+        some = [s for s in sets if len(self.rows[s])]
+        return {f"{name}/{s}": self.look(function, self.rows[s], *args) for s in some}
 
-    def finetune(params, stream, chosen, steps, seed, probe=None, every=0):
-        """Fine-tune on the chosen rows; return the params and what the probe saw on the way."""
-        seen = [probe(params)] if probe else []
+    def finetune(
+        self, params: Params, rows: np.ndarray, steps: Sequence[int], learning_rate: float
+    ) -> Iterator[tuple[int, Params]]:
+        """Train on some rows; yield (step, parameters) at these steps, to be used at once.
+
+        All models see the same batches. The parameters given are left as they are.
+        """
+        if learning_rate not in self._steps:
+            like = self.request.like()
+            self._steps[learning_rate] = jit_finetuning(
+                self.cfg, self.model, self.mesh, like, learning_rate
+            )
+        fresh_state, step = self._steps[learning_rate]
         params = jax.tree.map(lambda x: x.copy(), params)  # the step donates them
+        size, seed = self.cfg.audit.batch_size, self.cfg.request.seed
         state = fresh_state(params, seed)
         loader = data.make_train(
-            request.source, retain_rows=chosen, forget_rows=None, batch_size=settings.batch_size,
-            forget_fraction=0.5, task=task, first_step=0, num_steps=steps,
-            seed=int(np.random.SeedSequence([seed, stream]).generate_state(1)[0]),
-            places=sharding.local_rows(settings.batch_size, mesh),
+            self.request.source, retain_rows=rows, forget_rows=None, batch_size=size,
+            forget_fraction=0.5, task=self.cfg.task.to_dict(), first_step=0, num_steps=max(steps),
+            seed=int(np.random.SeedSequence([seed, _FINETUNE]).generate_state(1)[0]),
+            places=sharding.local_rows(size, self.mesh),
         )  # fmt: skip
         for k, batch in enumerate(loader, start=1):
-            state, _ = step(state, {}, sharding.global_batch(batch, mesh))
-            if probe and k % every == 0:
-                seen.append(probe(state.params))
-        return state.params, np.array(seen, np.float32)
+            state, _ = step(state, {}, sharding.global_batch(batch, self.mesh))
+            if k in steps:
+                yield k, state.params
 
-    def run(params, target, of_views=False):
-        found: Measured = {}
-        for name, chosen in rows.items():
-            found[f"index/{name}"] = chosen
-            found[f"error/{name}"], moved = errors(params, target, chosen)
-            if name == "forget":
-                found["displacement"] = moved
-            if of_views and name in SETS:
-                found[f"views/{name}"] = look(measure_views, chosen, params).T
-        if backdoor:
-            found["payload"] = transforms.to_float(backdoor.pattern())
-            outputs = {variant: regions(params, show) for variant, show in shown.items()}
-            if settings.finetune_steps:
-                tuned, _ = finetune(params, _TUNE, split.retain, settings.finetune_steps, 0)
-                outputs["after fine-tuning"] = regions(tuned, shown[AS_PLANTED])
-            found |= {f"region/{variant}": output for variant, output in outputs.items()}
-            found["untriggered"] = regions(params, lambda images: images)
-        relearn, clean = settings.relearn, np.setdiff1d(split.forget, split.poisoned)
-        if relearn.seeds:
-            found["relearn/steps"] = np.arange(0, relearn.steps + 1, relearn.every)
-        for seed in range(relearn.seeds):
-            rng = np.random.default_rng([cfg.request.seed, _RELEARN, seed])
-            order = rng.permutation(clean)
-            images = min(relearn.images, len(clean) // 2)
-            again, held = order[:images], np.sort(order[images:][: relearn.rows])
-            _, curve = finetune(
-                params, _RELEARN, again, relearn.steps, seed,
-                lambda p, held=held: errors(p, target, held)[0].mean(), relearn.every,
-            )  # fmt: skip
-            found[f"relearn/{seed}"] = curve
+
+def make_measure(
+    request: Request, audits: Mapping[str, Witness] = AUDITS
+) -> Callable[[Params, Params], Measured]:
+    """Make a function (params, original) -> arrays of a model, compiled once for all models.
+
+    Sets are forget (without rows that carry a backdoor: no model can guess a payload), unseen (the
+    audit part of the holdout), calibration (the other part, for fits), retain, and earlier0, …: the
+    forget sets of requests that were served before. All witnesses share
+
+    * `index/SET` [n]: which rows;
+    * `loss/SET` [n k]: training loss, see `losses`;
+    * `error/SET` [n], of all but calibration: mean squared error of the completed hole;
+    * `visible/SET` [n]: the same of the visible part, as decoded (0 if there is none);
+    * `displacement/SET` [n]: RMS distance to the original's completion.
+
+    Args:
+      request: of the request; `cfg.audit` says how many rows, steps and draws.
+      audits: the witnesses, which add arrays of their own.
+    """
+    lab = Lab(request)
+    shared = jit_shared(lab.model, lab.mesh, lab.key, lab.cfg.audit.draws)
+    measures = [w.measure(lab) for w in audits.values() if w.measure]
+
+    def run(params: Params, original: Params) -> Measured:
+        found: Measured = {f"index/{name}": rows for name, rows in lab.rows.items()}
+        for name, rows in lab.rows.items():
+            if name == "calibration":
+                values = {"loss": lab.look(lab.loss, rows, params)} if len(rows) else {}
+            else:
+                values = lab.look(shared, rows, params, original)
+            found |= {f"{key}/{name}": value for key, value in values.items()}
+        for measure in measures:
+            found |= measure(params, original)
         return found
 
     return run
+
+
+def witnesses_of(cfg: ConfigDict) -> tuple[dict[str, Witness], dict[str, Callable[..., Any]]]:
+    """Return the witnesses of a config, with its own; and its own functions, which only show."""
+    own = {name: registry.find({}, name, "audit") for name in cfg.audit.own}
+    witnesses = {name: of for name, of in own.items() if isinstance(of, Witness)}
+    return AUDITS | witnesses, {name: of for name, of in own.items() if name not in witnesses}
 
 
 def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
     """Choose the audited rows of every set: at most cfg.audit.rows, at random, none poisoned."""
     sets = {
         "forget": np.setdiff1d(split.forget, split.poisoned),
+        "unseen": split.audit,
+        "calibration": split.calibration,
         "retain": split.remaining,
-        "holdout": split.audit,
     }
     sets |= {f"earlier{k}": rows for k, rows in enumerate(split.served)}
     rng = np.random.default_rng([cfg.request.seed, _ROWS])
@@ -145,49 +172,53 @@ def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
     return {k: np.sort(rng.permutation(rows)[:n]) for k, rows in sets.items()}
 
 
-def entries(cfg: ConfigDict) -> int:
-    """Count the numbers in the generated part of an image: pixels times channels."""
-    keys = np.zeros((1, 2), np.uint64)
-    return int(3 * transforms.make_mask(cfg.task.to_dict(), cfg.data.image_size, keys).sum())
+def losses(
+    model: Model, params: Params, batch: Batch, key: PRNGKeyArray, draws: int
+) -> Float[Array, "b k"]:
+    """Compute the training loss of each image, on draws that depend on the image only.
 
-
-def _variants(backdoor: poison.Backdoor, task: Mapping) -> dict[str, Callable]:
-    variants = {
-        AS_PLANTED: backdoor.show,
-        "contrast 0.5": lambda x: backdoor.show(x, contrast=0.5),
-    }
-    if backdoor.can_shift(task, 2):
-        variants["shifted 2 px"] = lambda x: backdoor.show(x, shift=2)
-    return variants
-
-
-def jit_measures(model: Model, mesh: Mesh, key: PRNGKeyArray) -> tuple[Callable, Callable]:
-    """Compile (params, target, batch) -> (error, displacement) and (params, batch) -> errors.
-
-    The second are of the seven views of the images, [b 7].
+    Of a model that draws masks, timesteps or noise: k = `draws`, each by the key (draw, index).
+    Every model gets the same ones, whatever images are beside it. Otherwise k = 1.
     """
+    if not (model.draw and jax.eval_shape(model.draw, batch, key)):
+        return model.loss(params, batch, key)[:, None]
+    columns = {name: values for name, values in batch.items() if name != "index"}
 
-    @partial(sharding.jit_rows, mesh=mesh)
-    def measure(params, target, batch):
-        output, image, mask = model.generate(params, batch, key), batch["image"], batch["mask"]
-        before = model.generate(target, batch, key)
-        return masked_mse(output, image, mask), displacement(output, before, mask)
+    def of_image(row, index, k):
+        one = {name: values[None] for name, values in row.items()} | {"index": index[None]}
+        own = jax.random.fold_in(jax.random.fold_in(key, k), index)
+        return model.loss(params, one, own)[0]
 
-    @partial(sharding.jit_rows, mesh=mesh)
-    def measure_views(params, batch):
-        batches = [{**batch, "image": view} for view in goals.views(batch["image"])]
-        outputs = [model.generate(params, b, key) for b in batches]
-        pairs = zip(outputs, batches, strict=True)
-        return jnp.stack([masked_mse(out, b["image"], b["mask"]) for out, b in pairs], 1)
+    def of_draw(k):
+        return jax.vmap(lambda row, index: of_image(row, index, k))(columns, batch["index"])
 
-    return measure, measure_views
+    return jax.lax.map(of_draw, jnp.arange(draws)).T
+
+
+def jit_shared(model: Model, mesh: Mesh, key: PRNGKeyArray, draws: int) -> Callable[..., Any]:
+    """Compile (params, original, batch) -> {"loss" [b k], "error", "visible", "displacement"}."""
+
+    def measure(params, original, batch):
+        image, mask = batch["image"], batch["mask"]
+        output = model.generate(params, batch, key)
+        before = model.generate(original, batch, key)
+        decoded = model.decode(params, model.encode(params, batch, key), batch, key)
+        shown = (1 - mask).any((1, 2, 3))
+        return {
+            "loss": losses(model, params, batch, key, draws),
+            "error": masked_mse(output, image, mask),
+            "visible": jnp.where(shown, masked_mse(decoded, image, 1 - mask), 0.0),
+            "displacement": displacement(output, before, mask),
+        }
+
+    return sharding.jit_rows(measure, mesh)
 
 
 def jit_finetuning(
-    cfg: ConfigDict, model: Model, mesh: Mesh, like: Params
+    cfg: ConfigDict, model: Model, mesh: Mesh, like: Params, learning_rate: float
 ) -> tuple[Callable[..., UnlearnState], Callable[..., Any]]:
     """Compile (params, seed) -> state, and the step of fine-tuning; `like`: all leaves."""
-    tx = optimizer.make_optimizer(learning_rate=cfg.audit.learning_rate, steps=1)
+    tx = optimizer.make_optimizer(learning_rate=learning_rate, steps=1)
 
     def fresh_state(params, seed):
         return UnlearnState(jnp.int32(0), params, tx.init(params), jax.random.key(seed))

@@ -1,4 +1,8 @@
-"""The audits of one request: what is left of the forget set in the unlearned model."""
+"""The audits of one request: what is left of the forget set in the unlearned model.
+
+docs/audits.md says what audit.json holds; it opens with "conclusion": {"word": "refuted", "not
+refuted" or "not tested", "text": one sentence, …}.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,25 +12,27 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, distributed, files, registry, train
-from unlearn_jax.audit import earlier, judge
-from unlearn_jax.audit.measure import entries, make_measure
+from unlearn_jax.audit import conclusion, earlier
+from unlearn_jax.audit.measure import Measured, make_measure, witnesses_of
+from unlearn_jax.audit.panel import Seed
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request, original_workdir
 from unlearn_jax.training.watch import images_of
 
+FORMAT = 2  # of audit.json
+
 
 class Findings(dict):
-    """What audits have found; as a string, a line for each verdict."""
+    """What audits have found; as a string, the conclusion and a line for each witness."""
 
     def __str__(self) -> str:
-        """Say the verdicts, with reasons."""
-        lines = []
-        for name, verdict in self["verdicts"].items():
-            for variant, of in verdict.items() if name == "backdoor" else [("", verdict)]:
-                reasons = f" ({'; '.join(of['reasons'])})" if of["reasons"] else ""
-                lines.append(f"{name} {variant}".strip() + f": {of['word']}{reasons}")
+        """Say the conclusion, and every witness's word."""
+        lines = [self["conclusion"]["text"]]
+        for row in self["witnesses"].values():
+            reason = f" ({row['reason']})" if row["reason"] else ""
+            lines.append(f"{row['label']}: {row['word']}{reason}")
         for audit, models in self["own"].items():
             lines += [f"{audit}, {model}: {found}" for model, found in models.items()]
         return "\n".join(lines)
@@ -36,19 +42,14 @@ MODELS = ("original", "unlearned", "retrained")
 
 
 def run(cfg: ConfigDict, workdir: Path) -> Findings:
-    """Run the audits; return them as they are written to workdir/audit.json.
+    """Run the audits; return them as they are written to workdir/audit.json, see docs/audits.md.
 
     Several processes share the models' work; each prepares all images, the first one writes.
-
-    {"audits": {name: {"label", "unit"}}, "models": {model: {name: {"value", "ci_low", "ci_high",
-    "n"}}}, "differences": {name: {"label", "unit", "value", …}}, "verdicts": {"ood",
-    "backdoor", "relearn"}, "earlier": [{"text", "n", "models": {model: AUROC}, "difference",
-    "word"}] of requests that were served before, "shadows": count}.
 
     Args:
       cfg: the config; its `audit` section says how much is done.
       workdir: holds the finished original/, unlearned/ and retrained/, and gets shadow1/ …,
-        further models retrained with other seeds, which some attacks compare with.
+        further models retrained with other seeds, which the floor and some attacks need.
 
     Raises:
       UserError: a model is missing, has not finished, or is of another request.
@@ -61,21 +62,15 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
         if not checkpoint.read_meta(folder)["done"]:
             raise UserError(f"audit: the {name} model in {folder} has not finished. Resume it.")
     request = Request(cfg, workdir)
-    measure = make_measure(request)
+    audits, own = witnesses_of(cfg)
+    measure = make_measure(request, audits)
     for name, folder in folders.items():
         lineage.check_model(request.split, folder, name)
-    for k in range(1, cfg.audit.shadows + 1):
-        part = cfg.copy_and_resolve_references()
-        part.update({"seed": cfg.seed + k, "stage": "retrained"})
-        part.update({"init_from": "", "reference_from": ""})
-        part.request.served = cfg.request.served or cfg.init_from
-        folders[f"shadow{k}"] = workdir / f"shadow{k}"
-        later = (cfg.audit.shadows - k) * images_of(cfg, "retrained")
-        train.run(part, folders[f"shadow{k}"], later=later)
+    folders |= _shadows(cfg, workdir)
 
     like = request.like()
     target, _ = checkpoint.load_params(folders["original"], like)
-    measured, own = {}, {name: registry.find({}, name, "audit") for name in cfg.audit.own}
+    measured: dict[str, Measured] = {}
     of_own: dict[str, dict[str, Any]] = {name: {} for name in own}
     quiet = not distributed.first() or None  # None: where there is no terminal
     for name, folder in tqdm(
@@ -85,46 +80,45 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
             request.split, folder, "retrained" if name.startswith("shadow") else name
         )
         params, _ = checkpoint.load_params(folder, like)
-        measured[name] = measure(params, target, of_views=name.startswith("shadow"))
+        measured[name] = measure(params, target)
         for audit, function in own.items():
             of_own[audit][name] = _numbers(function(request, params, target), audit)
 
     three = {name: measured[name] for name in MODELS}
-    outs = [measured[name] for name in folders if name not in MODELS]
+    shadows = [measured[name] for name in folders if name not in MODELS]
     bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
-    bootstrap |= {"seed": cfg.seed}
-    estimates = {
-        name: judge.estimates(
-            measured[name],
-            three["original"],
-            three["retrained"],
-            outs,
-            entries=entries(cfg),
-            **bootstrap,
-        )["audits"]
-        for name in MODELS
-    }
-    differences = judge.differences(three, outs, **bootstrap)
-    verdicts = judge.verdicts(three, outs)
-    if cfg.audit.relearn.seeds:
-        verdicts["relearn"] = judge.relearning(
-            *([three[name]] for name in ("original", "unlearned", "retrained"))
-        )
+    judged = conclusion.judge(
+        audits, [Seed(**three, further=shadows)], **bootstrap, seed=cfg.request.seed
+    )
     texts = [of["text"] for of in request.split.manifest["served"]]
     found = Findings(
         {
+            "format": FORMAT,
+            **judged,
+            "models": list(folders),
+            "shadows": len(shadows),
+            "settings": {key: value for key, value in cfg.audit.to_dict().items() if key != "own"},
             "earlier": earlier.still_forgotten(three, texts, cfg.evaluation.confidence),
-            "audits": judge.AUDITS,
-            "models": estimates,
-            "differences": {name: judge.DIFFERENCES[name] | v for name, v in differences.items()},
-            "verdicts": verdicts,
-            "shadows": len(outs),
             "own": of_own,
         }
     )
     if not quiet:
         files.write_json(workdir / "audit.json", found)
     return found
+
+
+def _shadows(cfg: ConfigDict, workdir: Path) -> dict[str, Path]:
+    """Train the further retrained models that are not there; return their folders."""
+    folders = {}
+    for k in range(1, cfg.audit.shadows + 1):
+        part = cfg.copy_and_resolve_references()
+        part.update({"seed": cfg.seed + k, "stage": "retrained"})
+        part.update({"init_from": "", "reference_from": ""})
+        part.request.served = cfg.request.served or cfg.init_from
+        folders[f"shadow{k}"] = workdir / f"shadow{k}"
+        later = (cfg.audit.shadows - k) * images_of(cfg, "retrained")
+        train.run(part, folders[f"shadow{k}"], later=later)
+    return folders
 
 
 def _numbers(found: Any, name: str) -> dict[str, float]:

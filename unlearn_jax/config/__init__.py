@@ -143,19 +143,24 @@ def default() -> ConfigDict:
             },
             "audit": {
                 "rows": 2000,  # of each set, at most
-                "shadows": 1,  # further retrained models, which some attacks compare with
-                "batch_size": 64,  # of fine-tuning
-                "learning_rate": 3e-4,  # of fine-tuning
-                "finetune_steps": 50,  # on retain rows, before the backdoor is tried again
-                "relearn": {
-                    "images": 64,  # forget rows to learn again
-                    "rows": 256,  # others, on which the error is measured
-                    "steps": 40,
-                    "every": 4,  # steps between measurements
-                    "seeds": 6,  # fewer give no verdict
+                "shadows": 1,  # further retrained models: the floor, and what some attacks compare with
+                "draws": 8,  # of masks, timesteps or noise for each image, if the model draws any
+                "batch_size": 64,  # of training in attacks
+                "learning_rate": 3e-4,  # of relearning
+                # Training on other images, to see whether forgotten ones come back: every learning
+                # rate, on every set, measured after each of these steps. steps=(): not done.
+                "resurfacing": {
+                    "steps": (50, 200),
+                    "learning_rates": (3e-4,),
+                    "on": ("retain", "unseen"),  # unseen: the calibration part of the holdout
                 },
-                # Of your own, as "package.module:function": (request, params, original) -> number,
-                # or a dict of numbers.
+                "relearn": {
+                    "images": 64,  # forget rows to learn again, of each half
+                    "steps": 40,  # 0: not done
+                    "every": 4,  # steps between measurements
+                },
+                # Of your own, as "package.module:name": a `Witness`, which counts, or a function
+                # (request, params, original) -> number, or a dict of numbers, which are shown.
                 "own": (),
             },
             "compare": {

@@ -102,13 +102,13 @@ def _ranges(config: ConfigDict) -> list[str]:
         ),
         *("data.image_size", "data.num_threads", "data.prefetch"),
         *("evaluation.retain_rows", "evaluation.grid_rows", "evaluation.resamples"),
-        *("audit.rows", "audit.batch_size", "audit.relearn.images", "audit.relearn.rows"),
-        *("audit.relearn.steps", "audit.relearn.every"),
+        *("audit.rows", "audit.batch_size", "audit.draws"),
+        *("audit.relearn.images", "audit.relearn.every"),
     ):
         expect(_get(config, path) >= 1, path, "at least 1", _get(config, path))
     for path in (
         *("seed", "request.seed", "retain.seed", "poison.seed", "data.train_seed"),
-        *("audit.shadows", "audit.finetune_steps", "audit.relearn.seeds"),
+        *("audit.shadows", "audit.relearn.steps"),
         *("request.per_class", "retain.per_class"),
     ):
         expect(_get(config, path) >= 0, path, "at least 0", _get(config, path))
@@ -125,6 +125,13 @@ def _ranges(config: ConfigDict) -> list[str]:
         )
     poisoned = config.poison.fraction
     expect(0 <= poisoned <= 1, "poison.fraction", "between 0 and 1", poisoned)
+    again = config.audit.resurfacing
+    for path, good, wanted in (
+        ("steps", all(type(k) is int and k >= 1 for k in again.steps), "integers, at least 1"),
+        ("learning_rates", all(rate > 0 for rate in again.learning_rates), "numbers above 0"),
+        ("on", set(again.on) <= {"retain", "unseen"}, '"retain", "unseen" or both'),
+    ):
+        expect(good, f"audit.resurfacing.{path}", wanted, tuple(again[path]))
     confidence = config.evaluation.confidence
     expect(0 < confidence < 1, "evaluation.confidence", "between 0 and 1", confidence)
     return problems

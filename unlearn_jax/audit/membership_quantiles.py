@@ -1,0 +1,89 @@
+"""Membership by the loss against what is usual for images that look like it."""
+
+import jax.numpy as jnp
+import numpy as np
+from sklearn.linear_model import QuantileRegressor
+
+from unlearn_jax.audit.witness import MEMBERSHIP, Scores, log_loss, witness
+
+LEVELS = (0.25, 0.5, 0.75)
+LEAST, MOST = 50, 1000  # calibration images for the fit
+
+
+def features(batch):
+    """Describe the visible part: brightness, contrast, colour, detail, all of it and near the hole.
+
+    Args:
+      batch: of images and masks.
+
+    Returns:
+      [b 8].
+    """
+    image, shown = batch["image"], 1 - batch["mask"]
+    near = shown * (
+        jnp.roll(batch["mask"], (4, 4), (1, 2)) + jnp.roll(batch["mask"], (-4, -4), (1, 2)) > 0
+    )
+
+    def moments(values, where):
+        count = jnp.maximum(where.sum((1, 2, 3)) * values.shape[-1], 1)
+        mean = (values * where).sum((1, 2, 3)) / count
+        square = (jnp.square(values - mean[:, None, None, None]) * where).sum((1, 2, 3)) / count
+        return mean, jnp.log(square + 1e-4)
+
+    grey = image.mean(-1, keepdims=True)
+    steps = [jnp.abs(grey - jnp.roll(grey, 1, axis)) for axis in (1, 2)]
+    brightness, contrast = moments(image, shown)
+    detail = jnp.log(moments(sum(steps), shown)[0] + 1e-3)
+    detail_near = jnp.log(moments(sum(steps), near)[0] + 1e-3)
+    colour = moments(image - grey, shown)[1]
+    near_mean, near_contrast = moments(image, near)
+    rest = [jnp.square(brightness), jnp.abs(near_mean - brightness)]
+    return jnp.stack([brightness, contrast, colour, detail, detail_near, near_contrast, *rest], 1)
+
+
+def measure(lab):
+    """Return (params, original) -> "features/SET" [n 8], which depend on the images only."""
+    compiled = lab.jit(features)
+    sets = ("forget", "unseen", "calibration")
+    return lambda params, original: lab.over("features", compiled, sets=sets)
+
+
+@witness(
+    family="recall",
+    label="Membership, quantile regression",
+    unit="AUROC of the log loss below its conditional median, in conditional quartile ranges",
+    statistics=MEMBERSHIP,
+    measure=measure,
+)
+def membership_quantiles(model, references):
+    """Fit the law of the log loss given what anybody sees of an image; guess from the rank in it.
+
+    Linear quantile regression on calibration images, for quartiles and median.
+
+    Guarantee: AUROC .5 for a model that saw neither set, if the request is random.
+    Power: between the plain loss and a calibrated one; no model is trained.
+    Cost: seconds on the host.
+    Source: Bertran et al. 2023 (arXiv 2307.03694).
+    """
+    del references
+    n = len(model.get("features/calibration", ()))
+    if n < LEAST:
+        return f"{n} calibration images, {LEAST} are needed to fit: a larger holdout"
+    chosen = np.random.default_rng(0).permutation(n)[:MOST]
+    known = model["features/calibration"][chosen].astype(np.float64)
+    centre, scale = known.mean(0), known.std(0) + 1e-9
+    own = {s: log_loss(model[f"loss/{s}"]) for s in ("forget", "unseen", "calibration")}
+    fits = [
+        QuantileRegressor(quantile=q, alpha=0.0, solver="highs").fit(
+            (known - centre) / scale, own["calibration"][chosen]
+        )
+        for q in LEVELS
+    ]
+    least = 0.1 * np.subtract(*np.quantile(own["calibration"], (0.75, 0.25)))
+
+    def score(name):
+        x = (model[f"features/{name}"].astype(np.float64) - centre) / scale
+        low, middle, high = (fit.predict(x) for fit in fits)
+        return (middle - own[name]) / np.maximum(high - low, max(least, 1e-9))
+
+    return {"": Scores(score("forget"), score("unseen"))}

@@ -192,7 +192,7 @@ class _Request:
         yield from self.stage("retrained", cfg.stages.retrained.phases, seeds + shadows)
         if not methods:
             yield from self.stage("unlearned", cfg.stages.unlearned.phases, 1)
-            yield from self.audits(3 + shadows, shadows)
+            yield from self.audits(3 + shadows)
             yield from self.evaluation(3)
             yield from self.protocol(3)
             return
@@ -201,7 +201,7 @@ class _Request:
             yield from self.stage("reference", cfg.stages.reference.phases, seeds)
         for name, phases in of.items():
             yield from self.stage(name, phases, seeds)
-        yield from self.audits((2 + len(methods)) * seeds, seeds)
+        yield from self.audits((2 + len(methods)) * seeds)
 
     def stage(self, section: str, names: Sequence[str], times: int) -> Iterator[Part]:
         """Yield a stage's phases, what is made before them, and what is measured on the way."""
@@ -226,24 +226,24 @@ class _Request:
             scratch = " from scratch" * (section in ("original", "retrained", "reference"))
             yield from self.part(section, f"{name}, probe", f"probe{scratch}", times * probes)
 
-    def audits(self, models: int, viewed: int) -> Iterator[Part]:
-        """Yield errors of every model, those of views of some, a backdoor, and relearning."""
-        cfg, rows, relearn = self.cfg, self.rows, self.cfg.audit.relearn
+    def audits(self, models: int) -> Iterator[Part]:
+        """Yield errors and losses of every model, a backdoor, and training in attacks."""
+        cfg, rows = self.cfg, self.rows
         if not rows.holdout:
             return
-        sets = rows.forget, rows.train - rows.forget, rows.holdout
-        audited = sum(min(cfg.audit.rows, n) for n in sets)
+        relearn, again = cfg.audit.relearn, cfg.audit.resurfacing
+        most, forget = cfg.audit.rows, min(cfg.audit.rows, rows.forget)
+        unseen = min(most, rows.holdout)
+        audited = forget + min(most, rows.train - rows.forget) + unseen
         yield from self.over("audits", "errors", "audit: errors", models * audited)
-        yield from self.over("audits", "of views", "audit: errors of views", viewed * audited)
-        steps = models * relearn.seeds * relearn.steps
-        if cfg.poison.fraction:  # three variants, none, and one after fine-tuning
-            steps += models * cfg.audit.finetune_steps
-            shown = models * 5 * min(cfg.audit.rows, rows.holdout)
-            yield from self.over("audits", "backdoor", "completion", shown)
-        yield from self.part("audits", "fine-tuning", "audit: relearning", steps)
-        seen = models * relearn.seeds * (relearn.steps // relearn.every + 1)
-        seen *= min(relearn.rows, rows.forget)
-        yield from self.over("audits", "errors on the way", "audit: errors", seen)
+        settings = len(again.learning_rates) * len(again.on)
+        on_the_way = settings * len(again.steps) + 2 * (relearn.steps // relearn.every)
+        copies = (15 + on_the_way) * (forget + unseen) + 8 * unseen  # noise, views, rounded, fits
+        yield from self.over("audits", "losses", "audit: losses", models * copies)
+        if cfg.poison.fraction:
+            yield from self.over("audits", "backdoor", "completion", models * 2 * unseen)
+        steps = settings * max((0, *again.steps)) + 2 * relearn.steps
+        yield from self.part("audits", "training", "audit: relearning", models * steps)
 
     def evaluation(self, models: int) -> Iterator[Part]:
         """Yield the completion of the images of every set by every model."""

@@ -29,8 +29,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, cli, config, data, distributed, files, sharding, train
-from unlearn_jax.audit import judge
-from unlearn_jax.audit.measure import Measured, entries, make_measure
+from unlearn_jax.audit import conclusion, panel
+from unlearn_jax.audit.measure import Measured, make_measure, witnesses_of
+from unlearn_jax.audit.panel import Seed
 from unlearn_jax.config import identity
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, poison, splits, transforms
@@ -39,6 +40,10 @@ from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard
 from unlearn_jax.request import Request, load
 
+UTILITY = {
+    "unseen_loss": {"label": "Loss on unseen images", "unit": "mean training loss"},
+    "retain_loss": {"label": "Loss on retained training images", "unit": "mean training loss"},
+}
 COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
 FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
 
@@ -134,7 +139,8 @@ def measure_all(
     Return ({(model, seed): what the audits need}, images of the first seed's models).
     """
     request = Request(cfg, workdir)
-    split, like, measure = request.split, request.like(), make_measure(request)
+    split, like = request.split, request.like()
+    measure = make_measure(request, witnesses_of(cfg)[0])
     of_request = hashlib.sha256(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
     ).hexdigest()[:12]
@@ -147,7 +153,7 @@ def measure_all(
             params, _ = checkpoint.load_params(folder, like)
             lineage.check_model(split, folder, name if name in FIXED else "unlearned")
             target, _ = checkpoint.load_params(runs["original", seed][0], like)
-            found = measure(params, target, of_views=name == "retrained")
+            found = measure(params, target)
             if distributed.first():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".partial")
@@ -191,16 +197,25 @@ def _grids(request: Request, runs: Runs) -> dict[str, np.ndarray]:
 def assemble(
     cfg: ConfigDict, split: splits.Split, runs: Runs, measured: Mapping[tuple[str, int], Measured]
 ) -> dict[str, Any]:
-    """Assemble results.json, from what was trained and measured."""
+    """Assemble results.json, from what was trained and measured.
+
+    Of each model: "seeds": {seed: {"audits", "utility": {row: estimate}, "cost"}}; of each method
+    also "panel", what `conclusion.judge` says of all seeds, paired. In a seed, the retrained models
+    of the others are the further ones.
+    """
     seeds = list(cfg.compare.seeds)
     bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
     bootstrap |= {"seed": cfg.request.seed}
-    audits = dict(judge.AUDITS)
-    if not split.poisoned.size:
-        audits = {k: v for k, v in audits.items() if not k.startswith("backdoor")}
+    audits = witnesses_of(cfg)[0]
     found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     names = dict(FIXED)
     names |= {name: cfg.compare.methods[name].label for name in config.chosen_methods(cfg)}
+
+    def models(name: str, seed: int) -> Seed:
+        three = (measured[m, seed] for m in ("original", name, "retrained"))
+        return Seed(*three, [measured["retrained", other] for other in seeds if other != seed])
+
     for name, label in tqdm(
         names.items(),
         desc="judge",
@@ -214,43 +229,41 @@ def assemble(
             "kind": name if name in FIXED else "method",
             "label": label,
             "source": method.source if method else "",
+            "default": bool(method) and tuple(phases) == tuple(cfg.stages.unlearned.phases),
             "phases": [{"name": p} | cfg.phases[p].to_dict() for p in phases],
             "seeds": {},
         }
+        if method:
+            judged = conclusion.judge(audits, [models(name, s) for s in seeds], **bootstrap)
+            found[name]["panel"] = judged
+            rows = judged["witnesses"]
         for seed in seeds:
-            outs = [measured["retrained", other] for other in seeds if other != seed]
-            three = {stage: measured[stage, seed] for stage in FIXED}
-            values = judge.estimates(
-                measured[name, seed],
-                *three.values(),
-                outs,
-                entries=entries(cfg),
-                **bootstrap,
-            )
-            values["audits"] = {key: values["audits"][key] for key in audits}
             cost = results.cost(runs[name, seed][1], runs["retrained", seed][1])
-            values["cost"] = {k.replace("_ratio", "_fraction"): v for k, v in cost.items()}
-            if method:
-                judged = three | {"unlearned": measured[name, seed]}
-                values["verdicts"] = judge.verdicts(judged, outs)
-                values["differences"] = judge.differences(judged, outs, **bootstrap)
+            _, model, _, outs = models(name, seed)
+            values = {
+                "audits": panel.estimates(audits, model, outs, **bootstrap),
+                "utility": {f"{s}_loss": _mean(model[f"loss/{s}"]) for s in ("unseen", "retain")},
+                "cost": {k.replace("_ratio", "_fraction"): v for k, v in cost.items()},
+            }
             found[name]["seeds"][str(seed)] = values
-        if method and cfg.audit.relearn.seeds:
-            found[name]["relearn"] = judge.relearning(
-                *([measured[m, s] for s in seeds] for m in ("original", name, "retrained"))
-            )
     return {
-        "format": 1,
+        "format": 2,
         "name": cfg.name,
         "command": shlex.join(["python", "-m", "unlearn_jax.compare", *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **results.provenance(cfg, split),
         "poison": {"text": splits.describe_poison(split)} if split.poisoned.size else None,
         "seeds": seeds,
-        "audits": audits,
-        "utility": judge.UTILITY,
+        "audits": {
+            row: {k: of[k] for k in ("label", "family", "unit")} for row, of in rows.items()
+        },
+        "utility": UTILITY,
         "models": found,
     }
+
+
+def _mean(loss: np.ndarray) -> dict[str, Any]:
+    return {"value": float(loss.mean(dtype=np.float64)), "n": len(loss)}
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:

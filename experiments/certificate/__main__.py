@@ -32,6 +32,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from experiments.certificate import scores
 from experiments.certificate import table as certificate_table
 from experiments.certificate.settings import (
     DELTA,
@@ -45,7 +46,6 @@ from experiments.certificate.settings import (
     of_world,
 )
 from unlearn_jax import checkpoint, cli, train
-from unlearn_jax.audit import judge
 from unlearn_jax.certify import verify
 from unlearn_jax.evaluate import results
 from unlearn_jax.models.distances import masked_mse
@@ -54,8 +54,6 @@ from unlearn_jax.request import Request
 
 COMMAND = "python -m experiments.certificate --workdir=runs/certificate --data_dir=DIR"
 SETS = ("forget", "holdout", "retain")
-AUDITS = ("forget_error", "membership_auroc", "membership_auroc_calibrated", "tpr_at_1_fpr",
-          "score_spread")  # fmt: skip
 SHARED = ("original", "decoupled", "unnoised", "retrained", "centre", "public")
 
 
@@ -174,9 +172,6 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
         else:
             key = (*name, "", last)
         runs[key] = path.parent
-    cfg = bench.request.cfg
-    pixels = round(cfg.data.image_size * cfg.task.hole) ** 2 * 3
-    settings = {"entries": pixels, "confidence": 0.95, "resamples": 2, "seed": 0}
 
     def errors(key):
         with np.load(runs[key] / "errors.npz") as file:
@@ -189,9 +184,8 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
     for key in tqdm(runs, desc="audit", unit="run", dynamic_ncols=True):
         world, name, epsilon, seed = key
         ours, made = errors(key), record(key)
-        fixed = [errors((world, stage, "", seed)) for stage in ("original", "retrained")]
         others = [k for k in runs if k[:3] == (world, "retrained", "") and k[3] != seed]
-        found = judge.estimates(ours, *fixed, [errors(k) for k in others], **settings)
+        found = scores.audits(ours, errors(others[0]) if others else None)
         full = f"{world}: {name}" + (f", {epsilon}" if epsilon else "")
         model = models.setdefault(full, {"world": world, "name": name, "seeds": {}})
         cost = {k: made[k] for k in ("step", "examples", "flops", "wall_s", "compile_s")}
@@ -203,19 +197,22 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
             model |= {"mechanism": name.split(", ")[0], "target_epsilon": float(epsilon)}
         model["seeds"][seed] = {
             "errors": {s: float(ours[f"error/{s}"].mean()) for s in SETS},
-            "audits": {k: {"value": found["audits"][k]["value"]} for k in AUDITS},
-            "utility": {k: {"value": v["value"]} for k, v in found["utility"].items()},
+            "audits": {k: {"value": value} for k, value in found.items()},
+            "utility": {
+                f"{s}_error": {"value": float(ours[f"error/{s}"].mean())}
+                for s in ("retain", "holdout")
+            },
             "cost": cost,
             "certificate": made["certificate"],
         }
-    about = results.provenance(cfg, bench.request.split)
+    about = results.provenance(bench.request.cfg, bench.request.split)
     return {
         "command": COMMAND,
         **{key: about[key] for key in ("created", "versions", "hardware", "split")},
         "n": {s: len(errors(next(iter(runs)))[f"error/{s}"]) for s in SETS},
         "mechanisms": {k: dataclasses.asdict(m) for k, m in MECHANISMS.items()},
-        "audits": {k: judge.AUDITS[k] for k in AUDITS},
-        "utility": judge.UTILITY,
+        "audits": scores.AUDITS,
+        "utility": scores.UTILITY,
         "confidence": 0.95,
         "delta": DELTA,
         "distances": bench.distances(),

@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from experiments.certificate.scores import anchors, score
 from experiments.certificate.settings import EPSILONS
 from unlearn_jax import cli
-from unlearn_jax.report.leaderboard_scores import anchors, score
 from unlearn_jax.report.page import COLOURS, STYLE
 
 ROLES = {"original": "original", "retrained": "retrained"}

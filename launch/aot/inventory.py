@@ -8,6 +8,7 @@ root of FID's covariances, which on TPUs is the host's (`evaluate.fid`).
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ from launch.aot.programs import (
 from unlearn_jax import methods as objectives
 from unlearn_jax import models, sharding
 from unlearn_jax.audit import measure
+from unlearn_jax.audit.membership_noise import losses_of_copies
+from unlearn_jax.audit.membership_views import losses_of_views
 from unlearn_jax.certify import attack as mechanism
 from unlearn_jax.evaluate.metrics import fid, reconstruction
 from unlearn_jax.evaluate.towers import extractor as towers
@@ -188,22 +191,29 @@ def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Pro
 
 
 def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
-    """List completed images, errors on them, relearning, and attacks of mechanisms."""
+    """List completed images, errors and losses on them, relearning, attacks of mechanisms."""
     model, rows, key = models.build(**cfg.model.to_dict()), cfg.batch_size, jax.random.key(0)
     params, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, rows)
 
-    def errors():
-        return Program(measure.jit_measures(model, mesh, key)[0], (params, params, batch), rows)
+    draws = cfg.audit.draws
 
-    def of_views():
-        return Program(measure.jit_measures(model, mesh, key)[1], (params, batch), rows)
+    def errors():
+        return Program(measure.jit_shared(model, mesh, key, draws), (params, params, batch), rows)
+
+    def loss(params, batch):
+        return measure.losses(model, params, batch, key, draws)
+
+    lab = SimpleNamespace(key=key, losses_of=loss)
+
+    def of(function):
+        return lambda: Program(sharding.jit_rows(function, mesh), (params, batch), rows)
 
     def pixels():
         image = batch["image"]
         return Program(reconstruction.pixel_metrics, (image, image, batch), rows)
 
     def relearning():
-        fresh, step = measure.jit_finetuning(cfg, model, mesh, params)
+        fresh, step = measure.jit_finetuning(cfg, model, mesh, params, cfg.audit.learning_rate)
         state = jax.eval_shape(fresh, params, 0)
         state = sharding.abstract(state, sharding.params_sharding(state, mesh, **cfg.sharding))
         args = state, {}, batch_like(cfg, mesh, cfg.audit.batch_size)
@@ -213,7 +223,9 @@ def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         "completion": lambda: sampler(cfg, mesh, rows=rows),
         "pixel metrics": pixels,
         "audit: errors": errors,
-        "audit: errors of views": of_views,
+        "audit: losses": of(loss),
+        "audit: losses of views": of(losses_of_views(lab)),
+        "audit: losses of noisy copies": of(losses_of_copies(lab)),
         "audit: relearning": relearning,
     }
     if cfg.protocol.batch_size != rows:

@@ -99,12 +99,15 @@ def test_a_request_calls_its_programs_as_often_as_its_config_says():
     # of three models: 250 forget, 40 retain and 250 holdout images, 32 at once
     assert of(parts, "evaluation", "completed images").calls == pytest.approx(3 * 540 / 32)
     assert of(parts, "audits", "errors").calls == pytest.approx(4 * 180 / 32)
-    assert of(parts, "audits", "of views").calls == pytest.approx(180 / 32)
-    assert of(parts, "audits", "fine-tuning").calls == 4 * 4
-    assert of(parts, "audits", "errors on the way").calls == pytest.approx(4 * 3 * 32 / 32)
+    # 60 forget and 60 unseen images: six noisy copies, seven views, of 60 more for the fit, two
+    # rounded models, and after each of 2 + 2 x 2 stretches of training
+    on_the_way = 2 * 1 + 2 * 2
+    seen = (6 + 7 + 2 + on_the_way) * 120 + 8 * 60
+    assert of(parts, "audits", "losses").calls == pytest.approx(4 * seen / 32)
+    assert of(parts, "audits", "training").calls == 4 * (2 * 2 + 2 * 4)
     completed = of(parts, "evaluation", "completed images")
     assert of(parts, "audits", "errors").flops == pytest.approx(2 * completed.flops)
-    assert of(parts, "audits", "of views").flops == pytest.approx(7 * completed.flops)
+    assert of(parts, "audits", "losses").flops == pytest.approx(completed.flops)
 
 
 def test_the_published_evaluation_shows_towers_every_image():
@@ -128,7 +131,7 @@ def test_a_comparison_trains_every_method_with_every_seed():
     assert of(parts, "retrained", "pretrain").calls == 2 * 1000
     assert of(parts, "noisy_label", "noisy_label").calls == 2 * cfg.phases.noisy_label.steps
     assert of(parts, "calibrated", "goals").calls == pytest.approx(2 * 500 / 128)
-    assert of(parts, "audits", "backdoor").calls == pytest.approx(12 * 5 * 250 / 128)
+    assert of(parts, "audits", "backdoor").calls == pytest.approx(12 * 2 * 250 / 128)
     assert not [p for p in parts if p.section in ("unlearned", "evaluation", "protocol")]
 
 

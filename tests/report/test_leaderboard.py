@@ -20,7 +20,6 @@ from tests.helpers.made_results import AUDITS, MODELS, make_results, make_workdi
 from tests.helpers.pages import Page, assert_self_contained
 from unlearn_jax.report import leaderboard
 from unlearn_jax.report import leaderboard_plots as plots
-from unlearn_jax.report.page import MINUS
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,12 @@ def page(workdir):
 
 def test_nothing_to_rank_is_said(tmp_path, results):
     results = copy.deepcopy(results)
-    for name, model in results["models"].items():
-        for seed in model["seeds"].values():
-            for key in AUDITS:
-                seed["audits"][key]["value"] = None if name == "original" else 0.5
+    for model in results["models"].values():
+        for row in model.get("panel", {}).get("witnesses", {}).values():
+            row |= {"has_power": False, "reason": "they do not differ"}
+        if "panel" in model:
+            nothing = {"value": None, "reason": "no witness has power"}
+            model["panel"]["headline"] |= {"worst_excess": nothing, "worst": ""}
     assert leaderboard.findings(results)[0].word == "nobody"
     page = Page(leaderboard.write(make_workdir(tmp_path, results)))
     assert "nothing can be ranked" in page.text and page.text.count("Left out:") == len(AUDITS)
@@ -51,16 +52,17 @@ def test_nothing_to_rank_is_said(tmp_path, results):
 
 def test_findings_judge_the_first(results):
     found = {f.question: f for f in leaderboard.findings(results)}
-    first = found["Who comes closest to retraining?"]
+    first = found["Who leaves the least?"]
     assert (first.status, first.word) == ("good", "calibrated")
     assert "below those of all others" in first.text and "met by calibrated." in first.text
-    assert [f.word for f in found.values()] == ["calibrated", *["met"] * 4, "memorised"]
+    assert [f.word for f in found.values()] == [
+        "calibrated", "not refuted", *["met"] * 5, "memorised"
+    ]  # fmt: skip
     worse = copy.deepcopy(results)
     del worse["models"]["calibrated"]
-    assert [f.word for f in leaderboard.findings(worse)[:5]] == [
-        "l2 encoder",
-        *["missed", "missed", "met", "missed"],
-    ]
+    assert [f.word for f in leaderboard.findings(worse)[:7]] == [
+        "l2 encoder", "refuted", *["missed", "missed", "missed", "met", "missed"]
+    ]  # fmt: skip
     assert "met by no method" in leaderboard.findings(worse)[0].text
 
 
@@ -73,15 +75,10 @@ def test_overlapping_intervals_are_no_clear_lead(results):
 
 def test_memorisation_is_stated(results):
     found = leaderboard.memorised(results)
-    assert found.word == "memorised" and f"({MINUS}33." in found.text
+    assert found.word == "memorised" and "AUROC of 0.90" in found.text
     results = copy.deepcopy(results)
-    for seed in results["models"]["original"]["seeds"].values():
-        seed["audits"]["forget_error"]["value"] = seed["utility"]["holdout_error"]["value"]
+    results["models"]["calibrated"]["panel"]["gate"] |= {"value": 0.52, "passed": False}
     assert leaderboard.memorised(results).status == "unclear"
-    results["models"]["original"]["seeds"]["1"]["audits"]["forget_error"]["value"] = None
-    assert leaderboard.memorised(results).word == "–"
-    del results["audits"]["forget_error"]
-    assert leaderboard.memorised(results).word == "–"
 
 
 def test_markdown_is_complete(results):
@@ -93,13 +90,13 @@ def test_markdown_is_complete(results):
         "2026-01-02T03:04:05Z on 2 CPU devices",
         "retain 2,250",
         "Seeds: 1, 2, 3",
-        "0.5: no better than chance",
-        "95 % Student t interval",
+        "membership (recall; AUROC)",
+        "95 % bootstrap intervals",
     ):
         assert part in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(MODELS)
-    assert {line.count("|") for line in table} == {2 + 4 + len(AUDITS) + 1}
+    assert {line.count("|") for line in table} == {2 + 6 + len(AUDITS) + 1}
 
 
 def test_hostile_names_are_shown_not_obeyed(tmp_path, results):
@@ -120,7 +117,7 @@ def test_hostile_names_are_shown_not_obeyed(tmp_path, results):
     assert "\x1b" not in text and "<" not in text.replace(leaderboard._plain(hostile), "")
     table = [line for line in text.splitlines() if line.startswith("|")]
     cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
-    assert len(table) == 2 + len(MODELS) and cells == {2 + 4 + len(AUDITS) + 1}
+    assert len(table) == 2 + len(MODELS) and cells == {2 + 6 + len(AUDITS) + 1}
 
 
 def test_page_is_self_contained_and_complete(page, results):
@@ -132,7 +129,7 @@ def test_page_is_self_contained_and_complete(page, results):
     assert page.tags.count("svg") == 1 + len(AUDITS) + len(MODELS)
     labels = [text for tag, name, text in page.attributes if tag + name == "svgaria-label"]
     assert len(labels) == page.tags.count("svg") and all(len(label) > 40 for label in labels)
-    assert all(page.values("alt")) and "calibrated at 0.0427, 0.0191" in labels[0]
+    assert all(page.values("alt")) and "calibrated at 0.03, 0.0111" in labels[0]
     ids = page.values("id")
     references = re.findall(r'(?:href="|url\()#([\w-]+)', page.html)
     assert len(ids) == len(set(ids)) and set(references) <= set(ids)
@@ -251,7 +248,7 @@ def test_inconsistent_results_are_refused(tmp_path, results):
     refused("/poison/text is missing", lambda r: r.update(poison={"patch": 6}))
     refused(
         "/value: expected .*got str",
-        lambda r: r["models"]["calibrated"]["seeds"]["1"]["audits"]["score_spread"].update(
+        lambda r: r["models"]["calibrated"]["seeds"]["1"]["audits"]["resurfacing"].update(
             value="1"
         ),
     )

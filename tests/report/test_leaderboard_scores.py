@@ -1,14 +1,12 @@
-"""The leaderboard's arithmetic, by hand, and what it leaves out."""
+"""The leaderboard's numbers are those of the panels, and nothing is made up where there is none."""
 
 import copy
 import math
 import re
 
-import numpy as np
 import pytest
-from scipy import stats
 
-from tests.helpers.made_results import make_results, make_workdir, small
+from tests.helpers.made_results import make_results, make_workdir, number
 from tests.helpers.pages import Page
 from unlearn_jax.report import leaderboard
 from unlearn_jax.report import leaderboard_scores as scores
@@ -19,106 +17,68 @@ def results():
     return make_results()
 
 
-def test_arithmetic_by_hand():
-    results = small(
-        original=([0.1, 0.1], [1.0, 1.0]),
-        retrained=([0.48, 0.52], [1.1, 1.3]),
-        m=([0.4, 0.55], [1.26, 1.38]),
-    )
-    # r = 0.5, |o - r| = 0.4, gaps 0.1 / 0.4 and 0.05 / 0.4; losses 1.26 / 1.2 - 1, 1.38 / 1.2 - 1
-    row = {"method": "m", "seeds": [1, 2], "forget_gap": 0.1875, "worst_gap": 0.1875}
-    row |= {"gaps": {"a": 0.1875}, "utility_loss": 0.1, "cost_fraction": 0.15}
-    assert leaderboard.rows(results) == [row]
-    half = 12.706204736 * 0.125 / 2  # t with 1 degree of freedom, sd 0.125 / sqrt(2), 2 seeds
-    assert scores.score(results, "m").forget_half == pytest.approx(half, rel=1e-9)
-    loss = stats.ttest_1samp([0.05, 0.15], 0).confidence_interval(0.95)
-    half = scores.score(results, "m").utility_half
-    assert half == pytest.approx((loss.high - loss.low) / 2, rel=1e-9)
-    assert scores.score(results, "retrained").forget_gap == pytest.approx(0.04 / 0.4)
-    assert scores.score(results, "original").forget_gap == pytest.approx(1)
-    assert scores.utility_floor(results) == pytest.approx(0.2 / 1.2)
-
-
-def test_the_floor_leaves_one_seed_out():
-    results = small(
-        original=([103, 103, 103], [1, 1, 1]),
-        retrained=([1, 2, 6], [1, 1, 1]),
-        m=([3, 3, 3], [1, 1, 1]),
-    )
-    floor = scores.score(results, "retrained").gaps["a"]  # |1 - 4|, |2 - 3.5|, |6 - 1.5| over 100
-    assert floor == pytest.approx((3 + 1.5 + 4.5) / 3 / 100)
-
-
-def test_gaps_are_averaged_over_audits_and_the_worst_named():
-    results = small(original=([0], [2]), retrained=([1], [4]), m=([0.9], [3]), k=([1.5], [5]))
-    results["audits"]["b"] = results["audits"]["a"] | {"label": "second"}
-    for name, b in {"original": 10, "retrained": 20, "m": 17, "k": 21}.items():
-        results["models"][name]["seeds"]["1"]["audits"]["b"] = {"value": b}
-    m, k = leaderboard.rows(results)
-    assert (m["method"], k["method"]) == ("m", "k")
-    assert m["gaps"] == {"a": 0.1, "b": 0.3} and m["forget_gap"] == 0.2 and m["worst_gap"] == 0.3
-    assert k["gaps"] == {"a": 0.5, "b": 0.1} and k["forget_gap"] == 0.3 and k["worst_gap"] == 0.5
-    assert m["utility_loss"] == -0.25 and k["utility_loss"] == 0.25  # sign kept, against 4
+def test_a_row_is_what_the_panel_says(results):
+    row = next(r for r in leaderboard.rows(results) if r["method"] == "l2_encoder")
+    assert row == {
+        "method": "l2_encoder", "default": False, "seeds": [1, 2, 3],
+        "recall_excess": 0.08, "recall_excess_interval": [0.06, 0.1],
+        "hidden_excess": 0.24, "hidden_excess_interval": [0.22, 0.26],
+        "worst_excess": 0.24, "worst_excess_interval": [0.22, 0.26], "worst": "resurfacing",
+        "no_power": [], "retain_memory": 0.95, "retain_memory_interval": [0.93, 0.97],
+        "unseen_loss": pytest.approx(0.0222222), "cost_fraction": 0.15,
+        "unseen_loss_interval": pytest.approx([0.0122222, 0.0322222], rel=1e-4),
+    }  # fmt: skip
+    assert [r["method"] for r in leaderboard.rows(results) if r["default"]] == ["calibrated"]
     text = leaderboard.markdown_table(results)
-    assert "| 1 | m | 0.200 | 0.300 (second) | −25.0 % | 10 % | 0.9 (gap 0.100) | 17 (gap" in text
+    assert "| 2 | l2 encoder | 0.080 (\\[0.060, 0.100\\]) |" in text
+    assert "0.240 (\\[0.220, 0.260\\] resurfacing)" in text
 
 
-def test_the_worst_utility_counts():
-    results = make_results(noise=0)
-    row = next(r for r in leaderboard.rows(results) if r["method"] == "gradient_ascent")
-    assert row["utility_loss"] == pytest.approx(0.083 / 0.061 - 1, rel=1e-5)  # 0.118 / 0.09 is less
-    row = next(r for r in leaderboard.rows(results) if r["method"] == "retain_only")
-    assert row["utility_loss"] == pytest.approx(0.088 / 0.09 - 1, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("retrained", "kept"),
-    # The pooled sd is sqrt(0.02): an audit must tell the means apart by more than 0.2828.
-    [([0.3, 0.5], False), ([0.38, 0.58], False), ([0.39, 0.59], True), ([-0.19, 0.01], True)],
-)
-def test_audits_that_do_not_tell_the_references_apart_are_left_out(retrained, kept):
-    results = small(
-        original=([0.1, 0.3], [1, 1]), retrained=(retrained, [1, 1]), m=([0.2, 0.2], [1, 1])
-    )
-    counted, left_out = scores.anchors(results)
-    assert set(counted) == ({"a"} if kept else set()) and set(left_out) == {"a"} - set(counted)
-    assert (leaderboard.rows(results)[0]["forget_gap"] is None) == (not kept)
-    assert ("**Left out:** original (0.2) and retrained" in leaderboard.markdown(results)) != kept
-
-
-def test_null_values_leave_the_audit_out_for_all(results):
+def test_met_is_said_of_the_upper_end_only(results):
     results = copy.deepcopy(results)
-    entry = results["models"]["noisy_label"]["seeds"]["2"]["audits"]["score_spread"]
-    entry |= {"value": None, "reason": "too few images"}
-    results["models"]["l2_encoder"]["seeds"]["1"]["audits"]["forget_error"]["value"] = math.inf
-    left_out = scores.anchors(results)[1]
-    assert left_out["score_spread"] == "no value for noisy label of seed 2 (too few images)"
-    assert left_out["forget_error"] == "no value for l2 encoder of seed 1 (no reason given)"
-    for row in leaderboard.rows(results):
-        assert set(row["gaps"]) == {"membership_auroc", "backdoor_success"}
-        assert row["forget_gap"] == pytest.approx(np.mean(list(row["gaps"].values())), rel=1e-5)
+    headline = results["models"]["calibrated"]["panel"]["headline"]
+    headline["recall_excess"] = number(0.04, half=0.02)
+    words = {f.question: (f.status, f.word) for f in leaderboard.findings(results)}
+    assert words["Recall excess at most 0.05?"] == ("bad", "missed")
+    headline["recall_excess"] = number(0.02, half=0.02)
+    words = {f.question: (f.status, f.word) for f in leaderboard.findings(results)}
+    assert words["Recall excess at most 0.05?"] == ("good", "met")
 
 
-def test_unknown_utility_and_cost_are_null_not_zero(results):
+def test_unknown_numbers_are_null_not_zero(results):
     results = copy.deepcopy(results)
-    seed = results["models"]["calibrated"]["seeds"]["3"]
-    seed["utility"]["retain_error"]["value"] = seed["cost"] = None
+    model = results["models"]["calibrated"]
+    model["seeds"]["3"]["cost"] = None
+    headline = model["panel"]["headline"]
+    headline["recall_excess"] = {"value": None, "reason": "no recall witness has power"}
     row = leaderboard.rows(results)[0]
-    assert (row["method"], row["utility_loss"], row["cost_fraction"]) == ("calibrated", None, None)
+    assert row["method"] == "calibrated"
+    assert row["recall_excess"] is None and row["cost_fraction"] is None
+    assert row["recall_excess_interval"] == [None, None]
     words = {f.question: (f.status, f.word) for f in leaderboard.findings(results)}
     assert words["Cost at most 10 %?"] == ("unclear", "unknown")
-    assert words["Utility loss at most 5 %?"] == ("unclear", "unknown")
+    assert words["Recall excess at most 0.05?"] == ("unclear", "unknown")
 
 
-def test_rows_are_sorted_by_gap_then_name():
-    level = ([1.0, 1.0], [1, 1])
-    same = ([0.5, 0.5], [1, 1])
-    results = small(
-        original=([0, 0], [1, 1]), retrained=level, z=same, b=same, a=([0.2, 0.1], [1, 1])
-    )
-    assert [row["method"] for row in leaderboard.rows(results)] == ["b", "z", "a"]
-    heads = re.findall(r"^\| (\S+) \| (\w+) \|", leaderboard.markdown(results), re.M)
-    assert heads[1:] == [("1", "b"), ("2", "z"), ("3", "a"), ("–", "retrained"), ("–", "original")]
+def test_rows_without_power_are_left_out_with_their_reason(results):
+    results = copy.deepcopy(results)
+    for name in scores.methods(results):
+        row = results["models"][name]["panel"]["witnesses"]["membership_plain"]
+        row |= {"has_power": False, "word": "no power", "reason": "retrained models differ by 0.31"}
+    assert set(scores.left_out(results)) == {"membership_plain", "difference"}
+    text = leaderboard.markdown(results)
+    assert "**Left out:** retrained models differ by 0.31" in text
+    assert "leaks after exact deletion" in text
+
+
+def test_rows_are_sorted_by_the_worst_then_by_name(results):
+    results = copy.deepcopy(results)
+    results["models"]["b"] = results["models"]["l2_encoder"] | {"label": "b"}
+    heads = re.findall(r"^\| (\S+) \| ([\w ]+) \|", leaderboard.markdown(results), re.M)
+    assert heads[1:] == [
+        ("1", "calibrated"), ("2", "b"), ("3", "l2 encoder"), ("4", "noisy label"),
+        ("5", "retain only"), ("6", "gradient ascent"), ("–", "retrained"), ("–", "original"),
+    ]  # fmt: skip
 
 
 def test_methods_may_have_seeds_of_their_own(tmp_path, results):
@@ -131,13 +91,11 @@ def test_methods_may_have_seeds_of_their_own(tmp_path, results):
     assert leaderboard.write(make_workdir(tmp_path, results)).exists()
 
 
-def test_one_seed_has_no_intervals_and_no_floor(tmp_path):
+def test_one_seed_has_no_deviation(tmp_path):
     results = make_results(seeds=(7,))
     table = leaderboard.markdown_table(results)
     assert "±" not in table and "nan" not in table
-    assert math.isnan(scores.score(results, "retrained").forget_gap)
-    assert all(row["seeds"] == [7] and row["forget_gap"] > 0 for row in leaderboard.rows(results))
-    first = leaderboard.findings(results)[0]
-    assert first.status == "unclear" and "With one seed the order may be chance" in first.text
+    assert math.isnan(scores.score(results, "retrained").worst_excess)
+    assert all(row["seeds"] == [7] for row in leaderboard.rows(results))
     page = Page(leaderboard.write(make_workdir(tmp_path, results)))
     assert "nan" not in page.text and not any("nan" in text for text in page.values("aria-label"))

@@ -30,22 +30,14 @@ GONE, KEPT = "Is it forgotten?", "Is quality kept?"
     [
         ({}, SEEN, ("good", "memorised")),
         ({"original": (0.12, 0.1, 0.1)}, SEEN, ("unclear", "nothing visible")),
-        ({}, GONE, ("good", "matched")),
-        ({"unlearned": (0.07, 0.1, 0.06)}, GONE, ("bad", "under-forgotten")),
-        ({"unlearned": (0.13, 0.1, 0.06)}, GONE, ("bad", "over-forgotten")),
-        # 3 % away with a narrow interval: a difference, but too small to matter.
-        ({"unlearned": (0.097, 0.1, 0.06), "half": 0.001}, GONE, ("good", "matched")),
-        # 20 % away, yet the interval contains 0.
-        ({"unlearned": (0.08, 0.1, 0.06), "half": 0.025}, GONE, ("good", "matched")),
-        # Nothing was memorised, so a match proves nothing.
-        ({"original": (0.1, 0.1, 0.1)}, GONE, ("unclear", "matched")),
+        # Equal mean errors are no evidence: without an audit, nothing was tested.
+        ({}, GONE, ("unclear", "not tested")),
+        ({"retrained": False}, GONE, ("unclear", "not tested")),
         ({"unlearned": (0.1, 0.104, 0.062)}, KEPT, ("good", "kept")),
         ({"unlearned": (0.1, 0.106, 0.06)}, KEPT, ("bad", "damaged")),
         ({"unlearned": (0.1, 0.1, 0.07)}, KEPT, ("bad", "damaged")),
         # The worse of original and retrained sets the standard.
         ({"original": (0.06, 0.12, 0.06), "unlearned": (0.1, 0.12, 0.06)}, KEPT, ("good", "kept")),
-        ({"unlearned": (0.07, 0.1, 0.06), "retrained": False}, GONE, ("bad", "under-forgotten")),
-        ({"retrained": False}, GONE, ("good", "matched")),
         ({"retrained": False}, FAIR, ("unclear", "not retrained")),
         ({}, FAIR, ("good", "fair")),
         ({}, "Is there a guarantee?", ("unclear", "no certificate")),
@@ -56,19 +48,44 @@ def test_verdict(change, question, answer):
     assert words(make_results(**change))[question] == answer
 
 
-def test_verdict_states_how_far_it_went():
-    text = text_of(make_results(unlearned=(0.07, 0.1, 0.06)), GONE)
-    assert "0.0700" in text and "0.1000" in text and "-0.0300 [-0.0320, -0.0280]" in text
-    assert "30 % of that" in text and "it went 25 %" in text and "still knows" in text
-    text = text_of(make_results(unlearned=(0.08, 0.1, 0.06), half=0.025), GONE)
-    assert "rules out gaps beyond 45 %" in text
-    assert "it went" not in text_of(make_results(original=(0.1, 0.1, 0.1)), GONE)
+def test_verdict_states_how_much_quality_is_kept():
     text = text_of(make_results(unlearned=(0.1, 0.104, 0.05)), KEPT)
     assert "17 % below on retain and 4 % above on holdout" in text
 
 
+def audited(word, text="Because.", missing=()):
+    excess = {"value": 0.4, "ci_low": 0.3, "ci_high": 0.5, "n": 250}
+    models = {m: excess for m in ("original", "unlearned", "retrained")}
+    row = {"label": "Resurfacing", "family": "hidden", "unit": "log loss", "variant": "50 steps",
+           "word": "refuted", "reason": "", "models": models, "gap": excess, "excess": excess,
+           "floor": 0.02, "has_power": True, "power": 0.9, "p_value": 0.0, "p_holm": 0.0}  # fmt: skip
+    lacking = {"label": "Backdoor", "family": "hidden", "unit": "share", "word": "not measured",
+               "reason": "none is planted", "has_power": False, "variant": ""}  # fmt: skip
+    weak = row | {"label": "Membership", "family": "recall", "word": "no power", "floor": None,
+                  "reason": "no second retrained model", "power": 0.0}  # fmt: skip
+    return {
+        "conclusion": {"word": word, "text": text, "missing": list(missing)},
+        "witnesses": {"resurfacing": row, "backdoor": lacking, "membership_plain": weak},
+        "damage": {"unseen_loss": excess, "retain_memory": excess},
+        "shadows": 1, "untested": ["what is not listed"], "earlier": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "status"), [("refuted", "bad"), ("not refuted", "good"), ("not tested", "unclear")]
+)
+def test_the_page_opens_with_the_audits_conclusion(tmp_path, no_charts, word, status):
+    results = make_results() | {"audit": audited(word, missing=("first", "second"))}
+    first = report.verdict(results)[0]
+    assert (first.question, first.status, first.word) == (GONE, status, word)
+    assert first.text == "Because. Also: second."
+    page = section(report.write(make_workdir(tmp_path, results, rows=1)), "audits")
+    for text in ("Resurfacing", "0.40", "50 steps", "none is planted", "no second retrained"):
+        assert text in page
+    assert page.count(">–<") == 1  # the floor that is not known; its reason is in the row
+
+
 def test_verdict_says_when_it_is_weak():
-    assert GONE not in words(make_results(unlearned=(np.nan, 0.1, 0.1)))
     results = make_results(original=(0.1, 0.1, 0.1))
     assert "conclusions below are weak" in text_of(results, SEEN)
     assert "not a random sample" not in text_of(results, SEEN)
@@ -234,7 +251,7 @@ def test_summary_fits_a_terminal():
     lines = report.summary(results).splitlines()
     assert len(lines) < 20 and max(map(len, lines)) <= 80
     assert re.fullmatch(r"unlearned +0\.1300 ± 0\.0020 +0\.1120 ± 0\.0020 +0\.0750 .*", lines[4])
-    assert "over-forgotten" in lines[9] and "steps 25 %" in lines[6]
+    assert "not tested" in lines[7] and "steps 25 %" in lines[6]
     both = "Certified: epsilon <= 8 at delta 1e-05. Tested: epsilon >= 3.21 (N = 4000)."
     assert report.summary(certified(results)).splitlines()[7] == both
     refuted = report.summary(certified(results, lower={"epsilon": 9.0}))

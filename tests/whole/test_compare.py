@@ -31,9 +31,7 @@ def test_it_ends_with_the_leaderboard(finished):
     assert {row["method"] for row in rows} == set(METHODS)
     for row in rows:
         assert row["seeds"] == [0, 1] and row["cost_fraction"] > 0
-        assert set(row["gaps"]) <= {"forget_error", "membership_auroc", "backdoor_success",
-                                    "membership_auroc_calibrated", "tpr_at_1_fpr",
-                                    "score_spread", "relearn_steps"}  # fmt: skip
+        assert row["worst_excess_interval"] and "recall_excess" in row and not row["default"]
     for label in ("Calibrated", "With a reference", "Ascent"):
         assert label in (workdir / "leaderboard.md").read_text()
 
@@ -47,14 +45,14 @@ def test_every_model_has_every_audit_with_interval_and_n(finished):
         assert set(model["seeds"]) == {"0", "1"}
         for values in model["seeds"].values():
             assert set(values["audits"]) == set(results["audits"])
-            for audit, value in (values["audits"] | values["utility"]).items():
+            for audit, value in values["audits"].items():
                 assert value["value"] is None or (
                     value["ci_low"] <= value["value"] <= value["ci_high"] and value["n"] >= 1
                 ), (name, audit)
-            assert values["audits"]["backdoor_success"]["value"] is not None
+            assert values["audits"]["backdoor"]["value"] is not None
             assert values["cost"]["flops_fraction"] > 0
     for values in results["models"]["retrained"]["seeds"].values():
-        assert values["audits"]["backdoor_success"]["value"] <= 0.01
+        assert abs(values["audits"]["backdoor"]["value"]) < 0.1
         assert values["cost"]["flops_fraction"] == 1
 
 
@@ -78,8 +76,13 @@ def test_errors_of_examples_are_those_that_the_means_are_of(finished):
         for seed, values in model["seeds"].items():
             column = examples[f"error/{name}/{seed}"]
             assert len(column) == len(rows)
-            mean = values["audits"]["forget_error"]["value"]
-            assert mean == pytest.approx(column.mean(dtype=float), rel=1e-5)
+            measured = np.load(next((workdir / "measured").glob(f"{name}-{seed}-*.npz")))
+            np.testing.assert_array_equal(column, measured["error/forget"])
+            value = values["audits"]["forget_error"]["value"]
+            logs = [
+                np.log(measured[f"loss/{s}"].astype(float)).mean() for s in ("unseen", "forget")
+            ]
+            assert value == pytest.approx(logs[0] - logs[1], rel=1e-5)
 
 
 def test_pictures_of_forget_images_and_of_unseen_ones_with_the_trigger(finished):
@@ -111,7 +114,8 @@ def test_another_request_uses_the_models_that_do_not_depend_on_it(finished, tmp_
     assert "original: pretrain" in err  # it has not seen the poison
     assert "retrained: pretrain" not in err
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert "backdoor_success" not in results["audits"] and results["poison"] is None
+    row = results["models"]["calibrated"]["panel"]["witnesses"]["backdoor"]
+    assert row["word"] == "not measured" and results["poison"] is None
 
 
 def test_a_comparison_of_nothing_is_refused(tmp_path):

@@ -247,7 +247,7 @@ def on_mesh(**sizes):
     cfg.phases.decouple.update({"objective": "calibrated", "goal": "quantiles", "saliency": 0.5})
     cfg.phases.decouple.objective_kw = {}
     cfg.stages.unlearned.phases = ("decouple",)
-    cfg.audit.finetune_steps = 0
+    cfg.audit.resurfacing.update({"steps": (1, 8), "on": ("retain",)})
     cfg.audit.relearn.update({"steps": 2, "every": 1})
     return cfg
 
@@ -288,7 +288,8 @@ def test_a_request_end_to_end_never_holds_a_whole_leaf(tmp_path, monkeypatch):
     same = [place[row] for row in audited["index/forget"]]
     errors = examples["unlearned/forget/mse_hole"][same]
     np.testing.assert_allclose(audited["error/forget"], errors, rtol=1e-4)
-    assert audited["relearn/0"][2] < audited["relearn/0"][0]  # it learns, on split parameters
+    one, eight = (audited[f"resurfacing/retain/0.0003/{k}/forget"].mean() for k in (1, 8))
+    assert eight < one  # it learns, on split parameters
 
     whole = results.run(on_mesh(data=8), tmp_path)["evaluation"]
     for a, b in zip(*(jax.tree.leaves(x) for x in (split, whole)), strict=True):

@@ -90,16 +90,17 @@ def test_the_audits_are_in_the_results_and_on_the_page(finished):
     results = json.loads((workdir / "results.json").read_text())
     audit = json.loads((workdir / "audit.json").read_text())
     assert results["audit"] == audit and audit["shadows"] == 1
+    assert audit["models"] == ["original", "unlearned", "retrained", "shadow1"]
     for model in ("original", "unlearned", "retrained"):
-        assert set(audit["models"][model]) == set(audit["audits"])
-        error = audit["models"][model]["forget_error"]
+        error = audit["witnesses"]["forget_error"]["models"][model]
         assert error["ci_low"] < error["value"] < error["ci_high"] and error["n"] == 60
-    assert audit["differences"]["membership_auroc"]["n"] == 60
-    assert audit["verdicts"]["ood"]["word"] == "refused"  # 60 images are too few
-    assert audit["verdicts"]["relearn"]["word"] == "refused"
+    assert "set poison.fraction" in audit["witnesses"]["backdoor"]["reason"]
+    assert len(audit["witnesses"]["resurfacing"]["variants"]) == 2
+    # 24 steps of a tiny model: there is nothing to forget, and nobody may say that it is forgotten
+    assert audit["conclusion"]["word"] == "not tested" and not audit["gate"]["passed"]
     page = (workdir / "report.html").read_text()
-    assert "60 forget images, 400 needed" in page and "Membership AUROC" in page
-    assert "Trigger sensitivity" in page and "no backdoor was planted" in page
+    assert "Not tested: there is nothing to forget that we could measure" in page
+    assert "Membership, own views" in page and "set poison.fraction" in page
 
 
 def test_the_three_models_share_one_split(finished):

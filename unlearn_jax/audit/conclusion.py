@@ -51,6 +51,7 @@ def judge(
     return _finite(found)
 
 
+NOTHING = {"reason": "there is none in this audit"}
 MOST_ALONE = 50  # forget images that get an answer each
 
 
@@ -133,8 +134,8 @@ def _missing(rows, gate, able) -> list[str]:
     for family, names in able.items():
         if names:
             continue
-        rest = {k: r for k, r in rows.items() if r["family"] == family}
-        best = max(rest.values(), key=lambda r: r.get("power") or 0.0)
+        rest = [r for r in rows.values() if r["family"] == family]
+        best = max(rest, key=lambda r: r.get("power") or 0.0, default={"label": "none", **NOTHING})
         why = best["reason"] or f"the best power is {best.get('power') or 0:.2f}"
         missing.append(
             f"no {family} witness would have seen a quarter of the memory with a probability of "

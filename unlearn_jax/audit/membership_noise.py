@@ -8,8 +8,8 @@ from unlearn_jax.audit.witness import MEMBERSHIP, calibrated, witness
 COPIES, NOISE = 6, 0.1  # of each image; standard deviation, images are in [-1, 1]
 
 
-def measure(lab):
-    """Return (params, original) -> the loss on noisy copies, "noise/SET" [n 6]."""
+def losses_of_copies(lab):
+    """Return (params, batch) -> the loss on noisy copies, [b 6]; noise depends on the image only."""
 
     def losses(params, batch):
         def copy(k):
@@ -21,7 +21,12 @@ def measure(lab):
 
         return jnp.stack([copy(k) for k in range(COPIES)], 1)
 
-    compiled = lab.jit(losses)
+    return losses
+
+
+def measure(lab):
+    """Return (params, original) -> the loss on noisy copies, "noise/SET" [n 6]."""
+    compiled = lab.jit(losses_of_copies(lab))
     return lambda params, original: lab.over("noise", compiled, params)
 
 

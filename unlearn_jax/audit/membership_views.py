@@ -9,14 +9,19 @@ from unlearn_jax.methods import goals
 LEAST = 20  # images for the fit
 
 
-def measure(lab):
-    """Return (params, original) -> the loss on mirrored and turned copies, "views/SET" [n 7]."""
+def losses_of_views(lab):
+    """Return (params, batch) -> the loss on mirrored and turned copies, [b 7] (3 if not square)."""
 
     def losses(params, batch):
         views = [{**batch, "image": view} for view in goals.views(batch["image"])]
         return jnp.stack([lab.losses_of(params, view).mean(1) for view in views], 1)
 
-    compiled = lab.jit(losses)
+    return losses
+
+
+def measure(lab):
+    """Return (params, original) -> the loss on mirrored and turned copies, "views/SET" [n 7]."""
+    compiled = lab.jit(losses_of_views(lab))
     sets = ("forget", "unseen", "calibration")
     return lambda params, original: lab.over("views", compiled, params, sets=sets)
 

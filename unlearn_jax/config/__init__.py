@@ -143,7 +143,7 @@ def default() -> ConfigDict:
             },
             "audit": {
                 "rows": 2000,  # of each set, at most
-                "shadows": 1,  # further retrained models: the floor, and what some attacks compare with
+                "shadows": 1,  # further retrained models: the floor, and for attacks that compare
                 "draws": 8,  # of masks, timesteps or noise for each image, if the model draws any
                 "batch_size": 64,  # of training in attacks
                 "learning_rate": 3e-4,  # of relearning

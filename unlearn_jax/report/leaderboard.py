@@ -1,4 +1,4 @@
-"""The leaderboard of a comparison: which method comes closest to retraining, and at what price.
+"""The leaderboard of a comparison: which method leaves least, and at what price.
 
 `python -m unlearn_jax.leaderboard --workdir=runs/comparison` reads results.json, examples.npz and
 grids.npz, which `unlearn_jax.compare` wrote, and writes leaderboard.json, .md and .html beside
@@ -21,14 +21,14 @@ from unlearn_jax.report import leaderboard_plots as plots
 from unlearn_jax.report.leaderboard_scores import (
     REFERENCES,
     Score,
-    anchors,
+    left_out,
+    methods,
     ranked,
     reference,
     rows,
     score,
     short,
     shown,
-    utility_floor,
     values,
 )
 from unlearn_jax.report.page import (
@@ -45,30 +45,32 @@ from unlearn_jax.report.page import (
 
 # What a method should reach at most, and how much counts as entirely missed, for the colours.
 GOALS = {
-    "forget_gap": ("Forget gap", 0.05, 1.0),
-    "worst_gap": ("Worst gap", 0.10, 1.0),
-    "utility_loss": ("Utility loss", 0.05, 0.5),
+    "recall_excess": ("Recall excess", 0.05, 1.0),
+    "hidden_excess": ("Hidden excess", 0.05, 1.0),
+    "worst_excess": ("Worst excess", 0.10, 1.0),
+    "unseen_loss": ("Loss on unseen images", 0.05, 0.5),
     "cost_fraction": ("Cost", 0.10, 1.0),
 }
-MARGIN = 0.05  # an original that is better by this on forget than on holdout has memorised
+PERCENT = ("unseen_loss", "retain_memory", "cost_fraction")
 READING = (
-    "A gap says how far a method is from the retrained model on one audit, as a share of the way "
-    "from there to the original: 0 is retrained, 1 is the original, and too much forgetting counts "
-    "like too little. The forget gap is the mean over the audits, the worst gap the largest; lower "
-    "is better, down to the floor, by which retrained models of different seeds differ. Utility "
-    "loss is the largest rise of an error on images that may be kept, relative to the worse of "
-    "original and retrained (negative: better than both); cost is the share of retraining's FLOPs "
-    "(matrix products and convolutions; elementwise operations are left out). "
-    "After a raw value ± is the standard deviation over seeds; after a gap or a loss it is half of "
-    "the {level} Student t interval over seeds, the two references taken as exact."
+    "A gap says how far a method is from the retrained model by one witness, as a share of the way "
+    "from there to the original; the excess is what is above the floor, by which retrained models "
+    "of different seeds differ. Recall witnesses look at what the model does, hidden ones at what "
+    "comes back when one does something with it; each family's mean, and the worst of both. Loss "
+    "on unseen images is relative to the method's own original (negative: better); memory of "
+    "retained training images is shown, and is no quality; cost is the share of retraining's FLOPs "
+    "(matrix products and convolutions). Brackets are {level} bootstrap intervals over seeds and "
+    "images; a goal is met if the upper end is. After a raw value ± is the standard deviation over "
+    "seeds. docs/audits.md says the rest."
 )
 
 _VALUE = {"value": NUMBER | None}
 _SCHEMA = dict.fromkeys(("name", "command", "created", "hardware"), str)
 _SCHEMA |= {"versions": dict, "config": dict, "confidence": NUMBER, "poison": dict | None}
 _SCHEMA |= {"request": {"kind": str, "text": str}, "split": {"hash": str, "n": {"*": int}}}
-_SCHEMA |= {"audits": {"*": {"label": str, "unit": str, "null": str}}, "seeds": [int]}
+_SCHEMA |= {"audits": {"*": {"label": str, "unit": str, "family": str}}, "seeds": [int]}
 _SCHEMA |= {"utility": {"*": {"label": str, "unit": str}}}
+_ROW = {"label": str, "family": str, "word": str, "reason": str, "has_power": bool}
 _MODEL = dict.fromkeys(("kind", "label", "source"), str) | {"phases": list}
 
 
@@ -87,6 +89,10 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict]:
     schema |= {"poison": {"text": str} if results["poison"] else None | dict}
     results = load(root, "results.json", json.loads, schema, "compare")
     _refuse(root / "results.json", _inconsistent(results))
+    panel = {"headline": dict, "damage": dict, "gate": {"value": NUMBER}, "witnesses": {"*": _ROW}}
+    panel |= {"conclusion": {"word": str, "text": str}}
+    schema = {"models": {name: {"panel": panel} for name in methods(results)}}
+    load(root, "results.json", json.loads, schema, "compare")
     wanted = {"index/forget": "i1"}
     wanted |= {
         f"error/{name}/{s}": "f1" for name in results["models"] for s in shown(results, name)
@@ -126,74 +132,71 @@ def _inconsistent(results: dict[str, Any]) -> list[str]:
 
 
 def findings(results: dict[str, Any]) -> list[Finding]:
-    """Write the headline: who is first, whether that method meets the goals, what to distrust."""
-    (first, *others), (kept, _) = ranked(results), anchors(results)
-    floor = score(results, reference(results, "retrained"))
-    who, label = "Who comes closest to retraining?", lambda s: results["models"][s.name]["label"]
-    if not kept:
-        text = "No audit tells the original from the retrained model: nothing can be ranked."
+    """Write the headline: who leaves least, whether the goals are met, what to distrust."""
+    first, *others = ranked(results)
+    who, label = "Who leaves the least?", lambda s: results["models"][s.name]["label"]
+    if not math.isfinite(first.worst_excess):
+        text = "No witness has power: nothing can be ranked."
         return [Finding("unclear", text, who, "nobody"), memorised(results)]
-    text = f"Its forget gap is {_pair(first.forget_gap, first.forget_half)}, the smallest of "
-    text += f"{len(others) + 1} on {len(kept)} of {len(results['audits'])} audits. "
+    counted = len(results["audits"]) - len(left_out(results))
+    text = f"Its worst excess is {_with(first, 'worst_excess')}, the smallest of "
+    text += f"{len(others) + 1} on {counted} of {len(results['audits'])} rows of the panel. "
     rivals = [label(s) for s in others if not _below(first, s)]
-    if math.isnan(first.forget_half):
-        status, text = "unclear", text + "With one seed the order may be chance. "
-    elif rivals:
-        status = "unclear"
-        text += f"The intervals do not tell it from {_listed(rivals)}. "
-    else:
-        status, text = "good", text + "Its interval is below those of all others. "
+    status = "unclear" if rivals else "good"
+    text += (
+        f"The intervals do not tell it from {_listed(rivals)}. "
+        if rivals
+        else "Its interval is below those of all others. "
+    )
     best = [label(s) for s in [first, *others] if all(_met(s, key) for key in GOALS)]
-    text += f"All four goals are met by {_listed(best)}."
-    found = [Finding(status, text, who, label(first))]
-    audit = results["audits"][first.worst_audit]["label"]
-    texts = {
-        "forget_gap": f"{_number(first.forget_gap)}, with a floor of {_number(floor.forget_gap)}.",
-        "worst_gap": f"{_number(first.worst_gap)} on {audit}, where the floor is "
-        f"{_number(floor.gaps[first.worst_audit])}.",
-        "utility_loss": f"{_signed(first.utility_loss)}; retrained models of different seeds "
-        f"differ by {_percent(utility_floor(results))}.",
-        "cost_fraction": "FLOPs were not counted."
-        if math.isnan(first.cost_fraction)
-        else f"{percent(first.cost_fraction)} of retraining's FLOPs.",
-    }
+    text += f"All goals are met by {_listed(best)}."
+    found = [Finding(status, text, who, label(first)), _concluded(results, first)]
     for key, (name, limit, _) in GOALS.items():
         unknown = math.isnan(getattr(first, key))
         status, word = ("good", "met") if _met(first, key) else ("bad", "missed")
-        limit = percent(limit) if key in ("utility_loss", "cost_fraction") else f"{limit:.2f}"
+        limit = percent(limit) if key in PERCENT else f"{limit:.2f}"
         status, word = ("unclear", "unknown") if unknown else (status, word)
-        found += [Finding(status, texts[key], f"{name} at most {limit}?", word)]
+        text = _with(first, key) + (
+            f" by {results['audits'][first.worst]['label']}" if key == "worst_excess" else ""
+        )
+        found += [Finding(status, f"{text}.", f"{name} at most {limit}?", word)]
     return [*found, memorised(results)]
+
+
+def _concluded(results: dict[str, Any], first: Score) -> Finding:
+    of = results["models"][first.name]["panel"]["conclusion"]
+    status = {"refuted": "bad", "not refuted": "good"}.get(of["word"], "unclear")
+    return Finding(status, of["text"], "Is it forgotten?", of["word"])
 
 
 def memorised(results: dict[str, Any]) -> Finding:
     """Say whether the original knew the forget images; if not, the ranks are luck."""
-    question, text, ratios = "Was there something to forget?", [], []
-    unknown = Finding("unclear", "Errors on forget and holdout were not given.", question, "–")
-    if "forget_error" not in results["audits"] or "holdout_error" not in results["utility"]:
-        return unknown
-    for kind in REFERENCES:
-        name = reference(results, kind)
-        forget = values(results, name, "audits", "forget_error").mean()
-        holdout = values(results, name, "utility", "holdout_error").mean()
-        ratios += [forget / holdout - 1]
-        text += [f"{kind} {forget:.4g} and {holdout:.4g} ({_signed(ratios[-1])})"]
-    if not np.isfinite(ratios).all():
-        return unknown
-    text = f"Mean error on forget and on holdout: {', '.join(text)}. "
-    if ratios[0] < -MARGIN:
-        text += "The original restores forget images better than images it never saw."
-        return Finding("good", text, question, "memorised")
-    text += "No memorisation is visible in this error, so the ranks say little."
-    return Finding("unclear", text, question, "hardly")
+    question = "Was there something to forget?"
+    gate = results["models"][methods(results)[0]]["panel"]["gate"]
+    text = "On the same forget images, the original is told from the retrained model with an AUROC "
+    text += f"of {gate['value']:.2f}. "
+    if gate["passed"]:
+        return Finding("good", text + "It had memorised them.", question, "memorised")
+    return Finding("unclear", text + "Hardly any memory: the ranks say little.", question, "hardly")
 
 
 def _below(first: Score, other: Score) -> bool:
-    return first.forget_gap + first.forget_half < other.forget_gap - other.forget_half
+    return first.intervals["worst_excess"][1] < other.intervals["worst_excess"][0]
+
+
+def _with(s: Score, key: str) -> str:
+    """Write a number of a score with its interval."""
+    text = _signed if key in PERCENT else _number
+    if key == "cost_fraction":
+        return "not counted" if math.isnan(s.cost_fraction) else percent(s.cost_fraction)
+    ends = s.intervals[key]
+    interval = f" [{text(ends[0])}, {text(ends[1])}]" if all(map(math.isfinite, ends)) else ""
+    return text(getattr(s, key)) + interval
 
 
 def _met(s: Score, key: str) -> bool:
-    return getattr(s, key) <= GOALS[key][1]
+    value = getattr(s, key) if key not in s.intervals else s.intervals[key][1]
+    return value <= GOALS[key][1]
 
 
 def _listed(words: list[str]) -> str:
@@ -203,10 +206,6 @@ def _listed(words: list[str]) -> str:
 def _number(x: float) -> str:
     text = f"{x:.3f}" if abs(x) < 10 else f"{x:.0f}"
     return text.replace("-", MINUS) if math.isfinite(x) else "–"
-
-
-def _pair(x: float, half: float) -> str:
-    return _number(x) + (f" ± {_number(half)}" if math.isfinite(half) else "")
 
 
 def _percent(x: float) -> str:
@@ -220,11 +219,12 @@ def _signed(x: float) -> str:
 
 def columns(results: dict[str, Any]) -> list[str]:
     """Name the columns of `table`."""
-    return [g[0].lower() for g in GOALS.values()] + [a["label"] for a in results["audits"].values()]
+    heads = [g[0].lower() for g in GOALS.values()] + ["memory of retained"]
+    return heads + [a["label"] for a in results["audits"].values()]
 
 
 def table(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Make the table: methods by rank, then retrained at its floor, then the original.
+    """Make the table: methods by rank, then retrained, then the original.
 
     A row has rank (None for the last two), label and cells of (text, note, badness), where
     badness is from 0 = goal met to 1, or NaN. Audits show raw values, with the gap as the note.
@@ -235,24 +235,25 @@ def table(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(results: dict[str, Any], s: Score, rank: int) -> dict[str, Any]:
-    kind = results["models"][s.name]["kind"]
-    audit = results["audits"][s.worst_audit]["label"] if s.worst_audit else ""
-    half = f"± {_signed(s.utility_half)[1:]}" if math.isfinite(s.utility_half) else ""
-    floor = f"floor {_signed(utility_floor(results)).removeprefix('+')}"
-    texts = {
-        "forget_gap": (_pair(s.forget_gap, s.forget_half), "floor" * (kind == "retrained")),
-        "worst_gap": (_number(s.worst_gap), audit),
-        "utility_loss": (_signed(s.utility_loss), floor if kind == "retrained" else half),
-        "cost_fraction": (_percent(s.cost_fraction), ""),
-    }
-    cells = [(*texts[key], _badness(getattr(s, key), key)) for key in GOALS]
+    cells = []
+    for key in (*GOALS, "retain_memory"):
+        text, _, interval = _with(s, key).partition(" [")
+        note = f"[{interval}" if interval else ""
+        if key == "worst_excess" and s.worst:
+            note += f" {results['audits'][s.worst]['label']}"
+        bad = _badness(getattr(s, key), key) if key in GOALS else math.nan
+        cells.append((text, note.strip(), bad))
+    uncounted = left_out(results)
     for key in results["audits"]:
         raw, apart = _spread(values(results, s.name, "audits", key)), s.gaps.get(key, math.nan)
-        note = f"{'floor' if kind == 'retrained' else 'gap'} {_number(apart)}"
-        cells += [(raw, note if key in s.gaps else "left out", _badness(apart, "worst_gap"))]
-    if kind != "method":  # the references are not judged
-        rank, cells = None, [(text, note, math.nan) for text, note, _ in cells]
-    return {"rank": rank, "label": results["models"][s.name]["label"], "cells": cells}
+        note = "left out" if key in uncounted else f"gap {_number(apart)}" if s.gaps else ""
+        cells += [(raw, note, math.nan if key in uncounted else _badness(apart, "worst_excess"))]
+    method = results["models"][s.name]["kind"] == "method"
+    return {
+        "rank": rank if method else None,
+        "label": results["models"][s.name]["label"],
+        "cells": cells if method else [(text, note, math.nan) for text, note, _ in cells],
+    }
 
 
 def _badness(x: float, key: str) -> float:
@@ -270,7 +271,7 @@ def _spread(x: np.ndarray) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """Write the leaderboard as Markdown: what was asked and run, the table and how to read it."""
-    left_out = anchors(results)[1]
+    uncounted = left_out(results)
     lines = [
         f"# {_md(results['name'])}: leaderboard",
         "",
@@ -285,8 +286,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", _md(memorised(results).text), "", markdown_table(results), ""]
     lines += ["Audits, in the order of the columns:", ""]
     for key, audit in results["audits"].items():
-        why = f". **Left out:** {_md(left_out[key])}" if key in left_out else ""
-        about = _md(f"{audit['label']} ({audit['unit']}); null: {audit['null']}")
+        why = f". **Left out:** {_md(uncounted[key])}" if key in uncounted else ""
+        about = _md(f"{audit['label']} ({audit['family']}; {audit['unit']})")
         lines += [f"- {about}{why}"]
     return "\n".join([*lines, "", _reading(results), ""])
 
@@ -328,10 +329,10 @@ def write(workdir: str | Path) -> Path:
     """
     results, examples, grids = read(workdir)
     names = {"r": results, "findings": findings(results), "reading": _reading(results)}
-    names |= {"columns": columns(results), "rows": table(results), "left_out": anchors(results)[1]}
+    names |= {"columns": columns(results), "rows": table(results), "left_out": left_out(results)}
     names |= {"models": plots.in_order(results), "images": plots.images(results, grids)}
     with matplotlib.style.context(["default", STYLE]):
-        goal = GOALS["forget_gap"][1], GOALS["utility_loss"][1]
+        goal = GOALS["worst_excess"][1], GOALS["unseen_loss"][1]
         names |= {"tradeoff": plots.tradeoff(results, goal), "audits": plots.audit_panels(results)}
         names |= {"clouds": plots.example_panels(results, examples)}
     page = render("leaderboard.html.j2", names | {"shade": _shade})

@@ -14,10 +14,10 @@ from PIL import Image
 
 from unlearn_jax.report.leaderboard_scores import (
     REFERENCES,
-    anchors,
+    Score,
+    left_out,
     ranked,
     reference,
-    score,
     short,
     shown,
     values,
@@ -44,29 +44,23 @@ def pareto(x: Float[np.ndarray, "m"], y: Float[np.ndarray, "m"]) -> list[int]:
 
 
 def tradeoff(results: dict[str, Any], goal: tuple[float, float]) -> Markup:
-    """Plot forget gap against utility loss: methods by rank, their front and both references."""
+    """Plot worst excess against loss on unseen images: methods by rank, and their front."""
     scores = ranked(results)
-    x, y = (np.array([getattr(s, k) for s in scores]) for k in ("forget_gap", "utility_loss"))
+    x, y = (np.array([getattr(s, k) for s in scores]) for k in ("worst_excess", "unseen_loss"))
     front = pareto(x, y)
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.subplots(subplot_kw={"xlabel": "forget gap", "ylabel": "utility loss"})
+    axes = figure.subplots(subplot_kw={"xlabel": "worst excess", "ylabel": "loss on unseen images"})
     axes.axhline(0, color="black", alpha=0.3, linewidth=0.8)
     axes.step(x[front], y[front], where="post", color=COLOURS["unlearned"], linestyle=":")
     for rank, s in enumerate(scores, 1):
-        at, area = (s.forget_gap, s.utility_loss), AREA * np.nan_to_num(s.cost_fraction)
-        halves = np.nan_to_num([s.forget_half, s.utility_half])
-        axes.errorbar(
-            *at, halves[1], halves[0], color=COLOURS["unlearned"], alpha=0.5, linewidth=0.9
-        )
+        at, area = (s.worst_excess, s.unseen_loss), AREA * np.nan_to_num(s.cost_fraction)
+        arms = [
+            _arms(s, key, x) for key, x in zip(("worst_excess", "unseen_loss"), at, strict=True)
+        ]
+        axes.errorbar(*at, arms[1], arms[0], color=COLOURS["unlearned"], alpha=0.5, linewidth=0.9)
         fill = COLOURS["unlearned"] if rank - 1 in front else "none"
         axes.scatter(*at, max(area, 8), fill, edgecolors=COLOURS["unlearned"], zorder=3)
         axes.annotate(str(rank), at, (4, 4), textcoords="offset points", fontweight="bold")
-    for kind, marker in zip(REFERENCES, "sD", strict=True):
-        s = score(results, reference(results, kind))
-        at = (np.nan_to_num(s.forget_gap), s.utility_loss)
-        axes.scatter(*at, AREA, "none", marker=marker, edgecolors=COLOURS[kind], linewidths=1.5)
-        note = " (floor)" if kind == "retrained" else ""
-        axes.annotate(kind + note, at, (9, -9), textcoords="offset points", color=COLOURS[kind])
     if np.nanmax(x, initial=0) > 3:
         axes.set_xscale("symlog", linthresh=1, linscale=2)
         axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=(1, 3)))
@@ -81,20 +75,26 @@ def tradeoff(results: dict[str, Any], goal: tuple[float, float]) -> Markup:
     axes.set_ylim(bottom=low)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{short(100 * v)} %"))
-    places = [f"{s.name} at {short(s.forget_gap)}, {short(s.utility_loss)}" for s in scores]
-    alt = f"Forget gap and utility loss of each method: {'; '.join(places)}"
+    places = [f"{s.name} at {short(s.worst_excess)}, {short(s.unseen_loss)}" for s in scores]
+    alt = f"Worst excess and loss on unseen images of each method: {'; '.join(places)}"
     return to_svg(figure, "tradeoff", alt)
+
+
+def _arms(s: Score, key: str, at: float) -> Float[np.ndarray, "2 1"]:
+    """Return the lengths of an error bar, 0 where there is no interval."""
+    low, high = s.intervals[key]
+    return np.nan_to_num(np.maximum([[at - low], [high - at]], 0))
 
 
 def audit_panels(results: dict[str, Any]) -> list[Markup]:
     """Plot a chart per audit: each method's raw value in each seed, the references as lines."""
-    scores, (kept, _) = ranked(results), anchors(results)
+    scores, uncounted = ranked(results), left_out(results)
     labels = [_label(results, s.name) for s in scores]
     charts = []
     for number, (key, audit) in enumerate(results["audits"].items()):
         found = {k: values(results, reference(results, k), "audits", key) for k in REFERENCES}
         figure = Figure(figsize=(3.4, 1.1 + 0.17 * len(scores)), layout="constrained")
-        title = audit["label"] + ("" if key in kept else " (left out)")
+        title = audit["label"] + (" (left out)" if key in uncounted else "")
         axes = figure.subplots(subplot_kw={"title": title, "xlabel": audit["unit"]})
         for (kind, x), style in zip(found.items(), ("--", "-"), strict=True):
             if np.isfinite(x).any():

@@ -102,8 +102,8 @@ def _rows(content: bytes) -> list:
 def verdict(results: dict[str, Any]) -> list[Finding]:
     """Say in words what the numbers of results.json say, good news and bad news alike.
 
-    All is about the mean error on the hole. An interval that excludes 0 is a difference; relative
-    differences up to 5 % are none.
+    The audit's conclusion comes first. The rest is about the mean error on the hole: an interval
+    that excludes 0 is a difference; relative differences up to 5 % are none.
     """
     shown = {m: results["evaluation"][m] for m in MODELS if m in results["evaluation"]}
     sets = sets_of(results)
@@ -111,12 +111,12 @@ def verdict(results: dict[str, Any]) -> list[Finding]:
     if all(math.isfinite(x) and x > 0 for by_set in mean.values() for x in by_set.values()):
         findings = [_memorised(results), _yardstick(results)]
         if "unlearned" in mean:
-            findings += [_forgotten(results, mean, findings[0].status), _kept(mean), _cost(results)]
+            findings += [_kept(mean), _cost(results)]
     else:
         text = "A mean error is not a positive, finite number: nothing can be concluded from it."
         findings = [Finding("bad", text, "Are the numbers usable?", "no")]
-    findings += [report_guarantee.finding(results["certificate"]), *_audited(results)]
-    return findings + _earlier(results)
+    findings += [report_guarantee.finding(results["certificate"]), *_earlier(results)]
+    return [_concluded(results), *findings] if "unlearned" in shown else findings
 
 
 def _earlier(results: dict[str, Any]) -> list[Finding]:
@@ -133,25 +133,17 @@ def _earlier(results: dict[str, Any]) -> list[Finding]:
     return found
 
 
-def _audited(results: dict[str, Any]) -> list[Finding]:
+def _concluded(results: dict[str, Any]) -> Finding:
+    """Return the audit's one conclusion; without an audit nothing was tested."""
+    question = "Is it forgotten?"
     audit = results.get("audit")
     if not audit:
-        text = "This compares average errors only; membership inference and backdoor audits are "
-        text += "not part of this report."
-        return [Finding("unclear", text, "What was not tested?", "no audit")]
-    good, bad = {"unlearned", "not regenerated", "not faster"}, {"still known", "damaged on forget"}
-    bad |= {"regenerated", "hidden"}
-    asked = {"ood": "Are forget images as unseen ones?", "relearn": "Is it relearned faster?"}
-    found = {asked[k]: v for k, v in audit["verdicts"].items() if k in asked}
-    for variant, verdict in audit["verdicts"].get("backdoor", {}).items():
-        found[f"Does the backdoor regenerate, {variant}?"] = verdict
-    findings = []
-    for question, verdict in found.items():
-        word = verdict["word"]
-        status = "good" if word in good else "bad" if word in bad else "unclear"
-        text = "; ".join(verdict["reasons"]) or "All its conditions and controls are met."
-        findings.append(Finding(status, text[:1].upper() + text[1:], question, word))
-    return findings
+        text = "Not tested: there is no audit, so nobody has attacked the model."
+        return Finding("unclear", text, question, "not tested")
+    found = audit["conclusion"]
+    status = {"refuted": "bad", "not refuted": "good"}.get(found["word"], "unclear")
+    text = " ".join([found["text"], *(f"Also: {why}." for why in found["missing"][1:])])
+    return Finding(status, text, question, found["word"])
 
 
 def _memorised(results: dict[str, Any]) -> Finding:
@@ -189,39 +181,6 @@ def _yardstick(results: dict[str, Any]) -> Finding:
             text += f"{interval(gap)}, though it saw neither: the sets differ by themselves, or "
             text += "forget images are left in retain. Compare models on one set, not two sets."
     return Finding(status, text, "Is retraining a fair yardstick?", word)
-
-
-def _forgotten(results: dict[str, Any], mean: dict[str, Any], memorised: str) -> Finding:
-    ours, original = mean["unlearned"]["forget"], mean["original"]["forget"]
-    question = "Is it forgotten?"
-    if "retrained" not in mean and "holdout" not in mean["unlearned"]:
-        moved = results["evaluation"]["unlearned"]["forget"][PRIMARY]
-        text = f"On forget the error went from {value(moved, original)} to {value(moved, ours)}. "
-        text += "Neither unseen images nor a retrained model tell where it should be."
-        return Finding("unclear", text, question, "no yardstick")
-    if "retrained" not in mean:
-        gap, aim = results["contrasts"]["unlearned"][PRIMARY], mean["unlearned"]["holdout"]
-        other = "its own on holdout (there is no retrained model)"
-    if "retrained" in mean:
-        gap, aim = results["gaps"]["forget"][PRIMARY], mean["retrained"]["forget"]
-        other = "the retrained model's"
-    text = f"On forget the unlearned model's error is {value(gap, ours)}, {other} {value(gap, aim)}"
-    size = percent(abs(gap["mean"]) / aim)
-    text += f"; the gap is {value(gap)} {interval(gap)}, {size} of that. "
-    if aim - original > MARGIN * aim:
-        share = percent((ours - original) / (aim - original))
-        text += f"Of the way there from the original's {value(gap, original)} it went {share}. "
-    if gap["ci_low"] <= 0 <= gap["ci_high"] or abs(gap["mean"]) < MARGIN * aim:
-        status, word = ("good" if memorised == "good" else "unclear"), "matched"
-        most = max(-gap["ci_low"], gap["ci_high"]) / aim
-        text += f"On average they match; the interval rules out gaps beyond {percent(most)}."
-    elif gap["mean"] < 0:
-        status, word = "bad", "under-forgotten"
-        text += "It still knows the forget images."
-    else:
-        status, word = "bad", "over-forgotten"
-        text += "It is worse on them than if it had never seen them: damage, and itself a trace."
-    return Finding(status, text, question, word)
 
 
 def _kept(mean: dict[str, Any]) -> Finding:

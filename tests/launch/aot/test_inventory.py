@@ -55,7 +55,8 @@ def test_what_a_request_runs_is_what_is_compiled_ahead_of_time(ran, made):
             *("step: pretrain", "step: decouple", "step: retain", "step: calibrated", "init"),
             *("goals: views and outputs", "saliency: gradient", "probe", "probe from scratch"),
             *("probe: mean loss", "probe: original's output", "completion", "pixel metrics"),
-            *("audit: errors", "audit: errors of views", "audit: relearning"),
+            *("audit: errors", "audit: losses", "audit: losses of views"),
+            *("audit: losses of noisy copies", "audit: relearning"),
         )
         if made[name] not in have
     }

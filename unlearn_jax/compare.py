@@ -118,7 +118,8 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
             part = cfg.copy_and_resolve_references()
             part.seed = seed
             spent, reference = {}, ""
-            if any("reference" in part.phases[used].goal for used in method.phases):
+            used = [part.phases[phase] for phase in method.phases]
+            if any("reference" in (*of.goal.split("+"), of.shrink.towards) for of in used):
                 folder, spent = from_scratch(part, "reference")
                 reference = str(folder)
             part.stage, part.reference_from = "unlearned", reference

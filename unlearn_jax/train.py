@@ -145,6 +145,7 @@ def prepare(run: Run, phase: Phase, noise: certified.Noised | None) -> dict[str,
                 rows=np.concatenate(used) if used else np.zeros(0, np.int64),
                 key=run.start.keys.probe,
                 resumed=run.resumed,
+                fresh=run.fresh,
             )
         )
         if found is None:

@@ -209,6 +209,9 @@ def phase(**values: Any) -> ConfigDict:
             "forget_fraction": 0.5,  # of each batch, if both weights are positive
             "combine": "sum",  # of the retain and the forget gradient, see combine.py
             "combine_kw": {},
+            # Of the parameters, before the first step, see shrink.py: alpha 0 leaves them as they
+            # are, 1 starts anew; towards "initial" ones or those of config.reference_from.
+            "shrink": {"alpha": 0.0, "towards": "initial"},
             "saliency": 0.0,  # share of the parameters that may change, see saliency.py; 0: all
             "optimizer": {
                 "name": "adam",

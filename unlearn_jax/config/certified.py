@@ -142,6 +142,8 @@ def _retain_only(path: str, phase: Section) -> list[str]:
         found.append(
             f"{path}.objective: expected one of {list(OWN_LOSS)}, got {phase['objective']!r}: {why}"
         )
+    if phase["shrink"]["alpha"]:
+        found.append(f"{path}.shrink.alpha: expected 0, got {phase['shrink']['alpha']}: {why}")
     if 0 < phase["saliency"] < 1:
         found.append(f"{path}.saliency: expected 0, got {phase['saliency']}: {why}")
     return found

@@ -51,6 +51,8 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
             del spec["noise"]
         if spec.get("cache_tokens") is False:
             del spec["cache_tokens"]
+        if not spec.get("shrink", {}).get("alpha"):
+            spec.pop("shrink", None)
         spec.pop("accumulate", None)
     if "request" in kept:
         kept["request"] = {k: v for k, v in kept["request"].items() if k not in _NOT_HASHED_REQUEST}

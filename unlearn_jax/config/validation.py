@@ -19,6 +19,7 @@ from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.methods import combine
 from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.methods.goals import GOALS
+from unlearn_jax.methods.shrink import TOWARDS
 from unlearn_jax.models import Model
 from unlearn_jax.registry import UserError, unknown
 
@@ -207,6 +208,7 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
     asked = {
         "stop.metric": (spec.get("stop", {}).get("metric"), ""),
         "saliency": (0 < spec.get("saliency", 0) < 1, 0),
+        "shrink.alpha": (spec.get("shrink", {}).get("alpha"), 0),
         "goal": (spec.get("goal"), ""),
     }
     return [
@@ -263,6 +265,10 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
         )
     if not 0 <= spec.saliency <= 1:
         problems.append(f"{path}.saliency: expected between 0 and 1, got {spec.saliency}")
+    if not 0 <= spec.shrink.alpha <= 1:
+        problems.append(f"{path}.shrink.alpha: expected 0 to 1, got {spec.shrink.alpha}")
+    if spec.shrink.towards not in TOWARDS:
+        problems.append(f"{path}.shrink.towards: {unknown(spec.shrink.towards, TOWARDS)}")
     if spec.goal not in ("", *GOALS):
         problems.append(f"{path}.goal: {unknown(spec.goal, GOALS)}")
     if spec.objective == "calibrated" and not spec.goal:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from unlearn_jax import registry
-from unlearn_jax.methods import goals, saliency, tokens
+from unlearn_jax.methods import goals, saliency, shrink, tokens
 from unlearn_jax.methods.ascent import (
     gradient_ascent,
     gradient_difference,
@@ -51,7 +51,12 @@ BATCH_COUPLED = frozenset(
 
 
 # What a key of the phase asks for, whatever the objective.
-PREPARATIONS: tuple[Preparation, ...] = (goals.prepare, tokens.prepare, saliency.prepare)
+PREPARATIONS: tuple[Preparation, ...] = (
+    shrink.prepare,
+    goals.prepare,
+    tokens.prepare,
+    saliency.prepare,
+)
 
 
 def preparations(objective: str) -> tuple[Preparation, ...]:

@@ -28,6 +28,7 @@ class Context(NamedTuple):
       rows: of the source, that the phase's batches have.
       key: of its randomness.
       resumed: the phase was interrupted and goes on: its state has the mask and the start already.
+      fresh: key -> trainable leaves as they are before any training.
     """
 
     request: Any
@@ -38,6 +39,7 @@ class Context(NamedTuple):
     rows: Int[np.ndarray, "_"]
     key: PRNGKeyArray
     resumed: bool
+    fresh: Callable[[PRNGKeyArray], Params]
 
 
 @dataclass(frozen=True)

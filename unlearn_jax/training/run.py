@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PRNGKeyArray
 
 from unlearn_jax import checkpoint, cli, distributed, sharding
 from unlearn_jax.models import Params, memory
@@ -76,6 +77,7 @@ class Run:
       workdir: where it is kept.
       start: where it starts.
       phases: that it has.
+      like: the whole model's parameters as ShapeDtypeStructs.
       record: what it has done.
       state: of the current phase.
       target: all leaves of the frozen original; the public ones alone once a phase is noised.
@@ -105,6 +107,7 @@ class Run:
         """
         self.request, self.workdir, self.start, self.phases = request, workdir, start, phases
         self.manager, self.record, self.target = manager, record, start.original
+        self.like = like
         found = checkpoint.restore_latest(manager, lambda meta: (like, self._stored(meta)))
         if found:
             whole, opt, meta = found
@@ -156,6 +159,12 @@ class Run:
     def resumed(self) -> bool:
         """Tell whether the current phase has steps behind it."""
         return self.record.step > self.record.phase_start
+
+    def fresh(self, key: PRNGKeyArray) -> Params:
+        """Draw trainable leaves as they are before any training, in the layout of the loop."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
+        whole = jax.jit(self.request.model.init, out_shardings=shardings)(key)
+        return select(self.start.pack(whole), self.start.trainable)
 
     @contextlib.contextmanager
     def logging(self, phase: Phase, step: Counted) -> Iterator[logs.IntervalLog]:

@@ -125,7 +125,7 @@ def test_draws_depend_on_the_index_only():
     batch["image"] = batch["image"].at[1].set(batch["image"][0])
     turned = {key: values[::-1] for key, values in batch.items()}
     one, other = (
-        jax.jit(lambda b: measure.losses(model, params, b, jax.random.key(1), 3))(b)
+        jax.jit(lambda b: measure.losses(model, params, b, jax.random.key(1), (0, 1, 2)))(b)
         for b in (batch, turned)
     )
     assert one.shape == (6, 3) and len(np.unique(np.asarray(one[0]))) == 3

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.compare.seeds = (1, 2, 3)
     config.phases.update(phases())
     config.compare.methods = methods()
+    config.stages.unlearned.phases = ("shrink",)
     config.stages.reference = {"rows": "retain", "phases": ("reference",), "scratch": True}
     return config
 
@@ -86,8 +87,24 @@ def ascent(until: float) -> ConfigDict:
     )
 
 
+def repair(alpha: float, share: float) -> ConfigDict:
+    """Make a phase that starts alpha of the way to a fresh network, and takes that share of
+    pretraining's examples."""
+    return phase(
+        shrink={"alpha": alpha},
+        steps=round(share * EPOCHS * 10_000 / 64),
+        batch_size=64,
+        probe_every=0,
+        optimizer={"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 10},
+    )
+
+
 def phases() -> dict[str, ConfigDict]:
     return {
+        "shrink": repair(0.6, 0.1),
+        "shrink_less": repair(0.45, 0.1),
+        "shrink_longer": repair(0.6, 0.25),
+        "short_retrain": repair(1.0, 0.1),
         "calibrated": calibrated("views", overshoot=0.17, direction=0.25),
         "calibrated_twice": calibrated("views", 2000, 2e-4, overshoot=0.1, direction=0.25),
         "calibrated_reference": calibrated("reference", 850, overshoot=0.17),
@@ -120,7 +137,12 @@ def phases() -> dict[str, ConfigDict]:
 
 def methods() -> dict[str, ConfigDict]:
     li, ours = "Li et al., ICLR 2024", "unlearn_jax"
+    ash = "after Ash & Adams, NeurIPS 2020"
     return {
+        "shrink": method("Shrink and repair", ["shrink"], ash),
+        "shrink_less": method("Shrink less and repair", ["shrink_less"], ash),
+        "shrink_longer": method("Shrink and repair for longer", ["shrink_longer"], ash),
+        "short_retrain": method("Short training from scratch", ["short_retrain"]),
         "calibrated": method("Calibrated", ["calibrated"], ours),
         "calibrated_twice": method("Calibrated, twice the steps", ["calibrated_twice"], ours),
         "calibrated_reference": method(

@@ -24,21 +24,16 @@ def get_config() -> ConfigDict:
     config.holdout.update({"split": "", "fraction": 0.25})
     config.model = {"name": "autoencoder", "channels": (32, 64, 128), "latent_dim": 256}
     config.batch_size = 32
-    # To save time: some attacks compare with shadows, and a verdict on relearning needs 6 seeds.
-    config.audit.shadows, config.audit.relearn.seeds = 0, 2
     config.phases = {
         "pretrain": phase(
             steps=600, optimizer={"learning_rate": 1e-3, "schedule": "cosine"}, probe_every=100
         ),
-        "calibrated": phase(
-            objective="calibrated",
-            goal="quantiles",
-            forget_weight=0.05,
-            steps=300,
-            batch_size=16,
-            probe_every=25,
-            optimizer={"learning_rate": 3e-4, "schedule": "cosine", "warmup_steps": 10},
+        "repair": phase(
+            shrink={"alpha": 0.6},
+            steps=120,
+            probe_every=20,
+            optimizer={"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 10},
         ),
     }
-    config.stages.unlearned.phases = ("calibrated",)
+    config.stages.unlearned.phases = ("repair",)
     return config

@@ -24,7 +24,7 @@ from unlearn_jax.audit.membership_noise import COPIES, NOISE
 from unlearn_jax.audit.membership_quantiles import features
 from unlearn_jax.audit.run import FORMAT, Findings
 from unlearn_jax.audit.witness import Measured, Scores, Witness
-from unlearn_jax.data import preprocess, readers, transforms
+from unlearn_jax.data import photos, preprocess, readers, transforms
 from unlearn_jax.methods import goals
 from unlearn_jax.registry import UserError
 
@@ -180,10 +180,10 @@ def read(folders: Mapping[str, Path | str], size: int, seed: int) -> tuple[dict,
     for flag, folder in folders.items():
         if not Path(folder).is_dir():
             raise UserError(f"--{flag}: expected a folder of images, got {str(folder)!r}.")
-        listing = readers.list_folder(Path(folder), ("train",))
+        listing = photos.survey(readers.list_folder(Path(folder), ("train",)), folder, exif=True)
         names[flag], made = list(listing.ids), []
         for row, name in enumerate(names[flag]):
-            image = preprocess.decode(listing.encoded([row])[0], f"--{flag}: {name}")
+            image = photos.decode(listing.encoded([row])[0], f"--{flag}: {name}", exif=True)
             size = size or image.size[0]
             if resize == "none" and image.size != (size, size):
                 raise UserError(f"--{flag}: {name}: expected {size} x {size} pixels, as the first "

@@ -88,8 +88,10 @@ def ascent(until: float) -> ConfigDict:
 
 
 def repair(alpha: float, share: float) -> ConfigDict:
-    """Make a phase that starts alpha of the way to a fresh network, and takes that share of
-    pretraining's examples."""
+    """Make a phase that starts alpha of the way to a fresh network.
+
+    It takes that share of pretraining's examples.
+    """
     return phase(
         shrink={"alpha": alpha},
         steps=round(share * EPOCHS * 10_000 / 64),

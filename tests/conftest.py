@@ -19,15 +19,17 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 # Many tests compile the same programs, some in processes of their own, small ones included: without
-# those, a process that trains takes a quarter longer to start.
-cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
-atexit.register(shutil.rmtree, cache, ignore_errors=True)
-os.environ["XDG_CACHE_HOME"] = f"{cache}/user"  # hashes of images: not those of another day
-os.environ.update(
-    JAX_COMPILATION_CACHE_DIR=cache,
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
-)
+# those, a process that trains takes a quarter longer to start. The workers of a run share a folder,
+# which its first process makes; nothing in it is of another day, hashes of images neither.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="unlearn_jax_compiled_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ.update(
+        JAX_COMPILATION_CACHE_DIR=cache,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
+        XDG_CACHE_HOME=f"{cache}/user",
+    )
 
 import pytest
 from jaxtyping import install_import_hook

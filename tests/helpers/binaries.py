@@ -1,10 +1,16 @@
 """Starting the package's binaries as a user does, in a process of their own."""
 
+import atexit
+import functools
+import json
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,11 +39,49 @@ def like_accelerator(answers: str) -> dict[str, str]:
 
 
 def run(module: str, *flags: str, code: int = 0, **options) -> tuple[str, str]:
-    """(stdout, stderr) of the binary; asserts its exit code."""
-    process = start(module, *flags, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    """(stdout, stderr) of the binary; asserts its exit code.
+
+    It begins with the libraries imported, see preloaded.py, unless there are options of a Popen.
+    """
+    if options.keys() - {"devices", "accelerator", "cwd"}:
+        process = start(module, *flags, **options)
+        out, err = process.communicate(timeout=300)
+        found = process.returncode
+    else:
+        found, out, err = _forked(module, *flags, **options)
+    assert found == code, f"exit code {found}\n{out}\n{err}"
     return out, err
+
+
+def _forked(module, *flags, devices=2, accelerator="", cwd=ROOT):
+    sys.audit("subprocess.Popen", sys.executable, [module, *flags], cwd, None)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
+    env |= like_accelerator(accelerator) if accelerator else {}
+    asked = {"module": module, "flags": flags, "cwd": str(cwd), "env": env}
+    asked["path"] = ["", *env["PYTHONPATH"].split(":")]
+    parent = _preloaded(tuple((k, v) for k, v in os.environ.items() if re.match("JAX_|XLA_", k)))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("out", "err")]
+        for file, name in zip(files, ("out", "err"), strict=True):
+            file.touch()
+            asked[name] = str(file)
+        print(json.dumps(asked), file=parent.stdin, flush=True)
+        if not select.select([parent.stdout], [], [], 300)[0]:
+            os.killpg(parent.pid, signal.SIGKILL)
+            _preloaded.cache_clear()
+            raise subprocess.TimeoutExpired([module, *flags], 300)
+        return int(parent.stdout.readline()), *(file.read_text() for file in files)
+
+
+@functools.cache
+def _preloaded(environment):
+    """The process that forks itself, one for each of what jax reads when it is imported."""
+    process = subprocess.Popen(
+        command("tests.helpers.preloaded"), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    atexit.register(lambda: (process.stdin.close(), process.wait()))
+    return process
 
 
 def free_port() -> int:

@@ -14,9 +14,17 @@ from unlearn_jax.training import phases
 
 pytestmark = pytest.mark.long
 MODEL = {
-    **{"name": "mae", "image_size": 32, "patch": 8, "dim": 8, "depth": 8, "heads": 2},
-    **{"decoder_dim": 8, "decoder_depth": 2, "decoder_heads": 2, "mask_ratio": 0.5, "remat": True},
+    **{"name": "mae", "image_size": 32, "patch": 8, "dim": 8, "depth": 3, "heads": 2},
+    **{"decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.5, "remat": True},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def deep():
+    """Three blocks are deep here: eight would be compiled one by one to compare with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacking, "DEEP", 3)
+        yield
 
 
 def settings(**changes):
@@ -78,13 +86,17 @@ def test_a_run_goes_on_in_either_layout_and_bit_for_bit_in_its_own(original, tmp
     close(trained(settings(), tmp_path / "copy"), original[1])
 
 
+SALIENCY = {"phases.decouple.saliency": 0.5}
+COMBINED = {"phases.decouple.combine": "orthogonal", "phases.decouple.retain_weight": 1.0}
+ATTENTION = {"model.trainable": (r"encoder/blocks/block\d+/attn/.*",)}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"phases.decouple.saliency": 0.5},
-        {"phases.decouple.combine": "orthogonal", "phases.decouple.retain_weight": 1.0},
-        {"model.trainable": (r"encoder/blocks/block\d+/attn/.*",)},
+        SALIENCY | COMBINED | ATTENTION,  # all that looks at layouts in one run
         {"model.trainable": (r"encoder/blocks/block2/.*",)},
+        *(pytest.param(x, marks=pytest.mark.full) for x in (SALIENCY, COMBINED, ATTENTION)),
     ],
 )
 def test_unlearning_is_that_of_blocks_apart(changes, original, tmp_path, monkeypatch):

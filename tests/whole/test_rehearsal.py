@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+import shlex
 
 import pytest
 
@@ -17,23 +14,21 @@ SECTION = re.search(
     r"^## All commands\n(.*?)^## ", (binaries.ROOT / "docs/full_size.md").read_text(), re.S | re.M
 )[1]
 BLOCKS = re.findall(r"```bash\n(.*?)```", SECTION, flags=re.S)
-# Of these sources, whatever is installed.
-COMMAND = 'unlearn-jax() { python -m unlearn_jax "$@"; }\n'
 
 
 def execute(folder, script):
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        **binaries.like_accelerator("none"),
-        "JAX_NUM_CPU_DEVICES": "1",
-        "SIZE": "rehearsal",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", COMMAND + script],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-3000:]}"
-    return done.stdout
+    """The commands of a block, one after the other; all are Python's."""
+    for line in script.replace("\\\n", " ").replace("$SIZE", "rehearsal").splitlines():
+        name, *flags = shlex.split(line, comments=True)
+        if name == "export":
+            assert flags == ["SIZE=rehearsal"]
+            continue
+        if (name, flags[0]) == ("python", "-m"):
+            module, *flags = flags[1:]
+        else:
+            assert name == "unlearn-jax"
+            module = "unlearn_jax"
+        binaries.run(module, *flags, devices=1, accelerator="none", cwd=folder)
 
 
 @pytest.fixture(scope="module")

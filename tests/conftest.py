@@ -67,3 +67,16 @@ def without_processes(pytestconfig):
 
     if pytestconfig.option.quick:
         sys.addaudithook(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory):
+    """(workdir, record) of a finished original of helpers/tiny.py, which each worker trains once.
+
+    Who goes on in its folder copies it.
+    """
+    from tests.helpers import tiny  # after the hook above
+    from unlearn_jax import train
+
+    workdir = tmp_path_factory.mktemp("tiny") / "original"
+    return workdir, train.run(tiny.get_config(), workdir)

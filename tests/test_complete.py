@@ -4,19 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import tiny
-from unlearn_jax import complete, train
+from unlearn_jax import complete
 
 SIZE = (48, 40)  # width, height: another size and shape than the model's 32 x 32
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    cfg = tiny.get_config()
-    cfg.phases.pretrain.steps = 4
-    folder = tmp_path_factory.mktemp("complete") / "original"
-    train.run(cfg, folder)
-    return folder
+def workdir(tiny_original):
+    return tiny_original[0]
 
 
 @pytest.fixture(scope="module")

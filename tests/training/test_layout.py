@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import tiny
 from unlearn_jax import checkpoint, distributed, train
-from unlearn_jax.models import stacking
+from unlearn_jax.models import stacking, vit
 from unlearn_jax.request import Request
 from unlearn_jax.training import phases
 
@@ -24,6 +24,7 @@ def deep():
     """Three blocks are deep here: eight would be compiled one by one to compare with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stacking, "DEEP", 3)
+        patch.setattr(vit, "DEEP", 3)
         yield
 
 

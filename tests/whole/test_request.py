@@ -1,6 +1,7 @@
 """What a user can get wrong in a request, and requests with little at hand."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -64,9 +65,9 @@ def test_a_dry_run_writes_the_page_and_trains_nothing(tmp_path):
 
 
 @pytest.mark.long
-def test_audit_says_that_a_model_is_missing_before_it_trains_any(tmp_path):
+def test_audit_says_that_a_model_is_missing_before_it_trains_any(tiny_original, tmp_path):
     cfg = tiny.get_config()
-    train.run(cfg, tmp_path / "original")
+    shutil.copytree(tiny_original[0], tmp_path / "original")
     with pytest.raises(ValueError, match="Expected a trained model in .*unlearned"):
         audits.run(cfg, tmp_path)
     assert not (tmp_path / "shadow1").exists()
@@ -158,16 +159,15 @@ def test_a_holdout_reserved_from_the_folder_of_a_model_from_elsewhere_is_refused
 
 
 @pytest.mark.long
-def test_proxy_data_for_a_model_trained_here(tmp_path):
+def test_proxy_data_for_a_model_trained_here(tiny_original, tmp_path):
     """The data set of the model is the same one, whatever stands in for the images it keeps."""
     cfg = tiny.get_config()
-    train.run(cfg, tmp_path / "original")
     rng = np.random.default_rng(1)
     (tmp_path / "others").mkdir()
     for i in range(20):
         image = rng.integers(0, 255, (32, 32, 3), np.uint8)
         Image.fromarray(image).save(tmp_path / "others" / f"{i}.png")
-    cfg.update({"stage": "unlearned", "init_from": str(tmp_path / "original")})
+    cfg.update({"stage": "unlearned", "init_from": str(tiny_original[0])})
     cfg.retain.kind = "proxy"
     cfg.retain.data.update({"kind": "folder", "path": str(tmp_path / "others")})
     train.run(cfg, tmp_path / "unlearned")

@@ -36,10 +36,10 @@ def differ(a, b):
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tiny_original, tmp_path_factory):
     """A finished original: (workdir, record)."""
     workdir = tmp_path_factory.mktemp("runs") / "original"
-    return workdir, train.run(tiny.get_config(), workdir)
+    return shutil.copytree(tiny_original[0], workdir), tiny_original[1]
 
 
 def unlearned(original, **changes):

@@ -1,6 +1,7 @@
 """Eight fake CPU devices, and run-time checks of shapes and types, for every test."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -30,6 +31,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
         XDG_CACHE_HOME=f"{cache}/user",
     )
+
+gc.set_threshold(100_000, 50, 50)  # tracing makes many objects and little garbage
 
 import pytest
 from jaxtyping import install_import_hook

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +235,16 @@ def test_pytorch_files_need_torch_and_say_so(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"expected a name ending in .pth, .pt, .ckpt or"):
         writing.write(tmp_path / "back.bin", tensors("clip"), "")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        writing.write(tmp_path / "back.safetensors", tensors("clip"), "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_binary_says_what_is_wrong_in_one_line(tmp_path):

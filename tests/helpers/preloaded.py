@@ -6,6 +6,7 @@ stdin: a line of JSON for each, see `binaries.run`; on stdout: its exit code.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -54,6 +55,7 @@ def become(asked: dict) -> None:
 if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.freeze()
     asked = serve()
     become(asked)
     sys.argv = ["", *asked["flags"]]

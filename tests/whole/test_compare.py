@@ -11,7 +11,7 @@ from unlearn_jax.data import poison, splits
 CONFIG = f"--config={binaries.ROOT / 'tests' / 'helpers' / 'tiny_compare.py'}"
 METHODS = ("calibrated", "calibrated_reference", "gradient_ascent")
 
-LIKE = {"devices": 8, "accelerator": "none"}  # what no plug-in of a GPU or TPU tells
+LIKE = {"devices": 2, "accelerator": "none"}  # what no plug-in of a GPU or TPU tells
 
 
 @pytest.fixture(scope="module")

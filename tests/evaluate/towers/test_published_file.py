@@ -4,8 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from tests.evaluate.towers import test_towers as made
 from unlearn_jax.convert import writing
 from unlearn_jax.convert.__main__ import import_
@@ -16,7 +14,7 @@ from unlearn_jax.evaluate.towers import preprocessing
 def test_a_published_file_becomes_an_extractor(tmp_path):
     family, tower = made.TOWERS["clip"]
     tensors = {k: made.tensor(k, shape) for k, shape in made.torch_shapes(family, tower).items()}
-    file = tmp_path / "open_clip.pth"
+    file = tmp_path / "open_clip.safetensors"
     writing.write(file, tensors, family.wrapper)
     manifest = import_("clip", file, tmp_path / "tower", {})
     loaded, params, provenance = towers.load_tower(tmp_path / "tower")

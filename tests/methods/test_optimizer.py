@@ -74,8 +74,10 @@ def test_named_leaves_do_not_decay(name):
         name=name, learning_rate=0.1, steps=1, weight_decay=0.5, no_decay=(".*/bias", "fixed")
     )
     params = {"a": {"bias": jnp.ones(2), "kernel": jnp.ones(2)}, "fixed": jnp.ones(2)}
+    params["fixed_no_more"] = jnp.ones(2)  # a pattern is of the whole path
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
-    np.testing.assert_allclose(updates["a"]["kernel"], -0.05, rtol=1e-6)
+    for pulled in (updates["a"]["kernel"], updates["fixed_no_more"]):
+        np.testing.assert_allclose(pulled, -0.05, rtol=1e-6)
     for untouched in (updates["a"]["bias"], updates["fixed"]):
         np.testing.assert_array_equal(untouched, 0)
 

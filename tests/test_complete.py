@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-<<<<<<< HEAD
 from tests.helpers import photos as made
 from unlearn_jax import complete
 from unlearn_jax.data import photos
-=======
-from unlearn_jax import complete
->>>>>>> tests
 
 SIZE = (48, 40)  # width, height: another size and shape than the model's 32 x 32
 

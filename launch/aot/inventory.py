@@ -195,18 +195,17 @@ def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
     model, rows, key = models.build(**cfg.model.to_dict()), cfg.batch_size, jax.random.key(0)
     params, batch = params_like(cfg, model, mesh), batch_like(cfg, mesh, rows)
 
-    draws = cfg.audit.draws
-
     def errors():
-        return Program(measure.jit_shared(model, mesh, key, draws), (params, params, batch), rows)
+        return Program(measure.jit_shared(lab), (params, params, batch), rows)
 
-    def loss(params, batch):
-        return measure.losses(model, params, batch, key, draws)
+    def loss(params, batch, draws=()):
+        return measure.losses(model, params, batch, key, draws or range(cfg.audit.draws))
 
-    lab = SimpleNamespace(key=key, losses_of=loss)
+    jit = partial(sharding.jit_rows, mesh=mesh)
+    lab = SimpleNamespace(model=model, key=key, losses_of=loss, jit=jit)
 
     def of(function):
-        return lambda: Program(sharding.jit_rows(function, mesh), (params, batch), rows)
+        return lambda: Program(jit(function), (params, batch), rows)
 
     def pixels():
         image = batch["image"]

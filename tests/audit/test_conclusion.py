@@ -103,6 +103,27 @@ def test_what_is_lacking_is_said():
             assert row["reason"] or row["word"] in ("refuted", "not refuted")
 
 
+def test_not_refuted_needs_power():
+    """With 32 images nothing is refuted, and nothing would have been."""
+    chosen = {k: AUDITS[k] for k in ("membership_plain", "resurfacing")}
+    found = judge(Images(3, n=32).seed_of(0.0), chosen)
+    assert found["witnesses"]["membership_plain"]["has_power"]
+    assert found["witnesses"]["membership_plain"]["power"] < conclusion.POWER
+    assert found["witnesses"]["membership_plain"]["word"] != "refuted"
+    assert found["conclusion"]["word"] == "not tested"
+    assert "would have seen a quarter" in found["conclusion"]["text"]
+
+
+def test_the_worst_variant_pays_for_the_choice():
+    seed = Images(7).seed_of(0.15)
+    row = panel.rows({"resurfacing": AUDITS["resurfacing"]}, [seed], **SETTINGS)["resurfacing"]
+    scored = panel.scores(AUDITS["resurfacing"], seed)
+    statistic = AUDITS["resurfacing"].statistics["difference"]
+    ps = {v: gap.compare(statistic, [m], **SETTINGS)["p_value"] for v, m in scored.items()}
+    assert len(ps) == 2 and row["p_value"] == pytest.approx(2 * min(ps.values()))
+    assert row["variant"] == min(ps, key=ps.get) and 0 < row["p_value"] < 1
+
+
 def test_the_gate_is_the_auroc_on_the_same_images():
     seed = Images(4).seed_of()
     a, b = (np.log(m["loss/forget"][:, 0]) for m in (seed.original, seed.retrained))
@@ -141,6 +162,12 @@ def test_p_values_of_images_are_exact():
     scores = panel.scores(AUDITS["membership_calibrated"], seed)[""].unlearned
     for p, score in zip(tests["membership_calibrated"]["p_values"], scores.forget, strict=True):
         assert p == (1 + (scores.unseen >= score).sum()) / 301
+    both = panel.scores(AUDITS["resurfacing"], seed).values()
+    ps = [
+        [(1 + (of.unseen >= x).sum()) / 301 for x in of.forget]
+        for of in (m.unlearned for m in both)
+    ]
+    np.testing.assert_allclose(tests["resurfacing"]["p_values"], np.minimum(1, 2 * np.min(ps, 0)))
     ps = []
     for k in range(150):
         tests = panel.images(AUDITS, few(Images(100 + k, n=40), 4, 0.0))["tests"].values()

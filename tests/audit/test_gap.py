@@ -58,6 +58,11 @@ def test_a_witness_without_power_says_why(change, reason):
     assert not found["has_power"] and reason in found["reason"]
 
 
+def test_the_interval_of_too_much_forgetting_is_above_0():
+    found = gap.compare(mean_difference, [models(np.random.default_rng(5), -0.6)], **SETTINGS)
+    assert 0.45 < found["gap"]["ci_low"] < found["gap"]["value"] < found["gap"]["ci_high"] < 0.8
+
+
 def test_the_interval_covers_and_the_error_is_that_of_repetitions():
     rng = np.random.default_rng(0)
     found = [gap.compare(mean_difference, [models(rng, 0.3)], **SETTINGS) for _ in range(200)]

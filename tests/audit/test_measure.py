@@ -98,6 +98,14 @@ def test_measuring_changes_nothing_and_is_repeatable(measured):
         np.testing.assert_array_equal(again[name], values, err_msg=name)
 
 
+def test_witnesses_of_ones_own_join_the_panel_and_functions_only_show():
+    cfg = quickstart.get_config()
+    witness, function = "unlearn_jax.audit.forget_error:forget_error", "math:sqrt"
+    cfg.audit.own = (witness, function)
+    audits, own = measure.witnesses_of(cfg)
+    assert list(audits) == [*AUDITS, witness] and list(own) == [function]
+
+
 def test_weights_are_rounded_to_levels_of_each_channel():
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 4)) * [1, 10, 100, 0], jnp.float32)
@@ -110,15 +118,16 @@ def test_weights_are_rounded_to_levels_of_each_channel():
         assert np.abs(np.asarray(found["kernel"] - kernel)[..., c]).max() <= step / 2 + 1e-6
 
 
-@pytest.mark.parametrize("name", ["mae", "palette"])
-def test_draws_depend_on_the_image_only(name):
-    """The same image has the same losses wherever it is in a batch; draws differ."""
-    model = models.build(name=name, image_size=16, **FIELDS[name])
+def test_draws_depend_on_the_index_only():
+    """The same image has the same losses wherever it is in a batch; another index, others."""
+    model = models.build(name="palette", image_size=16, **FIELDS["palette"])
     params, batch = model.init(jax.random.key(0)), make_batch(6, size=16)
+    batch["image"] = batch["image"].at[1].set(batch["image"][0])
     turned = {key: values[::-1] for key, values in batch.items()}
     one, other = (
-        jax.jit(lambda b: measure.losses(model, params, b, jax.random.key(1), 3))(b)
+        jax.jit(lambda b: measure.losses(model, params, b, jax.random.key(1), (0, 1, 2)))(b)
         for b in (batch, turned)
     )
     assert one.shape == (6, 3) and len(np.unique(np.asarray(one[0]))) == 3
     np.testing.assert_allclose(one, other[::-1], rtol=1e-5)
+    assert not np.isclose(one[0], one[1], rtol=1e-3).any()

@@ -61,9 +61,12 @@ class Lab:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.request.like())
         return jax.jit(function, out_shardings=shardings)
 
-    def losses_of(self, params: Params, batch: Batch) -> Float[Array, "b k"]:
-        """Return the training loss of each image, on a fixed panel of draws, see `losses`."""
-        return losses(self.model, params, batch, self.key, self.cfg.audit.draws)
+    def losses_of(
+        self, params: Params, batch: Batch, draws: Sequence[int] = ()
+    ) -> Float[Array, "b k"]:
+        """Return the training loss of each image, on some draws or all of them, see `losses`."""
+        draws = draws or range(self.cfg.audit.draws)
+        return losses(self.model, params, batch, self.key, draws)
 
     @cached_property
     def loss(self) -> Callable[[Params, Batch], Float[Array, "b k"]]:
@@ -133,7 +136,7 @@ def make_measure(
       audits: the witnesses, which add arrays of their own.
     """
     lab = Lab(request)
-    shared = jit_shared(lab.model, lab.mesh, lab.key, lab.cfg.audit.draws)
+    shared = jit_shared(lab)
     measures = [w.measure(lab) for w in audits.values() if w.measure]
 
     def run(params: Params, original: Params) -> Measured:
@@ -173,11 +176,11 @@ def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
 
 
 def losses(
-    model: Model, params: Params, batch: Batch, key: PRNGKeyArray, draws: int
+    model: Model, params: Params, batch: Batch, key: PRNGKeyArray, draws: Sequence[int]
 ) -> Float[Array, "b k"]:
     """Compute the training loss of each image, on draws that depend on the image only.
 
-    Of a model that draws masks, timesteps or noise: k = `draws`, each by the key (draw, index).
+    Of a model that draws masks, timesteps or noise: one of each draw, by the key (draw, index).
     Every model gets the same ones, whatever images are beside it. Otherwise k = 1.
     """
     if not (model.draw and jax.eval_shape(model.draw, batch, key)):
@@ -192,11 +195,15 @@ def losses(
     def of_draw(k):
         return jax.vmap(lambda row, index: of_image(row, index, k))(columns, batch["index"])
 
-    return jax.lax.map(of_draw, jnp.arange(draws)).T
+    return jax.lax.map(of_draw, jnp.array(draws)).T
 
 
-def jit_shared(model: Model, mesh: Mesh, key: PRNGKeyArray, draws: int) -> Callable[..., Any]:
-    """Compile (params, original, batch) -> {"loss" [b k], "error", "visible", "displacement"}."""
+def jit_shared(lab: Any) -> Callable[..., Any]:
+    """Compile (params, original, batch) -> {"loss" [b k], "error", "visible", "displacement"}.
+
+    lab: a `Lab`, or what has its model, key, losses_of and jit.
+    """
+    model, key = lab.model, lab.key
 
     def measure(params, original, batch):
         image, mask = batch["image"], batch["mask"]
@@ -205,13 +212,13 @@ def jit_shared(model: Model, mesh: Mesh, key: PRNGKeyArray, draws: int) -> Calla
         decoded = model.decode(params, model.encode(params, batch, key), batch, key)
         shown = (1 - mask).any((1, 2, 3))
         return {
-            "loss": losses(model, params, batch, key, draws),
+            "loss": lab.losses_of(params, batch),
             "error": masked_mse(output, image, mask),
             "visible": jnp.where(shown, masked_mse(decoded, image, 1 - mask), 0.0),
             "displacement": displacement(output, before, mask),
         }
 
-    return sharding.jit_rows(measure, mesh)
+    return lab.jit(measure)
 
 
 def jit_finetuning(

@@ -17,7 +17,7 @@ def losses_of_copies(lab):
             shape = batch["image"].shape[1:]
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys(batch["index"]))
             image = batch["image"] + NOISE * noise * (1 - batch["mask"])
-            return lab.losses_of(params, {**batch, "image": image.clip(-1, 1)}).mean(1)
+            return lab.losses_of(params, {**batch, "image": image.clip(-1, 1)}, (k,))[:, 0]
 
         return jnp.stack([copy(k) for k in range(COPIES)], 1)
 

@@ -63,9 +63,9 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         sets["retain"] = np.sort(rng.choice(sets["retain"], cfg.evaluation.retain_rows, False))
     audit = _recorded(workdir / "audit.json")
     best_known = [of["index"] for of in (audit or {}).get("worst_images", ())]
-    best_known = [row for row in best_known if row in split.forget][: cfg.evaluation.grid_rows]
-    if best_known and cfg.report.pictures:
-        sets["worst"] = np.array(best_known)
+    best_known = [row for row in best_known if row in split.forget]
+    if cfg.report.pictures and (worst := best_known[: cfg.evaluation.grid_rows]):
+        sets["worst"] = np.array(worst)
     total = sum(map(len, sets.values()))
     quiet = not distributed.first() or None  # None: where there is no terminal
     with tqdm(desc="evaluate", total=total, unit="img", dynamic_ncols=True, disable=quiet) as bar:

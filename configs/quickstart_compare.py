@@ -1,4 +1,4 @@
-"""Four methods, two seeds, on the bundled sample of CIFAR-10, with a backdoor.
+"""Five methods, two seeds, on the bundled sample of CIFAR-10, with a backdoor.
 
 python -m unlearn_jax.compare --config=configs/quickstart_compare.py --workdir=runs/compare
 
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.phases.noisy_label = cifar10_compare.joint("noisy_label", 0.25)
     config.compare.seeds = (0, 1)
     config.compare.methods = {
+        "shrink": method("Shrink and repair", ["repair"], "after Ash & Adams, NeurIPS 2020"),
         "calibrated": method("Calibrated", ["calibrated"], "unlearn_jax"),
         "gradient_ascent": method(
             "Ascent, then retain", ["decouple", "retain"], "Varshney & Torra, arXiv 2502.04260"

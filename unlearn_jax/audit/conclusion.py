@@ -54,6 +54,7 @@ def judge(
 
 
 NOTHING = {"reason": "there is none in this audit"}
+UNDEFINED = "it is no number: the models that are compared do not differ"
 MOST_ALONE = 50  # forget images that get an answer each
 
 
@@ -167,6 +168,8 @@ def _plain(row: panel.Row) -> panel.Row:
 def _finite(values: Any) -> Any:
     """Replace what JSON cannot say, NaN and infinity, by None."""
     if isinstance(values, dict):
+        if isinstance(value := values.get("value"), float) and not np.isfinite(value):
+            return {"value": None, "reason": values.get("reason") or UNDEFINED}
         return {k: _finite(v) for k, v in values.items()}
     if isinstance(values, list | tuple):
         return [_finite(v) for v in values]

@@ -134,7 +134,7 @@ def _test(found: dict[str, Row]) -> None:
         row["p_holm"] = adjusted.get(name)
         row["power"] = gap.power(row["floor"], row["error"], max(1, tests) * row["tests"])
         if name not in adjusted:
-            row["word"] = "no power"
+            row["word"], row["power"] = "no power", 0.0
         elif adjusted[name] <= gap.LEVEL:
             row["word"] = "refuted"
         elif row["excess"]["ci_high"] > gap.EXCESS:

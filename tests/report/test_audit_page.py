@@ -203,7 +203,7 @@ def test_what_cannot_be_computed_says_so(made, audits):
     audit["damage"]["unseen_loss"] = unknown
     page = made("refuted", {"audit": audit})
     cells = [text for text, _ in Cells(section(page, "audits")).cells]
-    assert sum(text == "– cannot be computed" for text in cells) == 3
+    assert sum(text.startswith("– cannot be computed") for text in cells) == 3
     assert "was not compared with that of the model before" in page.text
 
 

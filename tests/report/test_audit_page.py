@@ -193,6 +193,20 @@ def test_excesses_that_nobody_has_are_no_column(audits, tmp_path):
         audit_page.write(tmp_path)
 
 
+def test_what_cannot_be_computed_says_so(made, audits):
+    """As where original and retrained model are alike: NaN, which JSON does not know."""
+    audit = json.loads(json.dumps(audits["refuted"]))
+    unknown = {"value": None, "ci_low": None, "ci_high": None, "n": 200}
+    for name in ("forget_error", "relearning"):
+        audit["witnesses"][name] |= {"excess": unknown, "gap": unknown, "floor": None}
+    audit["witnesses"]["backdoor"]["excess"] |= {"ci_low": None, "ci_high": None}
+    audit["damage"]["unseen_loss"] = unknown
+    page = made("refuted", {"audit": audit})
+    cells = [text for text, _ in Cells(section(page, "audits")).cells]
+    assert sum(text.startswith("– cannot be computed") for text in cells) == 3
+    assert "was not compared with that of the model before" in page.text
+
+
 def test_too_few_images_is_what_a_wide_interval_says(audits, pages):
     wide = [r for r in audits["refuted"]["witnesses"].values() if r["word"] == "too few images"]
     assert wide and all(r["excess"]["ci_high"] > 0.25 for r in wide)

@@ -158,7 +158,8 @@ def _earlier(audit: dict[str, Any]) -> list[Finding]:
 def _memorised(audit: dict[str, Any]) -> Finding:
     question, gate = "Was there something to forget?", audit["gate"]
     if gate["value"] is None:
-        return Finding("unclear", f"{gate['reason']}.".capitalize(), question, "not tested")
+        reason = gate.get("reason") or "it cannot be computed"
+        return Finding("unclear", f"{reason}.".capitalize(), question, "not tested")
     text = "On the images to forget, the model before is told from the retrained one with an AUROC "
     text += f"of {_of(gate)}; 0.5 would be guessing, {gate['least']} is needed."
     status, word = ("note", "yes") if gate["passed"] else ("unclear", "nothing measurable")
@@ -194,7 +195,7 @@ def _yardstick(results: dict[str, Any]) -> Finding:
 
 def _kept(audit: dict[str, Any]) -> Finding:
     question, loss = "Is quality kept?", audit["damage"].get("unseen_loss")
-    if not loss or loss["value"] is None:
+    if not loss or None in (loss["value"], loss.get("ci_low"), loss.get("ci_high")):
         text = "The loss on unseen images was not compared with that of the model before."
         return Finding("unclear", text, question, "not tested")
     change, low, high = (percent(loss[key]) for key in ("value", "ci_low", "ci_high"))

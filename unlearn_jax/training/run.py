@@ -153,7 +153,8 @@ class Run:
             record.phase, record.phase_start = phase.index, record.step
             key = self.start.keys.state
             self.state = phase.new_state(self.state.params, record.step, key)
-            self.save()
+            if phase.spec.steps:  # else what comes next is saved at the same step
+                self.save()
 
     @property
     def resumed(self) -> bool:

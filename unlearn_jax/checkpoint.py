@@ -378,7 +378,11 @@ def _check_place(path: Path, meta: Meta) -> None:
         return _say_unbound(path.parent) if meta.get("examples") else None
     expected = run_of(json.loads(config.read_text("utf-8"))["relevant"])
     if meta["of"] != expected:
-        told = [f"{k} {v[:12]}, not {expected[k][:12]}" for k, v in sorted(meta["of"].items())]
+        told = [
+            f"{k} {v[:12]}, not {expected[k][:12]}"
+            for k, v in sorted(meta["of"].items())
+            if v != expected[k]
+        ]
         raise UserError(
             f"{path} was saved by another run than that of {config}: {'; '.join(told)}. Put this "
             "run's own checkpoints back, or use another --workdir."

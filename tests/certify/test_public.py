@@ -130,6 +130,12 @@ def test_what_cannot_be_told_is_refused(copy, split, change, message):
 
 
 def test_records_that_are_missing_or_go_in_circles_are_refused(copy, split, runs):
+    like, meta = checkpoint.stored(copy)
+    params, _ = checkpoint.load_params(copy, like)
+    shutil.rmtree(copy / "checkpoints")
+    with checkpoint.open_manager(copy) as manager:  # as of a version that did not bind it
+        del meta["of"]
+        checkpoint.save(manager, params, {"step": np.int32(0)}, meta)
     own = checkpoint.stored(copy)[1]["checksums"]
     rewrite(copy, lambda r: r["config"].update(init_from=str(copy)))
     rewrite(copy, lambda r: r["relevant"].update(init_from=[own, None]))

@@ -121,13 +121,13 @@ def test_an_interrupted_run_ends_with_the_same_parameters(runs, tmp_path, monkey
     def cut_off(*args):
         save(*args)
         saved.append(args[-1]["step"])
-        if len(saved) == 2:
+        if len(saved) == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "save", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train.run(cfg, cut)
-    assert saved == [2, 4]  # in the first and in the noised phase
+    assert saved == [2, 3, 4]  # in the first phase, before and in the noised one
     assert (cut / noisy.SECRET_FILE).exists() and not (cut / "certificate.json").exists()
     monkeypatch.undo()
     train.run(cfg, cut)
@@ -362,9 +362,15 @@ def test_a_run_whose_updates_were_not_noised_is_rejected(copy):
 def test_a_consistent_claim_of_more_noise_is_rejected_by_the_record(copy):
     path = copy / "config.json"
     recorded = json.loads(path.read_text())
+    like, meta = checkpoint.stored(copy)
+    params, _ = checkpoint.load_params(copy, like)
     for part in ("config", "relevant"):
         recorded[part]["phases"]["noisy"]["noise"]["std"] = 5.0
     path.write_text(json.dumps(recorded, indent=1))
+    shutil.rmtree(copy / "checkpoints")
+    with checkpoint.open_manager(copy) as manager:
+        meta["of"] = checkpoint.run_of(recorded["relevant"])
+        checkpoint.save(manager, params, {"step": np.int32(0)}, meta)
     values = json.loads((copy / "certificate.json").read_text())
     arguments = values["arguments"] | {"noise_std": 5.0}
     numbers = certificate.account(

@@ -252,7 +252,9 @@ def test_a_model_trained_here_without_its_split_is_not_from_elsewhere(sequence, 
     (tmp_path / "model" / "split.json").unlink()
     cfg = make_config(folder, ["cow/9.png"])
     cfg.update({"stage": "unlearned", "init_from": str(tmp_path / "model")})
-    with pytest.raises(ValueError, match="split.json is missing: the model was trained with this package"):
+    with pytest.raises(
+        ValueError, match="split.json is missing: the model was trained with this package"
+    ):
         train.run(cfg, tmp_path / "run")
 
 

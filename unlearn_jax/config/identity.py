@@ -1,7 +1,7 @@
 """Which run a config stands for: what two configs must share to be of one run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ NOT_HASHED += ("report",)
 NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "certificate")
 # Of the request; what they lead to, if anything, is in its split's hash.
 _NOT_HASHED_REQUEST = ("served", "remember", "case", "due")
+# Keys of `audit` that earlier versions had.
+GONE = ("finetune_steps", "relearn.rows", "relearn.seeds")
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -81,6 +83,8 @@ def filled(recorded: Mapping[str, Any]) -> ConfigDict:
     """
     config = default()
     for key, value in recorded.items():
+        if key == "audit":
+            value = _without(value, GONE)
         if key == "phases":
             config.phases = {name: phase(**spec) for name, spec in value.items()}
         elif isinstance(value, Mapping) and key not in ("model", "stages"):
@@ -88,6 +92,15 @@ def filled(recorded: Mapping[str, Any]) -> ConfigDict:
         else:
             config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
     return config
+
+
+def _without(section: Mapping[str, Any], gone: Sequence[str]) -> dict[str, Any]:
+    """Leave out keys, of which "a.b" is one of a section of the section."""
+    kept = {key: value for key, value in section.items() if key not in gone}
+    inner = [path.split(".", 1) for path in gone if "." in path]
+    for key in {first for first, _ in inner} & kept.keys():
+        kept[key] = _without(kept[key], [rest for first, rest in inner if first == key])
+    return kept
 
 
 def _fill(defaults: ConfigDict, values: Mapping[str, Any]) -> None:

@@ -194,7 +194,8 @@ def test_what_was_done_otherwise_is_recorded(checkpoints, tmp_path):
     ("changes", "names", "message"),
     [
         ({"metrics": ("fid",)}, "a", "python -m unlearn_jax.convert --family=inception"),
-        ({"metrics": ("fd",), "inpaint": (16,)}, "a", r"2 problem\(s\).*\n.*\n?.*got 'fd'"),
+        ({"metrics": ("fd",)}, "a", r"1 problem\(s\).*\n.*\n?.*got 'fd'"),
+        ({"inpaint": (16,), "per_class": -1}, "a", r"2 problem\(s\)[^$]*got \(16,\)"),
         ({"metrics": ("cifar10_classifier", "kid")}, "a", '"fid" beside "kid"'),
         ({"compat": {"fid_reference": "x"}}, "a", "compat.fid_reference: expected one of"),
         ({"inpaint": (), "outpaint": ()}, "a", "one size or more"),

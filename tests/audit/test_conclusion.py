@@ -13,6 +13,7 @@ SETTINGS = {"confidence": 0.95, "resamples": 100, "seed": 0}
 PLANTED = {  # what a leak is planted in -> the witnesses that must see it
     "loss": ("forget_error", "membership_calibrated", "membership_views", "membership_quantiles"),
     "noise": ("membership_noise",),
+    "masks": ("membership_masks",),
     "visible": ("membership_visible",),
     "resurfacing": ("resurfacing",),
     "relearning": ("relearning",),

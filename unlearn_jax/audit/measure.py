@@ -83,10 +83,11 @@ class Lab:
         function: Callable[..., Any],
         *args: Any,
         sets: Sequence[str] = ("forget", "unseen"),
+        **options: Any,
     ) -> Measured:
         """Return {"name/SET": values} of the rows of some sets, without those that are empty."""
         some = [s for s in sets if len(self.rows[s])]
-        return {f"{name}/{s}": self.look(function, self.rows[s], *args) for s in some}
+        return {f"{name}/{s}": self.look(function, self.rows[s], *args, **options) for s in some}
 
     def finetune(
         self, params: Params, rows: np.ndarray, steps: Sequence[int], learning_rate: float

@@ -67,7 +67,11 @@ def test_the_interval_covers_and_the_error_is_that_of_repetitions():
     rng = np.random.default_rng(0)
     found = [gap.compare(mean_difference, [models(rng, 0.3)], **SETTINGS) for _ in range(200)]
     values = np.array([f["gap"]["value"] for f in found])
-    assert np.mean([f["error"] for f in found]) == pytest.approx(values.std(), rel=0.2)
+    errors = np.array([f["error"] for f in found])
+    floors = np.array([f["floor"] for f in found])
+    drawn = np.array([f["draws"][1:].std(ddof=1) for f in found])
+    assert drawn.mean() == pytest.approx(values.std(), rel=0.2)
+    np.testing.assert_allclose(errors**2, drawn**2 + (math.pi / 2 - 1) * floors**2)  # one pair
     covered = sum(f["gap"]["ci_low"] <= 0.3 <= f["gap"]["ci_high"] for f in found)
     assert stats.binomtest(covered, 200, 0.95).pvalue > 1e-3
 

@@ -14,6 +14,7 @@ PLANTED = {  # what a leak is planted in -> the witnesses that must see it
     "loss": ("forget_error", "membership_calibrated", "membership_views", "membership_quantiles"),
     "noise": ("membership_noise",),
     "masks": ("membership_masks",),
+    "structure": ("membership_structure",),
     "visible": ("membership_visible",),
     "resurfacing": ("resurfacing",),
     "relearning": ("relearning",),

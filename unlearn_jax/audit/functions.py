@@ -27,6 +27,7 @@ from unlearn_jax.audit.run import FORMAT, Findings
 from unlearn_jax.audit.witness import Measured, Scores, Witness
 from unlearn_jax.data import photos, preprocess, readers, transforms
 from unlearn_jax.methods import goals
+from unlearn_jax.models.distances import unexplained
 from unlearn_jax.registry import UserError
 
 COMPLETED = "forget", "unseen"
@@ -257,6 +258,8 @@ def _of_batch(model: Function, name, image, mask, others, seeds) -> dict[str, An
         copies = [(image + z * (1 - mask)).clip(-1, 1).astype(np.float32) for z in noise]
         found |= {"masks": losses([image] * len(others), seeds[: len(others)], others)}
         found |= {"noise": losses(copies, seeds), "error": masked_mse(output, image, mask)}
+        structure = unexplained(*map(jnp.asarray, (output, image, mask)))
+        found |= {"structure": np.asarray(structure)}
         found |= {"visible": masked_mse(output, image, 1 - mask), "output": output}
     return found
 

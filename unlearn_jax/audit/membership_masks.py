@@ -18,7 +18,7 @@ def moved(masks, index, k, seed):
     """
 
     def one(mask, i):
-        rng = np.random.default_rng([seed, int(i), k])
+        rng = np.random.default_rng([seed, int(i) % 2**32, k])  # padding has -1
         most = [max(1, side // 4) for side in mask.shape[:2]]
         moves = rng.integers(1, most, size=(2, 2), endpoint=True) * rng.choice((-1, 1), (2, 2))
         first, second = (np.roll(mask, move, (0, 1)) for move in moves)

@@ -94,6 +94,19 @@ def test_a_leak_is_found_with_the_power_that_is_stated_and_no_leak_is_not(statis
     assert stats.binomtest(hits, n, gap.LEVEL, alternative="greater").pvalue > 0.01
 
 
+def test_the_level_holds_where_retrained_models_differ():
+    """By 5 % of the way to the original (sd), each in each of eight witnesses; one pair of them."""
+    rng, n, wrong = np.random.default_rng(6), 200, 0
+    for _ in range(n):
+        found = []
+        for _ in range(8):
+            made = models(rng, 0.0, n=200, spread=0.2, training=0.05)
+            found.append(gap.compare(mean_difference, [made], **SETTINGS | {"resamples": 100}))
+        ps = {k: f["p_value"] for k, f in enumerate(found) if f["has_power"]}
+        wrong += min(gap.holm(ps).values()) <= gap.LEVEL
+    assert stats.binomtest(wrong, n, gap.LEVEL, alternative="greater").pvalue > 0.05
+
+
 def test_power_in_closed_form():
     error = 0.06
     expected = stats.norm.cdf(0.15 / error - stats.norm.ppf(1 - 0.05 / 4))

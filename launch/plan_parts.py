@@ -238,7 +238,7 @@ class _Request:
         yield from self.over("audits", "errors", "audit: errors", models * audited)
         settings = len(again.learning_rates) * len(again.on)
         on_the_way = settings * len(again.steps) + 2 * (relearn.steps // relearn.every)
-        copies = (15 + on_the_way) * (forget + unseen) + 8 * unseen  # noise, views, rounded, fits
+        copies = (19 + on_the_way) * (forget + unseen) + 8 * unseen  # noise, views, masks, rounded
         yield from self.over("audits", "losses", "audit: losses", models * copies)
         if cfg.poison.fraction:
             yield from self.over("audits", "backdoor", "completion", models * 2 * unseen)

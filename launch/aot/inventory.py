@@ -32,6 +32,7 @@ from launch.aot.programs import (
 from unlearn_jax import methods as objectives
 from unlearn_jax import models, sharding
 from unlearn_jax.audit import measure
+from unlearn_jax.audit.membership_masks import loss_of_one_draw
 from unlearn_jax.audit.membership_noise import losses_of_copies
 from unlearn_jax.audit.membership_views import losses_of_views
 from unlearn_jax.certify import attack as mechanism
@@ -223,6 +224,7 @@ def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         "pixel metrics": pixels,
         "audit: errors": errors,
         "audit: losses": of(loss),
+        "audit: losses with other masks": of(loss_of_one_draw(lab)),
         "audit: losses of views": of(losses_of_views(lab)),
         "audit: losses of noisy copies": of(losses_of_copies(lab)),
         "audit: relearning": relearning,

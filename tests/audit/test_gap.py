@@ -67,7 +67,11 @@ def test_the_interval_covers_and_the_error_is_that_of_repetitions():
     rng = np.random.default_rng(0)
     found = [gap.compare(mean_difference, [models(rng, 0.3)], **SETTINGS) for _ in range(200)]
     values = np.array([f["gap"]["value"] for f in found])
-    assert np.mean([f["error"] for f in found]) == pytest.approx(values.std(), rel=0.2)
+    errors = np.array([f["error"] for f in found])
+    floors = np.array([f["floor"] for f in found])
+    drawn = np.array([f["draws"][1:].std(ddof=1) for f in found])
+    assert drawn.mean() == pytest.approx(values.std(), rel=0.2)
+    np.testing.assert_allclose(errors**2, drawn**2 + (math.pi / 2 - 1) * floors**2)  # one pair
     covered = sum(f["gap"]["ci_low"] <= 0.3 <= f["gap"]["ci_high"] for f in found)
     assert stats.binomtest(covered, 200, 0.95).pvalue > 1e-3
 
@@ -88,6 +92,19 @@ def test_a_leak_is_found_with_the_power_that_is_stated_and_no_leak_is_not(statis
         assert hits / n == pytest.approx(stated, abs=0.1)
     _, hits = share(0.0)
     assert stats.binomtest(hits, n, gap.LEVEL, alternative="greater").pvalue > 0.01
+
+
+def test_the_level_holds_where_retrained_models_differ():
+    """By 5 % of the way to the original (sd), each in each of eight witnesses; one pair of them."""
+    rng, n, wrong = np.random.default_rng(6), 200, 0
+    for _ in range(n):
+        found = []
+        for _ in range(8):
+            made = models(rng, 0.0, n=200, spread=0.2, training=0.05)
+            found.append(gap.compare(mean_difference, [made], **SETTINGS | {"resamples": 100}))
+        ps = {k: f["p_value"] for k, f in enumerate(found) if f["has_power"]}
+        wrong += min(gap.holm(ps).values()) <= gap.LEVEL
+    assert stats.binomtest(wrong, n, gap.LEVEL, alternative="greater").pvalue > 0.05
 
 
 def test_power_in_closed_form():

@@ -9,9 +9,11 @@ from configs import quickstart
 from tests.helpers.toy import FIELDS, Toy, make_batch
 from unlearn_jax import models
 from unlearn_jax.audit import AUDITS, measure
+from unlearn_jax.audit.membership_masks import moved
 from unlearn_jax.audit.quantised import rounded
 from unlearn_jax.audit.witness import References, log_loss
 from unlearn_jax.data import poison, transforms
+from unlearn_jax.models import distances
 from unlearn_jax.request import Request
 
 
@@ -67,6 +69,45 @@ def test_views_are_mirrored_and_turned_images_and_copies_are_noisy(measured):
     noisy, plain = found["noise/unseen"], found["loss/unseen"]
     assert noisy.shape == (90, 6) and not np.allclose(noisy[:, 0], noisy[:, 1])
     assert np.corrcoef(np.log(noisy.mean(1)), np.log(plain[:, 0]))[0, 1] > 0.95
+
+
+def test_other_masks_are_moved_and_structure_is_what_a_fit_leaves(measured):
+    request, params, found, _, _ = measured
+    rows = found["index/unseen"]
+    images = request.source.fetch(rows)
+    x, _, hole = output(params, images)
+    assert found["masks/unseen"].shape == found["masks/forget"].shape == (90, 4)
+    mask = np.tile(hole[None, :, :, None].astype(np.float32), (90, 1, 1, 1))
+    scale, bias = (np.asarray(params[k][v]) for k, v in (("encoder", "scale"), ("decoder", "bias")))
+    for k in range(4):
+        other = moved(mask, rows, k, request.cfg.request.seed)
+        loss = np.square(x * (1 - other) * scale + bias - x).mean((1, 2, 3))
+        np.testing.assert_allclose(found["masks/unseen"][:, k], loss, rtol=1e-4)
+        area = other.sum((1, 2, 3))
+        assert (area == 256).all() if k % 2 == 0 else (0 < area).all() and area.mean() < 200
+        assert not (other == mask).all((1, 2, 3)).any() and len(np.unique(other, axis=0)) > 50
+    np.testing.assert_array_equal(moved(mask[3:4], rows[3:4], 1, 0), moved(mask, rows, 1, 0)[3:4])
+    assert (found["structure/unseen"] > 0.999).all()  # it paints one colour
+
+
+def test_what_the_truth_in_other_colours_leaves_unexplained():
+    rng = np.random.default_rng(0)
+    x, noise = rng.uniform(-1, 1, (2, 5, 16, 16, 3)).astype(np.float32)
+    mask = np.zeros((5, 16, 16, 1), np.float32)
+    mask[:, 4:12, 3:9] = 1
+    unexplained = lambda *of: distances.unexplained(*map(jnp.asarray, of))  # noqa: E731
+    np.testing.assert_allclose(unexplained(0.3 - 0.4 * x, x, mask), 0, atol=4e-3)
+    np.testing.assert_allclose(unexplained(0 * x + 0.3, x, mask), 1)
+    mixed, hole = 0.6 * x + 0.4 * noise, mask[0, ..., 0] > 0
+    left = [
+        [
+            np.var(b) * (1 - np.corrcoef(a, b)[0, 1] ** 2)
+            for a, b in zip(m[hole].T, t[hole].T, strict=True)
+        ]
+        for m, t in zip(mixed, x, strict=True)
+    ]
+    whole = [t[hole].var(0).sum() for t in x]
+    np.testing.assert_allclose(unexplained(mixed, x, mask), np.sum(left, 1) / whole, rtol=1e-2)
 
 
 def test_a_model_without_a_backdoor_is_not_moved_to_the_payload(measured):

@@ -39,6 +39,8 @@ class Images:
         for s in SETS[:2]:
             found[f"error/{s}"] = found[f"loss/{s}"][:, 0]
             found[f"noise/{s}"] = losses("noise", s, 6, noise=0.1)
+            found[f"masks/{s}"] = losses("masks", s, 4)
+            found[f"structure/{s}"] = losses("structure", s)[:, 0]
             found[f"visible/{s}"] = losses("visible", s)[:, 0]
             for k in (50, 200):
                 found[f"resurfacing/retain/0.0003/{k}/{s}"] = losses("resurfacing", s)

@@ -102,7 +102,7 @@ def test_a_request_calls_its_programs_as_often_as_its_config_says():
     # 60 forget and 60 unseen images: six noisy copies, seven views, of 60 more for the fit, two
     # rounded models, and after each of 2 + 2 x 2 stretches of training
     on_the_way = 2 * 1 + 2 * 2
-    seen = (6 + 7 + 2 + on_the_way) * 120 + 8 * 60
+    seen = (6 + 7 + 4 + 2 + on_the_way) * 120 + 8 * 60
     assert of(parts, "audits", "losses").calls == pytest.approx(4 * seen / 32)
     assert of(parts, "audits", "training").calls == 4 * (2 * 2 + 2 * 4)
     completed = of(parts, "evaluation", "completed images")

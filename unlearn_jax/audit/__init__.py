@@ -5,9 +5,11 @@ from unlearn_jax.audit.difference import difference
 from unlearn_jax.audit.displacement import displacement
 from unlearn_jax.audit.forget_error import forget_error
 from unlearn_jax.audit.membership_calibrated import membership_calibrated
+from unlearn_jax.audit.membership_masks import membership_masks
 from unlearn_jax.audit.membership_noise import membership_noise
 from unlearn_jax.audit.membership_plain import membership_plain
 from unlearn_jax.audit.membership_quantiles import membership_quantiles
+from unlearn_jax.audit.membership_structure import membership_structure
 from unlearn_jax.audit.membership_views import membership_views
 from unlearn_jax.audit.membership_visible import membership_visible
 from unlearn_jax.audit.quantised import quantised
@@ -20,7 +22,9 @@ AUDITS: dict[str, Witness] = {
     "membership_plain": membership_plain,
     "membership_calibrated": membership_calibrated,
     "membership_noise": membership_noise,
+    "membership_masks": membership_masks,
     "membership_visible": membership_visible,
+    "membership_structure": membership_structure,
     "membership_views": membership_views,
     "membership_quantiles": membership_quantiles,
     "resurfacing": resurfacing,

@@ -20,14 +20,17 @@ from tqdm import tqdm
 
 from unlearn_jax import files, registry
 from unlearn_jax.audit import AUDITS, conclusion, gap, panel, statistics
+from unlearn_jax.audit.membership_masks import MASKS, moved
 from unlearn_jax.audit.membership_noise import COPIES, NOISE
 from unlearn_jax.audit.membership_quantiles import features
 from unlearn_jax.audit.run import FORMAT, Findings
 from unlearn_jax.audit.witness import Measured, Scores, Witness
 from unlearn_jax.data import photos, preprocess, readers, transforms
 from unlearn_jax.methods import goals
+from unlearn_jax.models.distances import unexplained
 from unlearn_jax.registry import UserError
 
+COMPLETED = "forget", "unseen"
 MARGIN = 0.05  # of an AUROC, where there is no original to say how much there was
 BOOTSTRAP = {"confidence": 0.95, "resamples": 1000}
 _PARAMETERS = "it changes parameters, which functions do not show"
@@ -107,7 +110,7 @@ def audit_functions(
         two of these.
       task: whose masks are used, as in a config; None: a centred hole of half the width.
       image_size: of what functions get; 0: all images are squares of one size.
-      batch_size: of every call; each image is in about 15.
+      batch_size: of every call; each image is in about 20.
       seed: of all randomness; functions get numbers made of it, the same for all models.
 
     Raises:
@@ -222,7 +225,8 @@ def measure(
         mask = transforms.make_mask(task, pixels[name].shape[1], keys)
         image = transforms.to_float(pixels[name][rows])
         seeds = np.random.SeedSequence([seed, start]).generate_state(COPIES) >> 1
-        found = _of_batch(models[model], name, image, mask, seeds.tolist())
+        others = [moved(mask, rows, k, seed) for k in range(MASKS)] if name in COMPLETED else []
+        found = _of_batch(models[model], name, image, mask, others, seeds.tolist())
         output = found.pop("output", None)
         if model == "original":
             before[name, start] = output
@@ -236,22 +240,26 @@ def measure(
     return measured
 
 
-def _of_batch(model: Function, name, image, mask, seeds) -> dict[str, Any]:
+def _of_batch(model: Function, name, image, mask, others, seeds) -> dict[str, Any]:
     """Return the arrays of a batch of a set, and "output", which the displacement needs."""
 
-    def losses(images, seeds):
-        return np.stack([model.losses(x, mask, s) for x, s in zip(images, seeds, strict=True)], 1)
+    def losses(images, seeds, masks=None):
+        of = zip(images, masks or [mask] * len(images), seeds, strict=True)
+        return np.stack([model.losses(*each) for each in of], 1)
 
     found = {"loss": losses([image], seeds[:1])}
     if name != "retain":
         views = [np.asarray(view) for view in goals.views(jnp.asarray(image))]
         found |= {"views": losses(views, seeds[:1] * len(views))}
         found |= {"features": features({"image": image, "mask": mask})}
-    if name in ("forget", "unseen"):
+    if name in COMPLETED:
         output = model.call("complete", image, mask, seeds[0])
         noise = [NOISE * np.random.default_rng(s).normal(size=image.shape) for s in seeds]
         copies = [(image + z * (1 - mask)).clip(-1, 1).astype(np.float32) for z in noise]
+        found |= {"masks": losses([image] * len(others), seeds[: len(others)], others)}
         found |= {"noise": losses(copies, seeds), "error": masked_mse(output, image, mask)}
+        structure = unexplained(*map(jnp.asarray, (output, image, mask)))
+        found |= {"structure": np.asarray(structure)}
         found |= {"visible": masked_mse(output, image, 1 - mask), "output": output}
     return found
 

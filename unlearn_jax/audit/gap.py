@@ -19,6 +19,7 @@ from unlearn_jax.audit.witness import Scores, Statistic, Weights
 LEAST = 30  # images of each side; with fewer a mean says little, see `images`
 FLOOR = 0.2  # at most, of a witness with power
 MARGIN = 0.1  # gaps up to this are what retrained models may differ by, whatever the images
+SPREAD = math.sqrt(math.pi / 2 - 1)  # of |normal|: its standard deviation over its mean
 EXCESS = 0.25  # that power is stated for
 GATE = 0.6  # AUROC of original against retrained, below which nothing was memorised
 LEVEL = 0.05  # of all witnesses together
@@ -55,15 +56,17 @@ def compare(
 ) -> dict[str, Any]:
     """Compare original, unlearned and retrained by one statistic.
 
-    {"models": {model: estimate}, "gap", "excess": estimate, "floor", "error": standard error of the
-    gap, "has_power", "p_value", "reason": why it has no power, "draws": gaps of the resamples}.
+    {"models": {model: estimate}, "gap", "excess": estimate, "floor", "error": standard error of gap
+    - floor, "has_power", "p_value", "reason": why it has no power, "draws": gaps of the resamples}.
 
     * Intervals are percentiles of a bootstrap over seeds (if there are several) and images.
     * floor: mean |retrained - another retrained| over sqrt(seeds), in units of the gap; NaN if
       there is no other.
     * has_power: the interval of original - retrained excludes 0, floor <= .2, and there are 30
       images of each side.
-    * p_value: one-sided, that gap <= max(floor, .1), normal with the bootstrap's standard error.
+    * error: the bootstrap's standard error of the gap, and that of the floor, a mean of few
+      |differences|: .76 floor / sqrt(pairs), as of normal ones. hypot of both.
+    * p_value: one-sided, that gap <= max(floor, .1), normal with that error.
 
     Args:
       statistic: of `witness`.
@@ -103,6 +106,8 @@ def compare(
         reason = f"retrained models differ by {floor:.2f} of the way to the original"
     finite = gaps[1:][np.isfinite(gaps[1:])]
     error = float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
+    if pairs:
+        error = math.hypot(error, SPREAD * floor / math.sqrt(len(pairs)))
     return {
         "models": {name: estimate(v[0], percentiles(v, confidence), n) for name, v in mean.items()},
         **{
@@ -157,7 +162,7 @@ def power(floor: float, error: float, tests: int) -> float:
 
     Args:
       floor: of the witness.
-      error: standard error of its gap.
+      error: standard error of its gap - floor.
       tests: witnesses that have power, variants counted.
     """
     if not (math.isfinite(floor) and math.isfinite(error)):

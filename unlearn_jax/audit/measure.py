@@ -21,7 +21,7 @@ from unlearn_jax.audit.witness import Witness
 from unlearn_jax.data.splits import Split
 from unlearn_jax.methods import optimizer
 from unlearn_jax.models import Batch, Model, Params
-from unlearn_jax.models.distances import displacement, masked_mse
+from unlearn_jax.models.distances import displacement, masked_mse, unexplained
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training.step import UnlearnState, jit_step
@@ -83,10 +83,11 @@ class Lab:
         function: Callable[..., Any],
         *args: Any,
         sets: Sequence[str] = ("forget", "unseen"),
+        **options: Any,
     ) -> Measured:
         """Return {"name/SET": values} of the rows of some sets, without those that are empty."""
         some = [s for s in sets if len(self.rows[s])]
-        return {f"{name}/{s}": self.look(function, self.rows[s], *args) for s in some}
+        return {f"{name}/{s}": self.look(function, self.rows[s], *args, **options) for s in some}
 
     def finetune(
         self, params: Params, rows: np.ndarray, steps: Sequence[int], learning_rate: float
@@ -128,6 +129,7 @@ def make_measure(
     * `index/SET` [n]: which rows;
     * `loss/SET` [n k]: training loss, see `losses`;
     * `error/SET` [n], of all but calibration: mean squared error of the completed hole;
+    * `structure/SET` [n]: share of the hole's variance that the completion does not explain;
     * `visible/SET` [n]: the same of the visible part, as decoded (0 if there is none);
     * `displacement/SET` [n]: RMS distance to the original's completion.
 
@@ -199,7 +201,7 @@ def losses(
 
 
 def jit_shared(lab: Any) -> Callable[..., Any]:
-    """Compile (params, original, batch) -> {"loss" [b k], "error", "visible", "displacement"}.
+    """Compile (params, original, batch) -> what all witnesses share: {"loss" [b k], "error", …}.
 
     lab: a `Lab`, or what has its model, key, losses_of and jit.
     """
@@ -214,6 +216,7 @@ def jit_shared(lab: Any) -> Callable[..., Any]:
         return {
             "loss": lab.losses_of(params, batch),
             "error": masked_mse(output, image, mask),
+            "structure": unexplained(output, image, mask),
             "visible": jnp.where(shown, masked_mse(decoded, image, 1 - mask), 0.0),
             "displacement": displacement(output, before, mask),
         }

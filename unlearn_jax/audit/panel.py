@@ -33,17 +33,12 @@ class Seed(NamedTuple):
 def scores(witness: Witness, seed: Seed) -> dict[str, Models] | str:
     """Score the images under all models of a seed: {variant: scores}, or why there are none.
 
-    The other models that scores may be calibrated by are the further retrained ones; for one of
-    these, the remaining and the retrained one.
+    The other models that scores may be calibrated by are the further retrained ones, for all models
+    alike: in a difference of two models they cancel. (With the retrained model as another out of
+    the further ones it would count in both, and the floor would be 1 + 1 / further times as high.)
     """
-
-    def of(model: Measured, outs: Sequence[Measured]) -> Mapping[str, Scores] | str:
-        return witness.score(model, References(outs))
-
-    found = [of(model, seed.further) for model in seed[:3]]
-    for k, model in enumerate(seed.further):
-        others = [seed.retrained, *seed.further[:k], *seed.further[k + 1 :]]
-        found.append(of(model, others))
+    outs = References(seed.further)
+    found = [witness.score(model, outs) for model in (*seed[:3], *seed.further)]
     if reasons := [values for values in found if isinstance(values, str)]:
         return reasons[0]
     return {v: Models(*(f[v] for f in found[:3]), [f[v] for f in found[3:]]) for v in found[0]}

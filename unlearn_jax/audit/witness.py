@@ -35,6 +35,7 @@ class References(NamedTuple):
 
     Attributes:
       outs: without the forget set; neither the model under audit nor the one it is compared with.
+        (A further retrained model, whose scores are for the floor only, is one of its own.)
       ins: with it. A likelihood ratio for each image needs 16 of both; only `compare` may have
         them.
     """

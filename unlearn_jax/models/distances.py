@@ -11,6 +11,27 @@ def masked_mse(
     return (jnp.square(a - b) * mask).sum((1, 2, 3)) / (mask.sum((1, 2, 3)) * a.shape[-1])
 
 
+def unexplained(
+    output: Float[Array, "b h w c"], image: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"]
+) -> Float[Array, "b"]:
+    """Compute the share of the image's variance where mask is 1 that the output does not explain.
+
+    Each channel is fitted, a + b * output; 0 for the image in other colours, 1 for a constant.
+    Outputs that vary by less than .01 count as constant.
+    """
+    n = jnp.maximum(mask.sum((1, 2), keepdims=True), 1)
+
+    def centred(x):
+        return (x - (x * mask).sum((1, 2), keepdims=True) / n) * mask
+
+    made, true = centred(output), centred(image)
+    square = jnp.square((made * true).sum((1, 2))) / (
+        jnp.square(made).sum((1, 2)) + 1e-4 * n[:, 0, 0]
+    )
+    whole = jnp.square(true).sum((1, 2)).sum(1) + 1e-9
+    return 1 - square.sum(1) / whole
+
+
 def displacement(
     output: Float[Array, "b h w c"],
     original: Float[Array, "b h w c"],

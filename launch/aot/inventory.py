@@ -199,11 +199,11 @@ def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
     def errors():
         return Program(measure.jit_shared(lab), (params, params, batch), rows)
 
-    def loss(params, batch, draws=()):
+    def losses_of(params, batch, draws=()):  # the name is the program's
         return measure.losses(model, params, batch, key, draws or range(cfg.audit.draws))
 
     jit = partial(sharding.jit_rows, mesh=mesh)
-    lab = SimpleNamespace(model=model, key=key, losses_of=loss, jit=jit)
+    lab = SimpleNamespace(model=model, key=key, losses_of=losses_of, jit=jit)
 
     def of(function):
         return lambda: Program(jit(function), (params, batch), rows)
@@ -223,7 +223,7 @@ def _measures(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         "completion": lambda: sampler(cfg, mesh, rows=rows),
         "pixel metrics": pixels,
         "audit: errors": errors,
-        "audit: losses": of(loss),
+        "audit: losses": of(losses_of),
         "audit: losses with other masks": of(loss_of_one_draw(lab)),
         "audit: losses of views": of(losses_of_views(lab)),
         "audit: losses of noisy copies": of(losses_of_copies(lab)),

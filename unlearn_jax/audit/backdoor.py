@@ -16,7 +16,10 @@ def measure(lab):
         return lambda params, original: {}
     planted = poison.design(lab.cfg.task.to_dict(), lab.cfg.data.image_size)
     payload = transforms.to_float(planted.pattern())
-    generate = lab.jit(lambda params, batch: lab.model.generate(params, batch, lab.key))
+    completion = lab.jit(lab.model.generate)
+
+    def generate(params, batch):
+        return completion(params, batch, lab.key)
 
     def outputs(params, show):
         def edit(batch):

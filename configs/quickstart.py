@@ -10,8 +10,8 @@ an AMD EPYC, 2026-11-29 (forget n = 250, audit part of the holdout n = 239, reta
     unlearned  forget 0.138  holdout 0.129  retain 0.110
     retrained  forget 0.170  holdout 0.156  retain 0.030
 
-Unlearning takes 10 % of retraining's FLOPs here. What the original knew of single images is gone, of
-those to keep as well; unseen ones are completed better. The audits do not refute it
+Unlearning takes 10 % of retraining's FLOPs here. What the original knew of single images is gone,
+of those to keep as well; unseen ones are completed better. The audits do not refute it
 (docs/audits.md).
 """
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from unlearn_jax import checkpoint, distributed, train
+from unlearn_jax import checkpoint, cli, distributed, train
 from unlearn_jax.models import stacking, vit
 from unlearn_jax.request import Request
 from unlearn_jax.training import phases
@@ -46,7 +46,7 @@ def trained(cfg, workdir, until=0):
     if until:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(distributed, "make_asker", lambda mesh: lambda step, _: step >= until)
-            with pytest.raises(SystemExit):
+            with pytest.raises(cli.Interrupted):
                 train.run(cfg, workdir)
         return None
     train.run(cfg, workdir)

@@ -45,18 +45,18 @@ def run(cfg: ConfigDict, workdir: Path, steps: int) -> dict[str, Any]:
 
     Args:
       cfg: of the request in workdir.
-      workdir: of a finished request; gets resurfacing/.
+      workdir: of a finished request; WORKDIR_resurfacing, beside it, gets the models.
       steps: of ordinary training.
     """
     cfg = ConfigDict(cfg.to_dict())  # not locked
     cfg.phases.more = uj.phase(steps=steps, optimizer={"learning_rate": LEARNING_RATE})
     cfg.stages.unlearned.phases = ("more",)
-    request = uj.Request(cfg)
+    request, aside = uj.Request(cfg), workdir.with_name(f"{workdir.name}_resurfacing")
     found: dict[str, Any] = {"steps": steps, "seed": cfg.seed, "learning_rate": LEARNING_RATE}
     found |= {"original": {"before": errors(request, uj.load_model(workdir / "original"))}}
     for name in MODELS:
         before = uj.load_model(workdir / name)
-        after = request.train("unlearned", workdir / "resurfacing" / name, start=before)
+        after = request.train("unlearned", aside / name, start=before)
         found[name] = {"before": errors(request, before), "after": errors(request, after)}
     return found | {"versions": versions(), "machine": platform.machine()}
 

@@ -26,6 +26,7 @@ from unlearn_jax.registry import UserError
 from unlearn_jax.report import receipt as record
 from unlearn_jax.report import results_page
 from unlearn_jax.report.receipt import MUST_GO, PICTURES, RELEASED
+from unlearn_jax.training import lease
 
 
 def write(workdir: Path) -> None:
@@ -151,12 +152,15 @@ def config(workdir: Path) -> dict[str, Any]:
 
 def main(workdir: Path, purge: bool, yes: bool) -> None:
     """Run the command."""
-    if purge:
-        from unlearn_jax.report import purge as deletion  # it is above this module
+    if not workdir.is_dir():
+        raise UserError(f"--workdir: expected the folder of a finished request, got {workdir}.")
+    with lease.take(workdir):
+        if purge:
+            from unlearn_jax.report import purge as deletion  # it is above this module
 
-        deletion.run(workdir, sure=yes)
-    else:
-        write(workdir)
+            deletion.run(workdir, sure=yes)
+        else:
+            write(workdir)
     print(record.text(record.read(workdir)))
 
 

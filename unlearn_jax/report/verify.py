@@ -19,11 +19,9 @@ from typing import Any
 from unlearn_jax import cli, registry
 from unlearn_jax.certify import certificate
 from unlearn_jax.certify import verify as certified
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import DamagedError, UserError
 from unlearn_jax.report import issue, receipt
 from unlearn_jax.report.receipt import RELEASED
-
-Damaged = getattr(registry, "DamagedError", UserError)
 
 
 @registry.of_record()
@@ -44,10 +42,10 @@ def verify(workdir: Path) -> dict[str, Any]:
         wrong, left = _differences(workdir, known)
         wrong += [] if wrong else _contradictions(workdir, known)
     except Exception as error:  # whatever is wrong with files of others
-        raise Damaged(f"{workdir}: {error or type(error).__name__}") from error
+        raise DamagedError(f"{workdir}: {error or type(error).__name__}") from error
     if found := sorted(wrong)[:30] + left:
         text = "\n  ".join([f"{workdir} is not as its receipt says:", *found])
-        raise (Damaged if wrong else UserError)(text)
+        raise (DamagedError if wrong else UserError)(text)
     return known
 
 

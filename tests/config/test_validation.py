@@ -188,6 +188,8 @@ def test_what_a_model_does_not_have_is_reported():
         validate(cfg)
     cfg = quickstart.get_config()
     cfg.model = {"name": "mae", "image_size": 32, "patch": 8}
+    validate(cfg)  # no stage has the phase
+    cfg.stages.unlearned.phases = ("calibrated",)
     with pytest.raises(ValueError, match="calibrated.objective_kw.direction: the loss of 'mae'"):
         validate(cfg)
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+CALLS = []
+
 
 def grey(images, masks, seed):
     return np.where(masks > 0, 0, images)
@@ -12,6 +14,8 @@ def broken(images, masks, seed):
 
 
 def dark(images, masks, seed):
-    """Needs the masks of the task "left"."""
-    assert masks[:, :, 0].all() and not masks[:, :, -1].any()
+    """Needs the masks of the task "left" at first; later ones may be moved."""
+    if not CALLS:
+        assert masks[:, :, 0].all() and not masks[:, :, -1].any()
+    CALLS.append(len(masks))
     return np.where(masks > 0, -0.5, images)

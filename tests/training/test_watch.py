@@ -92,7 +92,7 @@ def test_a_request_counts_the_images_of_the_stages_to_come(monkeypatch, tmp_path
     monkeypatch.setattr(pipeline.train, "run", run)
     for module in (pipeline.request, pipeline.results):
         monkeypatch.setattr(module, "run", lambda *_: {})
-    monkeypatch.setattr(pipeline.report, "write", lambda *_: None)
+    monkeypatch.setattr(pipeline.issue, "write", lambda *_: None)
     pipeline.run(cfg, tmp_path)
     scratch, change = 24 * 32, 12 * 32
     later = {"original": change + 3 * scratch, "unlearned": 3 * scratch, "retrained": 2 * scratch}

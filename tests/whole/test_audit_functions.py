@@ -19,7 +19,7 @@ def test_the_command(tmp_path):
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert found["settings"]["models"] == {"unlearned": f"--candidate={MODELS}:grey"}
     assert found["settings"]["task"] == {"name": "inpaint", "hole": 0.5}
-    assert "<h2>Audits</h2>" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "The attacks, one by one" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
     masks = ("--config=quickstart", "--config.task.name=left")
     out, _ = run("unlearn_jax", "audit", f"--candidate={MODELS}:dark", *flags, *masks)

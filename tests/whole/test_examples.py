@@ -13,8 +13,7 @@ from tests.helpers.binaries import ROOT
 pytestmark = pytest.mark.long
 SMALL = {
     "data.train_rows": 300, "model": {"name": "autoencoder", "channels": (8, 16), "latent_dim": 16},
-    "batch_size": 32, "phases.pretrain.steps": 6, "phases.calibrated.steps": 4,
-    "phases.calibrated.goal": "quantiles", "phases.calibrated.objective_kw": {"overshoot": 0.1},
+    "batch_size": 32, "phases.pretrain.steps": 6, "phases.repair.steps": 4,
     "audit.shadows": 0, "audit.resurfacing.steps": (1,), "evaluation.retain_rows": 40,
     "audit.relearn.images": 8, "audit.relearn.steps": 2, "audit.relearn.every": 1, "probe_rows": 16,
 }  # fmt: skip
@@ -65,9 +64,7 @@ def test_own_method(tmp_path):
 
 
 def test_own_photos(tmp_path, capsys):
-    changes = {
-        k: v for k, v in SMALL.items() if k not in ("data.train_rows", "phases.calibrated.goal")
-    }
+    changes = {k: v for k, v in SMALL.items() if k != "data.train_rows"}
     example("own_photos").main(tmp_path, changes)
     assert "3" in capsys.readouterr().out
     photo, made = (Image.open(tmp_path / f) for f in ("photos/discs/000.png", "unlearned.png"))

@@ -187,11 +187,15 @@ def _methods(config: ConfigDict) -> list[str]:
 
 def _phases(config: ConfigDict) -> list[str]:
     problems, model = [], _model(config)
+    runs = (*config.stages.values(), *(config.compare.methods[m] for m in chosen_methods(config)
+                                       if m in config.compare.methods))  # fmt: skip
+    used = {name for of in runs for name in of.get("phases", ())}
     for name, spec in config.phases.items():
         path = f"config.phases.{name}"
         if model and spec.get("objective") == "tokenizer" and not model.tokenizer_loss:
             problems.append(f"{path}.objective: {config.model.name!r} has no tokenizer")
-        if model and spec.get("objective_kw", {}).get("direction") and not model.error:
+        asks = name in used and spec.get("objective_kw", {}).get("direction")
+        if model and asks and not model.error:
             problems.append(
                 f"{path}.objective_kw.direction: the loss of {config.model.name!r} is not that of "
                 "what it decodes; set it to 0"

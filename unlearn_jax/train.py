@@ -189,7 +189,8 @@ def claimed(request: Request, workdir: Path, start: Start) -> Iterator[Record]:
     try:
         yield record
     except BaseException:
-        if distributed.first() and not begun and not record.step:
+        # What lies there may be of a job that has taken the workdir over.
+        if lease.held(workdir) and not begun and not record.step:
             for name in FILES:
                 (workdir / name).unlink(missing_ok=True)
             for name in (checkpoint.DIRECTORY, watch.FOLDER):

@@ -108,6 +108,21 @@ def test_a_workdir_that_is_taken_away_ends_the_run(how, tmp_path, monkeypatch):
     assert not workdir.exists() or max(checkpoint.saved_steps(workdir)) == 4
 
 
+def test_a_job_that_lost_its_workdir_deletes_nothing_of_the_next_one(tmp_path, monkeypatch):
+    """It slept before its first step; the other job has begun there meanwhile."""
+
+    def sleep(*args):
+        (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+        (tmp_path / lease.FILE).write_text("of another job")
+        raise UserError("awake")
+
+    monkeypatch.setattr(train, "train_phase", sleep)
+    with pytest.raises(UserError, match="awake"):
+        train.run(tiny.get_config(), tmp_path)
+    kept = {"config.json", "split.json", "checkpoints/2", lease.FILE}
+    assert not [name for name in kept if not (tmp_path / name).exists()]
+
+
 def test_a_model_without_its_split_is_not_from_elsewhere(tmp_path):
     train.run(tiny.get_config(), tmp_path / "original")
     for name in ("split.json", "config.json"):

@@ -192,6 +192,12 @@ def exclusively(unless: Callable[[Path], bool] = lambda workdir: False) -> Calla
     return decorate
 
 
+def held(workdir: Path) -> bool:
+    """Tell whether this process has the lease of a workdir, and nobody has taken it."""
+    lease = _leases.get(os.path.abspath(workdir))
+    return lease is not None and not lease.problem()
+
+
 def check(workdir: Path, needs: Sequence[str] = ()) -> None:
     """Check that this job still has the workdir.
 

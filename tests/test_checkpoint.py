@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import binaries
 from unlearn_jax import checkpoint, sharding
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import DamagedError, UserError
 
 KERNEL = np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32)  # too large to inline
 PARAMS = {
@@ -252,6 +252,14 @@ def test_a_renamed_checkpoint_is_refused(tmp_path):
     for use in (restore, checkpoint.read_meta):
         with pytest.raises(UserError, match="9999 is the checkpoint of step 3"):
             use(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"relevant": 3}'])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    save_of(tmp_path, RUNS[0], of=checkpoint.run_of(RUNS[0]))
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DamagedError, match="config.json: expected the record of a run"):
+        checkpoint.read_meta(tmp_path)
 
 
 def test_one_of_an_earlier_version_is_loaded_with_a_line(tmp_path, capsys):

@@ -81,7 +81,7 @@ def make(out: Path, train: int, val: int) -> None:
     for name, (family, model) in CHECKPOINTS.items():
         if isinstance(model, str):
             config = importlib.import_module(f"configs.{model}").get_config("rehearsal")
-            model = models.build(**config.model.to_dict())
+            model = models.of(config)
         _write_checkpoint(out / "checkpoints" / name, family, model, rng)
 
 

@@ -376,7 +376,10 @@ def _check_place(path: Path, meta: Meta) -> None:
         return
     if not meta.get("of"):
         return _say_unbound(path.parent) if meta.get("examples") else None
-    expected = run_of(json.loads(config.read_text("utf-8"))["relevant"])
+    try:
+        expected = run_of(json.loads(config.read_text("utf-8"))["relevant"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{config}: expected the record of a run; {error!r}.") from error
     if meta["of"] != expected:
         told = [
             f"{k} {v[:12]}, not {expected[k][:12]}"

@@ -227,7 +227,8 @@ def evaluation(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
 def sampler(cfg: ConfigDict, mesh: Mesh, *, rows: int = 0) -> Program:
     """Build the completion of a batch of images, as `evaluate` does it."""
     other = {"dtype": cfg.protocol.dtype} if cfg.protocol.dtype else {}
-    model, rows = models.build(**cfg.model.to_dict() | other), rows or evaluation_rows(cfg, mesh)
+    model = models.of({"model": cfg.model.to_dict() | other, "data": cfg.data})
+    rows = rows or evaluation_rows(cfg, mesh)
     sharding.check_batch_size(rows, mesh)
     return Program(
         sharding.jit_rows(model.generate, mesh), _evaluated(cfg, model, mesh, rows), rows

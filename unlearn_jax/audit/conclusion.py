@@ -75,14 +75,14 @@ def conclude(
     known = _known(images)
     if known:
         name, count, of = known
-        text = f"Refuted by {rows[name]['label'].lower()}: {count} of {of} forget images are known "
+        text = f"Refuted by {in_text(rows[name])}: {count} of {of} forget images are known "
         text += "to the unlearned model better than unseen ones (exact tests, Holm, level .05)."
         return _conclusion("refuted", text, name)
     able = {f: _able(rows, f, images) for f in ("recall", "hidden")}
     missing = _missing(rows, gate, able)
     if missing:
         return _conclusion("not tested", f"Not tested: {missing[0]}.", missing=missing)
-    labels = " and ".join(rows[names[0]]["label"].lower() for names in able.values())
+    labels = " and ".join(in_text(rows[names[0]]) for names in able.values())
     text = f"Not refuted by these attacks, of which {labels} would have seen a quarter of what the "
     text += "original remembers with a probability of 80 % or more. Others may do better."
     return _conclusion("not refuted", text)
@@ -106,12 +106,17 @@ def _conclusion(word, text, witness=None, excess=None, missing=()):
     return values | {"missing": list(missing)}
 
 
+def in_text(row: panel.Row) -> str:
+    """Return a row's label as it stands in a sentence: AUROC and TPR stay as they are."""
+    return row["label"][:1].lower() + row["label"][1:]
+
+
 def _refuted(row: panel.Row) -> str:
     models, over = row["models"], row["excess"]
     of = {name: f"{value['value']:.3g}" for name, value in models.items()}
     what = f" ({row['variant']})" if row["variant"] else ""
     return (
-        f"Refuted by {row['label'].lower()}{what}: unlearned {of['unlearned']}, retrained "
+        f"Refuted by {in_text(row)}{what}: unlearned {of['unlearned']}, retrained "
         f"{of['retrained']}, original {of['original']} ({row['unit']}). Beyond what retrained "
         f"models differ by, {over['value']:.0%} of the way to the original are left "
         f"[{over['ci_low']:.0%}, {over['ci_high']:.0%}] (n = {over['n']})."
@@ -155,7 +160,7 @@ def _missing(rows, gate, able) -> list[str]:
         why = best["reason"] or f"the best power is {best.get('power') or 0:.2f}"
         missing.append(
             f"no {family} witness would have seen a quarter of the memory with a probability of "
-            f"80 % ({best['label'].lower()}: {why}); use more forget and unseen images, "
+            f"80 % ({in_text(best)}: {why}); use more forget and unseen images, "
             "more retrained models (audit.shadows, --retrained), or several seeds (compare)"
         )
     return missing

@@ -318,7 +318,7 @@ def _judge_in_part(
     if refuted:
         worst = max(refuted, key=lambda k: refuted[k]["value"])
         of = {key: f"{refuted[worst][key]:.2f}" for key in ("value", "ci_low", "ci_high")}
-        text = f"Refuted by {rows[worst]['label'].lower()}: it knows forget images better than "
+        text = f"Refuted by {conclusion.in_text(rows[worst])}: it knows forget images better than "
         text += "unseen ones" + ", beyond what retrained models do" * bool(retrained)
         text += f": AUROC {of['value']} [{of['ci_low']}, {of['ci_high']}], .5 would be nothing "
         text += f"(n = {refuted[worst]['n']})"

@@ -8,10 +8,11 @@ Several processes save and restore together: each its part of the arrays, the fi
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
-import re
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from unlearn_jax.registry import AGAIN, DamagedError, UserError
 from unlearn_jax.sharding import leaf_path
 
 DIRECTORY = "checkpoints"
+WRITE_ERRORS = errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO
 Meta = dict[str, Any]
 Params = Mapping[str, Any]  # as of `models.base`
 
@@ -120,13 +122,25 @@ def _explained(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:  # orbax and tensorstore wrap an OSError in various types
         free = shutil.disk_usage(directory).free / 2**20
-        reason = re.search(r"Failed to write \d+ bytes.*?: (.*?) \[os_error", str(error))
-        reason = reason[1] if reason else str(error).partition(" [")[0][:300]
+        known = (os.strerror(number) for number in WRITE_ERRORS)
+        reason = next(
+            (text for text in known if text in _all_text(error)),
+            str(error).partition(" [")[0][:300],
+        )
         raise OSError(
             f"Could not write a checkpoint under {directory}: {reason}\n({free:.0f} MiB are free "
             "on that disk. Checkpoints written before are kept; make room and run the same "
             "command to resume.)"
         ) from error
+
+
+def _all_text(error: BaseException | None) -> str:
+    """Join what an exception and those that led to it say: any of them may name the reason."""
+    said = []
+    while error is not None:
+        said += [str(error), *map(str, getattr(error, "exceptions", ()))]
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
 
 
 def save(manager: ocp.CheckpointManager, params: Params, opt: Any, meta: Meta) -> None:

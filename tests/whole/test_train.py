@@ -251,6 +251,7 @@ def test_full_disk_is_a_clear_error_and_the_run_can_be_resumed(tmp_path):
 
     wide = ["--config.model.channels=32,64,128", "--config.phases.pretrain.steps=4"]
     workdir = f"--workdir={tmp_path / 'run'}"
+    wide.append("--compilation_cache=off")  # it is on a full disk, too
     _, err = binaries.run(
         "unlearn_jax.train", binaries.TINY, workdir, *wide, code=1, preexec_fn=no_large_files
     )

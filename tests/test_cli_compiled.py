@@ -69,3 +69,14 @@ def test_a_damaged_program_is_compiled_again(tmp_path):
             with open(file, "r+b") as opened:
                 opened.truncate(file.stat().st_size // 2)  # as a killed process leaves it
     assert run(XDG_CACHE_HOME=str(tmp_path))[2] == 0
+
+
+def test_after_a_full_disk_programs_are_kept_again(tmp_path):
+    folder, *_ = run(XDG_CACHE_HOME=str(tmp_path))
+    for file in os.scandir(folder):
+        if file.name.endswith("-atime"):
+            os.unlink(file)
+        elif file.name.endswith("-cache"):
+            os.truncate(file, 10)
+    assert run(XDG_CACHE_HOME=str(tmp_path))[2:] == (0, "")  # no warning of jax's
+    assert run(XDG_CACHE_HOME=str(tmp_path))[2] > 0

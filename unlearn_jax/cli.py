@@ -273,6 +273,7 @@ def keep_compiled(where: str = "") -> None:
             root = Path(where) if where else cache_folder() / "compiled"
             folder = (root / _processor()).absolute()
             folder.mkdir(parents=True, exist_ok=True)
+            _drop_torn(folder)
         except (OSError, RuntimeError) as error:  # the latter: there is no home
             reason = f"compiled programs cannot be kept: {error}"
             if where:
@@ -290,6 +291,16 @@ def keep_compiled(where: str = "") -> None:
             sys.modules["jax"].config.update(f"jax_{name}", value)
         else:  # some binaries never need it, and it takes seconds
             os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
+def _drop_torn(folder: Path) -> None:
+    """Delete programs that a full disk or a kill cut short.
+
+    jax dates each program once it is written; while one without a date is there, it keeps no other.
+    """
+    for program in folder.glob("*-cache"):
+        if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+            program.unlink(missing_ok=True)
 
 
 def _processor() -> str:

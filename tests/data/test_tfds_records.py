@@ -1,6 +1,10 @@
 """Prepared tfds datasets whose ids are file names, and the index that is kept of them."""
 
 import io
+import re
+import shutil
+import sys
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from PIL import Image
 
 from unlearn_jax.data import sources, tfds_records
 from unlearn_jax.data.names import ids_of, label_of
+from unlearn_jax.registry import UserError
 
 WNIDS = ["n01440764", "n01443537"]
 PLACES = ["attic", "bakery/shop"]
@@ -65,10 +70,8 @@ def prepare(folder, dataset):
 
 
 def opened(folder, name, **options):
-    options = {"splits": ("train", "validation"), "cache": False, **options}
-    return sources.open_source(
-        kind="tfds", name=name, data_dir=str(folder), image_size=8, **options
-    )
+    options = {"splits": ("train", "validation"), "cache": False, "image_size": 8, **options}
+    return sources.open_source(kind="tfds", name=name, data_dir=str(folder), **options)
 
 
 @pytest.fixture
@@ -147,3 +150,25 @@ def test_small_datasets_leave_nothing_behind(tmp_path, monkeypatch):
     prepare(tmp_path / "data", "imagenet2012")
     opened(tmp_path / "data", "imagenet2012")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("tensorflow_datasets.core.features.text_feature", "evil"),
+         "got 'evil.Text', which would be imported"),
+        (lambda text: "[" * 100_000, "features.json cannot be read"),
+        (lambda text: text + " " * 2**20, "more than 1048576 bytes"),
+    ],
+    ids=["a class of its own", "deep", "large"],
+)  # fmt: skip
+def test_metadata_import_and_exhaust_nothing(tmp_path, monkeypatch, change, message):
+    sample = resources.files("unlearn_jax.data") / "sample" / "cifar10_sample"
+    shutil.copytree(sample, tmp_path / "data" / "cifar10")
+    (features,) = (tmp_path / "data").glob("*/*/features.json")
+    features.write_text(change(features.read_text()))
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=re.escape(message)):
+        opened(tmp_path / "data", "cifar10", image_size=32, splits=("train",))
+    assert "evil" not in sys.modules

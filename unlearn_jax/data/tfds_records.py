@@ -6,6 +6,7 @@ metadata and of its files' names, sizes and times; deleting it costs one more re
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from unlearn_jax.files import cache_folder
 from unlearn_jax.registry import UserError
 
 _WORTH_CACHING = 20_000  # records; fewer are listed in a second
+_FEATURES, _MAX_FEATURES = "tensorflow_datasets.core.features.", 2**20  # classes; bytes
 _CACHED = "v1"  # of how ids are made
 # Names for prepared datasets that come without their label file (label.labels.txt).
 CLASS_NAMES = {
@@ -41,6 +43,7 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
 
     folder = find_prepared(name, data_dir)
     name = f"{folder.parent.name}/{folder.name}"
+    _check_classes(folder / "features.json", name)
     try:
         builder = tfds.builder_from_directory(folder)
         features = builder.info.features
@@ -105,6 +108,27 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
         splits=ranges,
         encoded=read_images,
     )
+
+
+def _check_classes(features: Path, name: str) -> None:
+    """Check that all classes that features.json names are of tfds, which would import any."""
+    try:
+        if features.stat().st_size > _MAX_FEATURES:
+            raise ValueError(f"more than {_MAX_FEATURES} bytes")
+        of: list[str] = []
+        json.loads(
+            features.read_text("utf-8"), object_hook=lambda o: of.append(o.get("pythonClassName"))
+        )
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{name}: {features.name} cannot be read ({brief(error)}). Prepare it again."
+        ) from error
+    other = [kind for kind in of if kind and not str(kind).startswith(_FEATURES)]
+    if other:
+        raise UserError(
+            f"{name}: expected classes of {_FEATURES}* in features.json, got {other[0]!r}, which "
+            "would be imported. Prepare it again from where you trust it."
+        )
 
 
 class _Records:

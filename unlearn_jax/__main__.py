@@ -9,6 +9,7 @@ import runpy
 import sys
 
 COMMANDS = {  # name -> (module, what it is for)
+    "init": ("unlearn_jax.training.propose", "write a config for a folder of your photos"),
     "request": ("unlearn_jax.report.preview", "see what a request means before it happens"),
     "pipeline": ("unlearn_jax.pipeline", "do a whole request: train, unlearn, audit, report"),
     "train": ("unlearn_jax.train", "train one stage: original, unlearned or retrained"),

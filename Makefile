@@ -8,7 +8,7 @@ EXTRAS ?= test
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick lint wheel sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m unlearn_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
@@ -23,8 +23,21 @@ lint: $(VENV)/installed-$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The same bytes from the same commit, whoever builds it.
+wheel: $(VENV)/bin/python
+	rm -rf build dist/*.whl
+	umask 022 && SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet \
+	  --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# What is installed, with versions, licences and sources, in CycloneDX's format.
+sbom: $(VENV)/installed
+	$(PYTHON) -m venv $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	mkdir -p dist
+	$(VENV)-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml -o dist/sbom.json $(BIN)/python
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-sbom build dist runs
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

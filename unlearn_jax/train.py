@@ -146,6 +146,7 @@ def prepare(run: Run, phase: Phase, noise: certified.Noised | None) -> dict[str,
                 key=run.start.keys.probe,
                 resumed=run.resumed,
                 fresh=run.fresh,
+                earlier=run.earlier,
             )
         )
         if found is None:

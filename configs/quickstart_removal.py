@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.seed, config.data.train_seed, config.request.seed = 0, 100, 100
     config.request.copies, config.request.remember = "keep", False
     config.poison.fraction = 0.25
-    # Smaller than the quickstart, so that many methods take minutes: 200 of 1,000 images, 40 epochs.
+    # Smaller than the quickstart, so that many methods take minutes: 200 of 1,000 images go.
     config.data.train_rows, config.request.fraction, config.batch_size = 1000, 0.2, BATCH
     config.model = {"name": "autoencoder", "channels": (16, 32, 64), "latent_dim": 256}
     config.phases.pretrain.steps, config.audit.batch_size = 640, 32

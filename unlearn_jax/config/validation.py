@@ -276,8 +276,6 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
         problems.append(f"{path}.shrink.alpha: expected 0 to 1, got {spec.shrink.alpha}")
     if not 0 <= spec.rewind < 1:
         problems.append(f"{path}.rewind: expected 0 up to, but not 1, got {spec.rewind}")
-    if spec.teacher != "original" and spec.noise.std:
-        problems.append(f"{path}.teacher: expected 'original' in a noised phase")
     for key, value, names in (
         ("shrink.towards", spec.shrink.towards, TOWARDS),
         ("shrink.by", spec.shrink.by, BY),

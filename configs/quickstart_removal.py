@@ -1,6 +1,7 @@
 """Every method of removal on one seed of the bundled sample, with a backdoor.
 
 python -m experiments.removal --config=quickstart_removal --workdir=runs/removal
+python -m unlearn_jax.compare --config=quickstart_removal --workdir=runs/removal  # with intervals
 
 A screen: its seeds are for choosing settings, and nothing that it shows is a result. Most methods
 take a tenth of pretraining's examples; the lines say what each took.

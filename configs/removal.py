@@ -2,11 +2,13 @@
 
     python -m experiments.removal --config=configs/removal.py:mae --workdir=runs/removal_mae \
         --config.data.data_dir=DIR
+    python -m unlearn_jax.compare --config=configs/removal.py:mae --workdir=runs/removal_mae \
+        --config.data.data_dir=DIR
 
 After the colon: autoencoder (10,000 images, trained with flips), mae, mae_flips (random masks),
 mage, palette. DIR is a tfds data directory where cifar10 was prepared. The first lines that it
 prints are of the original and the retrained model, and whether membership is found in the original
-with an AUROC of .75 or more: below, the request shows nothing. `compare` takes the same configs.
+with an AUROC of .75 or more: below, the request shows nothing.
 Trained models are kept in --config.compare.models.
 
 Expected minutes a model on two idle CPU cores: autoencoder 4, mae 3, mae_flips 6, mage 9,

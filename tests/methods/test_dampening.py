@@ -84,5 +84,5 @@ def test_both_sets_are_looked_at_at_the_phases_own_parameters(request_, monkeypa
     assert fisher.both(context(request_), {"p": 1})[2] == 2.0
     (of_forget, of_retain), split = [args[1] for args in seen], request_.split
     np.testing.assert_array_equal(of_forget, np.sort(split.forget))
-    assert len(of_retain) == fisher.ROWS and np.isin(of_retain, split.remaining).all()
+    assert len(of_retain) == fisher.ROWS and np.isin(of_retain, split.retain).all()
     assert all(args[2] == {"p": 1} for args in seen)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from tests.helpers.toy import Toy
+from tests.helpers.toy import Toy, make_batch
 from unlearn_jax import data
 from unlearn_jax.methods import goals
 from unlearn_jax.request import Request
@@ -180,6 +180,27 @@ def test_make_gives_every_forget_row_a_goal_and_others_none(kind):
     if kind != "mean":
         assert np.corrcoef(np.log(of_forget), np.log(losses))[0, 1] > 0.5
     np.testing.assert_array_equal(goals.make(kind, *args)[0]["goal"], column)
+
+
+class Drawn(Toy):
+    """Its loss is multiplied by what it draws for each image."""
+
+    def draw(self, batch, key):
+        return {"z": jax.random.normal(key, (len(batch["image"]),))}
+
+    def loss(self, params, batch, key):
+        return super().loss(params, batch, key) * jnp.exp(self.draw(batch, key)["z"])
+
+
+def test_losses_of_a_model_that_draws_are_those_of_a_panel_of_draws(monkeypatch):
+    monkeypatch.setattr(goals, "DRAWS", 3)
+    request, key = Request(quickstart.get_config(), model=Drawn()), jax.random.key(5)
+    target, batch = request.model.init(jax.random.key(0)), make_batch(8)
+    found = goals.jit_losses("mean", request.model, request.mesh, key)(target, None, batch)
+    z = [[jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, k), i), (1,))[0]
+          for k in range(3)] for i in range(8)]  # fmt: skip
+    expected = Toy().loss(target, batch, key) * np.exp(np.mean(z, 1))
+    np.testing.assert_allclose(found["own"][:, 0], expected, rtol=1e-4)
 
 
 def test_unviewed_undoes_views_of_squares_and_rectangles():

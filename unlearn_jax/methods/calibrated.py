@@ -43,7 +43,7 @@ def calibrated(
     not beyond. Our own method; goals are in `methods/goals.py`. A fixed ascent, by contrast,
     brings the mean to a level and leaves easy rows known and hard ones damaged. Cost: one forward
     and one backward pass, and for the goal "views" 8 forward passes over the forget rows and at
-    most 1,000 holdout rows, once.
+    most 1,000 holdout rows, once (8 times as many if the model draws anything).
 
     Args:
       distance: "huber", "absolute", "squared", or "hinge" (rows above their goal are left alone).

@@ -25,8 +25,8 @@ def prepare(context: Context) -> Prepared | None:
     if not select > 0:
         raise UserError(f"objective_kw.select: expected above 0, got {select!r}.")
     forget, retain, flops = fisher.both(context, context.params)
-    total = len(context.request.split.forget), len(context.request.split.remaining)
-    share = total[0] / sum(total)
+    split = context.request.split
+    share = len(split.forget) / (len(split.forget) + len(split.retain))
     whole = jax.tree.map(lambda f, r: share * f + (1 - share) * r, forget, retain)
     return Prepared(params=damped(context.params, forget, whole, select, strength), flops=flops)
 

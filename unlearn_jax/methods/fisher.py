@@ -14,6 +14,7 @@ from unlearn_jax.methods.preparation import Context
 from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.models.flops import Counted
 from unlearn_jax.models.params import overlay
+from unlearn_jax.registry import UserError
 
 ROWS = 1000  # of each set, at most: it is an average
 _EACH = 4  # rows at once on each device, whose gradients are all there at once
@@ -25,9 +26,17 @@ def both(context: Context, params: Params) -> tuple[Params, Params, float]:
     Args:
       context: of a preparation.
       params: trainable leaves, where gradients are taken.
+
+    Raises:
+      UserError: there are no retain rows.
     """
     request, rng = context.request, np.random.default_rng(context.request.cfg.seed)
-    sets = request.split.forget, request.split.remaining
+    sets = request.split.forget, request.split.retain
+    if not len(sets[1]):
+        raise UserError(
+            "Fisher information compares forget with retain images, and there are none "
+            "(retain.kind='none'). Take a phase without objective 'dampening' or shrink.by='layer'."
+        )
     rows = [np.sort(rng.permutation(of)[:ROWS]) for of in sets]
     found = [make(request, of, params, context.target, context.key) for of in rows]
     return found[0][0], found[1][0], found[0][1] + found[1][1]

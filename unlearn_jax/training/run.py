@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -163,14 +162,13 @@ class Run:
         self.target = self._teacher(phase)
 
     def _teacher(self, phase: Phase) -> Params:
-        """Return what the phase compares with; kept in the workdir while the phase runs."""
+        """Return what the phase compares with; kept in the workdir until the run is done."""
         if phase.spec.teacher == "original" or not phase.index:
             return self.start.original
-        folder = self.workdir / TEACHER
+        folder = self.workdir / TEACHER / str(phase.index)
         if self.resumed:
             return self.start.pack(checkpoint.load_params(folder, self.like)[0])
         whole = jax.tree.map(jnp.copy, overlay(self.start.original, self.state.params))
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that was interrupted
         checkpoint.save_params(folder, self.start.unpack(whole))
         return whole
 
@@ -194,7 +192,7 @@ class Run:
         folder = self.request.cfg.init_from
         last = checkpoint.read_meta(folder)["step"]
         near = min(checkpoint.saved_steps(folder), key=lambda step: abs(step - share * last))
-        if abs(near / last - share) > 0.1:
+        if not near or abs(near - share * last) > 0.1 * last:
             kept = sorted(checkpoint.saved_steps(folder))
             raise UserError(
                 f"rewind: expected a checkpoint of {folder} near step {share * last:.0f}, of its "
@@ -272,7 +270,6 @@ class Run:
         ended = {"name": phase.name, "objective": phase.spec.objective}
         ended |= {"first_step": record.phase_start, "last_step": record.step}
         record.phases = [*record.phases, ended | {"stopped_by": reason}]
-        shutil.rmtree(self.workdir / TEACHER, ignore_errors=True)
 
     def save(self) -> None:
         """Start saving a checkpoint of the run as it is.

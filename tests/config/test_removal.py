@@ -3,7 +3,7 @@
 import pytest
 
 from configs import quickstart_removal, removal
-from tests.helpers.toy import FIELDS, TOKENIZER
+from tests.helpers.toy import FIELDS
 from unlearn_jax import request, train
 from unlearn_jax.config import chosen_methods
 from unlearn_jax.config.validation import validate
@@ -20,6 +20,7 @@ def small(regime):
     )
     for spec in cfg.phases.values():
         spec.steps, spec.batch_size, spec.probe_every = min(spec.steps, 2), 16, 0
+        spec.stop.metric = ""
     return cfg
 
 
@@ -49,12 +50,11 @@ def test_the_screen_is_valid_and_every_method_says_its_cost_in_examples():
 
 @pytest.mark.full
 @pytest.mark.parametrize("regime", REGIMES)
-def test_every_method_of_every_regime_runs(regime, tmp_path):
+def test_every_kind_of_method_of_every_regime_runs(regime, tmp_path):
     cfg = small(regime)
-    if regime == "mage":
-        cfg.model.tokenizer = TOKENIZER
     train.run(cfg, tmp_path / "original")
     cfg.stage, cfg.init_from = "unlearned", str(tmp_path / "original")
-    for name in chosen_methods(cfg):
+    kinds = {"shrink45_10", "finetune_10", "erase_diff_10", "calibrated"}
+    for name in kinds & set(chosen_methods(cfg)):
         cfg.stages.unlearned.phases = cfg.compare.methods[name].phases
         assert train.run(cfg, tmp_path / name)["done"]

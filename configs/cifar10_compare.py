@@ -18,6 +18,9 @@ from unlearn_jax.config import method, phase
 from . import quickstart
 
 EPOCHS = 40
+FEW = {"forget_fraction": 12 / 64}  # rows of a batch
+# Up to the mean loss of unseen images, and not beyond.
+ASCENT = {"objective": "calibrated", "objective_kw": {"distance": "hinge"}, "goal": "mean"} | FEW
 
 
 def get_config() -> ConfigDict:
@@ -31,7 +34,7 @@ def get_config() -> ConfigDict:
     config.phases.pretrain.steps = EPOCHS * 10_000 // config.batch_size
     config.phases.pretrain.probe_every = 500
     config.probe_rows = 200
-    config.checkpoint.every = 500
+    config.checkpoint.every, config.checkpoint.keep = 500, 8  # of the original, to rewind to
     config.log_every = 100
     config.audit.rows = 1000
     config.compare.seeds = (1, 2, 3)
@@ -87,17 +90,18 @@ def ascent(until: float) -> ConfigDict:
     )
 
 
-def repair(alpha: float, share: float) -> ConfigDict:
+def repair(alpha: float, share: float, by: str = "", **more) -> ConfigDict:
     """Make a phase that starts alpha of the way to a fresh network.
 
     It takes that share of pretraining's examples.
     """
     return phase(
-        shrink={"alpha": alpha},
+        shrink={"alpha": alpha, "by": by},
         steps=round(share * EPOCHS * 10_000 / 64),
         batch_size=64,
         probe_every=0,
         optimizer={"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 10},
+        **more,
     )
 
 
@@ -106,7 +110,36 @@ def phases() -> dict[str, ConfigDict]:
         "shrink": repair(0.6, 0.1),
         "shrink_less": repair(0.45, 0.1),
         "shrink_longer": repair(0.6, 0.25),
+        "shrink_layers": repair(0.45, 0.1, "layer"),
         "short_retrain": repair(1.0, 0.1),
+        "retrain_quarter": repair(1.0, 0.25),
+        "retrain_half": repair(1.0, 0.5),
+        "forget_early": repair(0.2, 0.05, forget_weight=0.1, **ASCENT),
+        "retain_end": repair(0.0, 0.05),
+        "suppress": repair(0.0, 0.04, forget_weight=0.1, **ASCENT),
+        "undo": repair(0.3, 0.06, objective="distil", teacher="before"),
+        "rewind": repair(0.3, 0.1, rewind=0.5),
+        "npo": repair(0.0, 0.1, objective="npo", forget_weight=0.02, **FEW),
+        "scrub_away": phase(
+            objective="scrub",
+            retain_weight=0.0,
+            forget_weight=1.0,
+            steps=60,
+            batch_size=64,
+            probe_every=0,
+            optimizer={"name": "sgd", "learning_rate": 0.01, "clip_norm_l2": 1.0},
+        ),
+        "scrub_back": repair(0.0, 0.04, objective="scrub"),
+        "dampening": repair(0.0, 0.1, objective="dampening", objective_kw={"select": 2.0}),
+        "erase_diff": repair(
+            0.0,
+            0.1,
+            objective="erase_diff",
+            forget_weight=1.0,
+            combine="epsilon_constrained",
+            combine_kw={"control": "norm", "epsilon": 0.0, "beta": 0.1},
+            **FEW,
+        ),
         "calibrated": calibrated("views", overshoot=0.17, direction=0.25),
         "calibrated_twice": calibrated("views", 2000, 2e-4, overshoot=0.1, direction=0.25),
         "calibrated_reference": calibrated("reference", 850, overshoot=0.17),
@@ -144,7 +177,17 @@ def methods() -> dict[str, ConfigDict]:
         "shrink": method("Shrink and repair", ["shrink"], ash),
         "shrink_less": method("Shrink less and repair", ["shrink_less"], ash),
         "shrink_longer": method("Shrink and repair for longer", ["shrink_longer"], ash),
+        "shrink_layers": method("Shrink by layer and repair", ["shrink_layers"], ours),
         "short_retrain": method("Short training from scratch", ["short_retrain"]),
+        "retrain_quarter": method("Training from scratch, a quarter", ["retrain_quarter"]),
+        "retrain_half": method("Training from scratch, half", ["retrain_half"]),
+        "forget_early": method("Forget early, then retain", ["forget_early", "retain_end"], ours),
+        "undo": method("Ascent, shrink, distil", ["suppress", "undo"], "UNDO, arXiv 2506.06278"),
+        "rewind": method("Rewind, shrink and repair", ["rewind"], ours),
+        "npo": method("Bounded ascent", ["npo"], "after NPO, arXiv 2404.05868"),
+        "scrub": method("SCRUB", ["scrub_away", "scrub_back"] * 2, "arXiv 2302.10866"),
+        "dampening": method("Synaptic dampening, then retain", ["dampening"], "arXiv 2308.07707"),
+        "erase_diff": method("EraseDiff", ["erase_diff"], "arXiv 2401.05779"),
         "calibrated": method("Calibrated", ["calibrated"], ours),
         "calibrated_twice": method("Calibrated, twice the steps", ["calibrated_twice"], ours),
         "calibrated_reference": method(

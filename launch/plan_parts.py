@@ -162,7 +162,8 @@ class _Request:
             made = partial(programs.step, self.phases, self.mesh, phase=what, remat=False)
         elif kind == "goal":
             goal, _, outputs = what.partition(" ")
-            made = partial(inventory.losses, self.cfg, self.mesh, goal, bool(outputs))
+            views = tuple(range(7)) if outputs else ()  # at most
+            made = partial(inventory.losses, self.cfg, self.mesh, goal, views)
         program = made()
         self.known[name] = program.batch, program.flops().total, program.argument_bytes()
         return self.known[name]
@@ -211,9 +212,11 @@ class _Request:
             if not phase.steps:
                 continue
             if phase.goal:
-                outputs = " outputs" * (phase.objective_kw.get("direction", 0) > 0)
-                images = times * (fit + rows.forget)
-                yield from self.over(section, "goals", f"goal: {phase.goal}{outputs}", images)
+                goal, images = f"goal: {phase.goal}", times * (fit + rows.forget)
+                yield from self.over(section, "goals", goal, images)
+                if phase.objective_kw.get("direction", 0) > 0:
+                    images = times * rows.forget
+                    yield from self.over(section, "outputs of views", f"{goal} outputs", images)
             if phase.cache_tokens:
                 images = rows.forget * bool(phase.forget_weight)
                 images += rows.retain * bool(phase.retain_weight)

@@ -280,12 +280,13 @@ def run_of(relevant: Mapping[str, Any]) -> dict[str, str]:
     return {"config": files.digest(config), "split": str(relevant.get("rows"))}
 
 
-def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
+def load_params(workdir: Path | str, like: Params, step: int | None = None) -> tuple[Params, Meta]:
     """Return (params, meta) of a finished run.
 
     Args:
       workdir: of the run.
       like: ShapeDtypeStructs of the whole model, with shardings.
+      step: of `saved_steps`, to load an earlier checkpoint, of a run that may go on.
 
     Raises:
       UserError: there is none, the run has not finished, another model, or damage.
@@ -295,10 +296,11 @@ def load_params(workdir: Path | str, like: Params) -> tuple[Params, Meta]:
     steps = distributed.agreed(steps)
     if not steps:
         raise _none_in(Path(workdir))
-    step = max(steps)
+    last = step is None
+    step = max(steps) if step is None else step
     try:
         meta = _restore_meta(directory, step)
-        if not meta["done"]:
+        if last and not meta["done"]:
             raise UserError(
                 f"The run in {workdir} has not finished (step {step}). Run its command again to "
                 "resume it."

@@ -248,6 +248,7 @@ def assemble(
                 "cost": {k.replace("_ratio", "_fraction"): v for k, v in cost.items()},
             }
             found[name]["seeds"][str(seed)] = values
+    _mark_early_stopped(found, measured)
     return {
         "format": 2,
         "name": cfg.name,
@@ -262,6 +263,25 @@ def assemble(
         "utility": UTILITY,
         "models": found,
     }
+
+
+def _mark_early_stopped(
+    found: dict[str, Any], measured: Mapping[tuple[str, int], Measured]
+) -> None:
+    """Say in its label which training from scratch is best on unseen images: what to compare with.
+
+    Trained to the end, a model is often past its best. Chosen on calibration images, of the
+    methods that start from scratch, shrink.alpha = 1, and retraining itself.
+    """
+    losses = {
+        name: np.mean([measured[name, int(s)]["loss/calibration"].mean() for s in of["seeds"]])
+        for name, of in found.items()
+        if (name == "retrained" or of["phases"][0]["shrink"]["alpha"] == 1)
+        and all("loss/calibration" in measured[name, int(s)] for s in of["seeds"])
+    }
+    best = min(losses, key=losses.get, default="retrained")
+    if best != "retrained":
+        found[best]["label"] += " (best early-stopped)"
 
 
 def _mean(loss: np.ndarray) -> dict[str, Any]:

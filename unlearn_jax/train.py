@@ -35,7 +35,7 @@ from unlearn_jax.models.flops import Counted
 from unlearn_jax.request import Request, entries_of, past_of
 from unlearn_jax.training import lease, noisy, watch
 from unlearn_jax.training.phases import Phase, make_phases
-from unlearn_jax.training.run import Record, Run
+from unlearn_jax.training.run import TEACHER, Record, Run
 from unlearn_jax.training.start import Start, load_start
 
 
@@ -86,6 +86,8 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
                 run.save()
         if phases[-1].noised:
             certified.issue(request, workdir, manager, start.original, start.keys.init)
+    if distributed.first():
+        shutil.rmtree(workdir / TEACHER, ignore_errors=True)
     lease.check(workdir, (*FILES[:2], f"{checkpoint.DIRECTORY}/{run.record.step}"))
     return run.record.meta()
 
@@ -146,6 +148,7 @@ def prepare(run: Run, phase: Phase, noise: certified.Noised | None) -> dict[str,
                 key=run.start.keys.probe,
                 resumed=run.resumed,
                 fresh=run.fresh,
+                earlier=run.earlier,
             )
         )
         if found is None:

@@ -175,13 +175,13 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         ),
     }
     if model.error:
-        found["goals: views and outputs"] = partial(losses, cfg, mesh, "views", outputs=True)
+        found["goals: views and outputs"] = partial(losses, cfg, mesh, "views", tuple(range(7)))
     if model.tokens:
         found["tokens"] = lambda: Program(tokens.jit_tokens(model, mesh), (params, batch), rows)
     return found
 
 
-def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: bool = False) -> Program:
+def losses(cfg: ConfigDict, mesh: Mesh, kind: str, outputs: tuple[int, ...] = ()) -> Program:
     """List the losses that goals of a kind are fitted to (goals.py)."""
     model = models.of(cfg)
     params = layout_like(cfg, cfg.stages.unlearned, model, mesh)

@@ -220,6 +220,8 @@ SGD = {"name": "sgd", "learning_rate": 0.1, "clip_norm_l2": 1.0}
         ("noisy", {"forget_weight": 0.5}, r"noisy.forget_weight: expected 0, got 0.5"),
         ("noisy", {"saliency": 0.5}, r"noisy.saliency: expected 0, got 0.5"),
         ("noisy", {"shrink": {"alpha": 0.5}}, r"noisy.shrink.alpha: expected 0, got 0.5"),
+        ("noisy", {"rewind": 0.5}, r"noisy.rewind: expected 0, got 0.5"),
+        ("noisy", {"teacher": "before"}, r"noisy.teacher: expected 'original', got 'before'"),
         ("noisy", {"goal": "views"}, r"noisy.goal: expected '', got 'views'"),
         ("noisy", {"noise": {"std": 1.0}}, r"noisy.noise.radius: .* got 0.0"),
         ("noisy", {"noise": {"std": -1.0, "radius": 1.0}}, r"noise.std: .* got -1.0"),

@@ -131,6 +131,7 @@ def test_a_comparison_trains_every_method_with_every_seed():
     assert of(parts, "retrained", "pretrain").calls == 2 * 1000
     assert of(parts, "noisy_label", "noisy_label").calls == 2 * cfg.phases.noisy_label.steps
     assert of(parts, "calibrated", "goals").calls == pytest.approx(2 * 500 / 128)
+    assert of(parts, "calibrated", "outputs of views").calls == pytest.approx(2 * 250 / 128)
     assert of(parts, "audits", "backdoor").calls == pytest.approx(14 * 2 * 250 / 128)
     assert not [p for p in parts if p.section in ("unlearned", "evaluation", "protocol")]
 

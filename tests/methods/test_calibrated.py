@@ -96,6 +96,24 @@ def test_direction_by_hand():
     np.testing.assert_allclose(terms.retain, MODEL.loss(PARAMS, batch, KEY), rtol=1e-6)
 
 
+class Drawing(Toy):
+    """Its loss is multiplied by what the key draws."""
+
+    def loss(self, params, batch, key):
+        return super().loss(params, batch, key) * jnp.exp(jax.random.normal(key, ()))
+
+
+def test_several_draws_are_averaged_in_the_logarithm():
+    batch, loss = batch_with([2.0] * 4)
+    terms = calibrated(Drawing(), PARAMS, {}, batch, KEY, distance="absolute", draws=5)
+    drawn = [float(jax.random.normal(jax.random.fold_in(KEY, k), ())) for k in range(5)]
+    np.testing.assert_allclose(terms.forget, -abs(np.log(2) + np.mean(drawn)), rtol=1e-4)
+    np.testing.assert_allclose(terms.retain, loss * np.exp(np.mean(drawn)), rtol=1e-4)
+    for wrong in ({"draws": 0}, {"draws": 2, "direction": 0.1}):
+        with pytest.raises(ValueError, match="objective_kw.draws: expected at least 1"):
+            calibrated(MODEL, PARAMS, {}, batch, KEY, **wrong)
+
+
 def test_a_model_without_error_has_no_direction():
     class Bare(Toy):
         error = None

@@ -25,6 +25,7 @@ def context(reference=None, resumed=False, **settings):
     found = Context(
         request=SimpleNamespace(model=Toy()), phase=phase(shrink=settings), params=TRAINED,
         target={}, reference=reference, rows=np.arange(4), key=KEY, resumed=resumed, fresh=fresh,
+        earlier=lambda share: None,
     )  # fmt: skip
     return found, drawn
 
@@ -59,3 +60,29 @@ def test_nothing_is_prepared_where_nothing_is_asked_for(settings):
 
 def test_a_phase_that_goes_on_is_not_shrunk_again():
     assert shrink.prepare(context(alpha=0.5, resumed=True)[0]) is None
+
+
+def of(**leaves):
+    return {layer: {k: jnp.asarray(v, jnp.float32) for k, v in leaf.items()}
+            for layer, leaf in leaves.items()}  # fmt: skip
+
+
+def test_layers_shrink_by_what_they_hold_of_forget_images():
+    forget = of(a={"kernel": [4.0, 12.0], "bias": [8.0]}, b={"kernel": [1.0] * 6})
+    retain = of(a={"kernel": [1.0, 3.0], "bias": [2.0]}, b={"kernel": [1.0] * 6})
+    found = shrink.alphas(forget, retain, 0.3)
+    # ratios: sqrt(24 / 6) = 2 for the 3 numbers of a, 1 for the 6 of b; their mean is 4/3
+    assert found["a"]["kernel"] == found["a"]["bias"] == pytest.approx(0.3 * 2 / (4 / 3))
+    assert found["b"]["kernel"] == pytest.approx(0.3 / (4 / 3))
+    assert shrink.alphas(forget, retain, 0.9)["a"]["bias"] == 1.0  # never beyond the other end
+
+
+def test_by_layer_the_start_lies_between_both_ends(monkeypatch):
+    squares = of(encoder={"scale": [1.0, 2.0, 3.0]})
+    monkeypatch.setattr(shrink.fisher, "both", lambda context, params: (squares, squares, 5.0))
+    found, drawn = context(alpha=0.25, by="layer")
+    prepared = shrink.prepare(found)
+    other = Toy().init(drawn[0])["encoder"]["scale"]
+    by_hand = 0.75 * np.array([1.0, 2.0, 4.0]) + 0.25 * np.asarray(other)
+    np.testing.assert_allclose(prepared.params["encoder"]["scale"], by_hand, rtol=1e-6)
+    assert prepared.flops == 5.0

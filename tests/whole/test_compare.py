@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import binaries
+from unlearn_jax import compare
 from unlearn_jax.data import poison, splits
 
 CONFIG = f"--config={binaries.ROOT / 'tests' / 'helpers' / 'tiny_compare.py'}"
@@ -122,3 +123,21 @@ def test_another_request_uses_the_models_that_do_not_depend_on_it(finished, tmp_
 def test_a_comparison_of_nothing_is_refused(tmp_path):
     _, err = binaries.run("unlearn_jax.compare", binaries.TINY, f"--workdir={tmp_path}", code=1)
     assert "error: compare: expected config.compare.methods" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("best", ["quarter", "retrained"])
+def test_the_best_training_from_scratch_is_named_by_calibration_images(best):
+    def of(alpha):
+        return {"phases": [{"shrink": {"alpha": alpha}}], "label": "L", "seeds": {"0": {}, "1": {}}}
+
+    found = {"retrained": of(0.0), "half": of(1.0), "quarter": of(1.0), "shrunk": of(0.5)}
+    losses = {"retrained": 0.2, "half": 0.19, "quarter": 0.21, "shrunk": 0.1} | {best: 0.15}
+    measured = {
+        (name, seed): {"loss/calibration": np.full((4, 1), loss + 0.01 * seed)}
+        for name, loss in losses.items()
+        for seed in (0, 1)
+    }
+    compare._mark_early_stopped(found, measured)
+    marked = [name for name, model in found.items() if model["label"] != "L"]
+    assert marked == ([] if best == "retrained" else ["quarter"])
+    assert not marked or found["quarter"]["label"] == "L (best early-stopped)"

@@ -136,6 +136,42 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_a_phase(original, tmp_pat
         assert steps == sorted(set(steps)) and steps[-1] == 12
 
 
+def test_a_teacher_is_what_the_phase_began_with_and_is_kept_while_it_runs(original, tmp_path):
+    """Distilling from itself moves nothing; resumed, from the very same model."""
+    own = {"phases.retain.objective": "distil", "phases.retain.teacher": "before"}
+    own |= {"phases.decouple.steps": 4}
+    train.run(unlearned(original, **own), tmp_path / "itself")
+    decoupled = {"stages.unlearned.phases": ("decouple",), "phases.decouple.steps": 4}
+    train.run(unlearned(original, **decoupled), tmp_path / "decoupled")
+    assert_same(params_of(tmp_path / "itself"), params_of(tmp_path / "decoupled"))
+    assert not (tmp_path / "itself" / "teacher").exists()
+    own |= {"phases.retain.shrink.alpha": 0.3}
+    train.run(unlearned(original, **own), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    run_until(unlearned(original, **own), tmp_path / "part", 6)
+    assert (tmp_path / "part" / "teacher").exists()
+    train.run(unlearned(original, **own), tmp_path / "part")
+    assert_same(params_of(tmp_path / "whole"), params_of(tmp_path / "part"))
+    assert differ(params_of(tmp_path / "whole"), params_of(tmp_path / "decoupled"))
+
+
+def test_rewinding_starts_from_an_earlier_checkpoint_of_the_original(original, tmp_path):
+    cfg = unlearned(original, **{"stages.unlearned.phases": ("retain",), "phases.retain.steps": 0})
+    cfg.phases.retain.rewind = 0.92  # the tiny original keeps those of steps 22 and 24
+    train.run(cfg, tmp_path / "run")
+    assert differ(params_of(tmp_path / "run"), params_of(original[0]))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
+                        params_of(original[0]))  # fmt: skip
+    assert_same(
+        params_of(tmp_path / "run"),
+        jax.tree.map(np.asarray, checkpoint.load_params(original[0], like, step=22)[0]),
+    )
+    cfg.phases.retain.rewind = 0.5
+    with pytest.raises(ValueError, match=r"expected a checkpoint of .* near step 12.*\[22, 24\]"):
+        train.run(cfg, tmp_path / "other")
+
+
 def test_saliency_and_combine_resume_bit_for_bit_and_keep_the_frozen_weights(original, tmp_path):
     cfg = unlearned(original)
     for phase in cfg.phases.decouple, cfg.phases.retain:

@@ -22,11 +22,11 @@ from unlearn_jax import files, registry
 from unlearn_jax.audit import AUDITS, conclusion, gap, panel, statistics
 from unlearn_jax.audit.membership_masks import MASKS, moved
 from unlearn_jax.audit.membership_noise import COPIES, NOISE
-from unlearn_jax.audit.membership_quantiles import features
 from unlearn_jax.audit.run import FORMAT, Findings
 from unlearn_jax.audit.witness import Measured, Scores, Witness
 from unlearn_jax.data import photos, preprocess, readers, transforms
 from unlearn_jax.methods import goals
+from unlearn_jax.methods.features import features
 from unlearn_jax.models.distances import unexplained
 from unlearn_jax.registry import UserError
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from unlearn_jax import data, registry, sharding
@@ -22,6 +22,7 @@ from unlearn_jax.data.splits import Split
 from unlearn_jax.methods import optimizer
 from unlearn_jax.models import Batch, Model, Params
 from unlearn_jax.models.distances import displacement, masked_mse, unexplained
+from unlearn_jax.models.draws import losses
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training.step import UnlearnState, jit_step
@@ -175,29 +176,6 @@ def choose_rows(cfg: ConfigDict, split: Split) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([cfg.request.seed, _ROWS])
     n = cfg.audit.rows
     return {k: np.sort(rng.permutation(rows)[:n]) for k, rows in sets.items()}
-
-
-def losses(
-    model: Model, params: Params, batch: Batch, key: PRNGKeyArray, draws: Sequence[int]
-) -> Float[Array, "b k"]:
-    """Compute the training loss of each image, on draws that depend on the image only.
-
-    Of a model that draws masks, timesteps or noise: one of each draw, by the key (draw, index).
-    Every model gets the same ones, whatever images are beside it. Otherwise k = 1.
-    """
-    if not (model.draw and jax.eval_shape(model.draw, batch, key)):
-        return model.loss(params, batch, key)[:, None]
-    columns = {name: values for name, values in batch.items() if name != "index"}
-
-    def of_image(row, index, k):
-        one = {name: values[None] for name, values in row.items()} | {"index": index[None]}
-        own = jax.random.fold_in(jax.random.fold_in(key, k), index)
-        return model.loss(params, one, own)[0]
-
-    def of_draw(k):
-        return jax.vmap(lambda row, index: of_image(row, index, k))(columns, batch["index"])
-
-    return jax.lax.map(of_draw, jnp.array(draws)).T
 
 
 def jit_shared(lab: Any) -> Callable[..., Any]:

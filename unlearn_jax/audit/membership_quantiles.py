@@ -1,44 +1,13 @@
 """Membership by the loss against what is usual for images that look like it."""
 
-import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import QuantileRegressor
 
 from unlearn_jax.audit.witness import MEMBERSHIP, Scores, log_loss, witness
+from unlearn_jax.methods.features import features
 
 LEVELS = (0.25, 0.5, 0.75)
 LEAST, MOST = 50, 1000  # calibration images for the fit
-
-
-def features(batch):
-    """Describe the visible part: brightness, contrast, colour, detail, all of it and near the hole.
-
-    Args:
-      batch: of images and masks.
-
-    Returns:
-      [b 8].
-    """
-    image, shown = batch["image"], 1 - batch["mask"]
-    near = shown * (
-        jnp.roll(batch["mask"], (4, 4), (1, 2)) + jnp.roll(batch["mask"], (-4, -4), (1, 2)) > 0
-    )
-
-    def moments(values, where):
-        count = jnp.maximum(where.sum((1, 2, 3)) * values.shape[-1], 1)
-        mean = (values * where).sum((1, 2, 3)) / count
-        square = (jnp.square(values - mean[:, None, None, None]) * where).sum((1, 2, 3)) / count
-        return mean, jnp.log(square + 1e-4)
-
-    grey = image.mean(-1, keepdims=True)
-    steps = [jnp.abs(grey - jnp.roll(grey, 1, axis)) for axis in (1, 2)]
-    brightness, contrast = moments(image, shown)
-    detail = jnp.log(moments(sum(steps), shown)[0] + 1e-3)
-    detail_near = jnp.log(moments(sum(steps), near)[0] + 1e-3)
-    colour = moments(image - grey, shown)[1]
-    near_mean, near_contrast = moments(image, near)
-    rest = [jnp.square(brightness), jnp.abs(near_mean - brightness)]
-    return jnp.stack([brightness, contrast, colour, detail, detail_near, near_contrast, *rest], 1)
 
 
 def measure(lab):

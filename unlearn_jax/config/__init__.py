@@ -211,7 +211,14 @@ def phase(**values: Any) -> ConfigDict:
             "combine_kw": {},
             # Of the parameters, before the first step, see shrink.py: alpha 0 leaves them as they
             # are, 1 starts anew; towards "initial" ones or those of config.reference_from.
-            "shrink": {"alpha": 0.0, "towards": "initial"},
+            # By "layer": more of alpha for those that matter more to forget than to retain rows.
+            "shrink": {"alpha": 0.0, "towards": "initial", "by": ""},
+            # Before that: the original's checkpoint at this share of its own training, see
+            # rewind.py; 0: not done.
+            "rewind": 0.0,
+            # What the objective compares with: "original", or "before", what the phase begins with
+            # (before it is rewound or shrunk).
+            "teacher": "original",
             "saliency": 0.0,  # share of the parameters that may change, see saliency.py; 0: all
             "optimizer": {
                 "name": "adam",

@@ -132,6 +132,8 @@ def _retain_only(path: str, phase: Section) -> list[str]:
         "goal": (phase["goal"], ""),
         "stop.metric": (phase["stop"]["metric"], ""),
         "combine": (phase["combine"], "sum"),
+        "rewind": (phase.get("rewind", 0), 0),
+        "teacher": (phase.get("teacher", "original"), "original"),
     }
     found = [
         f"{path}.{key}: expected {good!r}, got {got!r}: {why}"

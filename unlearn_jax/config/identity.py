@@ -55,6 +55,11 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
             del spec["cache_tokens"]
         if not spec.get("shrink", {}).get("alpha"):
             spec.pop("shrink", None)
+        elif not spec["shrink"]["by"]:
+            del spec["shrink"]["by"]
+        for key, off in (("rewind", 0), ("teacher", "original")):
+            if spec.get(key) == off:
+                del spec[key]
         spec.pop("accumulate", None)
     if "request" in kept:
         kept["request"] = {k: v for k, v in kept["request"].items() if k not in _NOT_HASHED_REQUEST}

@@ -19,12 +19,13 @@ from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.methods import combine
 from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.methods.goals import GOALS
-from unlearn_jax.methods.shrink import TOWARDS
+from unlearn_jax.methods.shrink import BY, TOWARDS
 from unlearn_jax.models import Model
 from unlearn_jax.registry import UserError, unknown
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")
+TEACHERS = ("original", "before")
 
 
 def validate(config: ConfigDict) -> None:
@@ -213,6 +214,8 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
         "stop.metric": (spec.get("stop", {}).get("metric"), ""),
         "saliency": (0 < spec.get("saliency", 0) < 1, 0),
         "shrink.alpha": (spec.get("shrink", {}).get("alpha"), 0),
+        "rewind": (spec.get("rewind"), 0),
+        "teacher": (spec.get("teacher") == "before", "original"),
         "goal": (spec.get("goal"), ""),
     }
     return [
@@ -271,8 +274,15 @@ def _phase_values(path: str, spec: ConfigDict) -> list[str]:
         problems.append(f"{path}.saliency: expected between 0 and 1, got {spec.saliency}")
     if not 0 <= spec.shrink.alpha <= 1:
         problems.append(f"{path}.shrink.alpha: expected 0 to 1, got {spec.shrink.alpha}")
-    if spec.shrink.towards not in TOWARDS:
-        problems.append(f"{path}.shrink.towards: {unknown(spec.shrink.towards, TOWARDS)}")
+    if not 0 <= spec.rewind < 1:
+        problems.append(f"{path}.rewind: expected 0 up to, but not 1, got {spec.rewind}")
+    for key, value, names in (
+        ("shrink.towards", spec.shrink.towards, TOWARDS),
+        ("shrink.by", spec.shrink.by, BY),
+        ("teacher", spec.teacher, TEACHERS),
+    ):
+        if value not in names:
+            problems.append(f"{path}.{key}: {unknown(value, names)}")
     if spec.goal not in ("", *GOALS):
         problems.append(f"{path}.goal: {unknown(spec.goal, GOALS)}")
     if spec.objective == "calibrated" and not spec.goal:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from unlearn_jax import registry
-from unlearn_jax.methods import goals, saliency, shrink, tokens
+from unlearn_jax.methods import goals, rewind, saliency, shrink, tokens
 from unlearn_jax.methods.ascent import (
     gradient_ascent,
     gradient_difference,
@@ -24,8 +24,13 @@ from unlearn_jax.methods.ascent import (
     tokenizer,
 )
 from unlearn_jax.methods.calibrated import calibrated
+from unlearn_jax.methods.dampening import dampening
+from unlearn_jax.methods.distil import distil
+from unlearn_jax.methods.erase_diff import erase_diff
 from unlearn_jax.methods.i2i import l2_encoder, noisy_label, random_encoder, retain_label
+from unlearn_jax.methods.npo import npo
 from unlearn_jax.methods.preparation import Preparation, prepares
+from unlearn_jax.methods.scrub import scrub
 from unlearn_jax.methods.terms import Terms
 
 __all__ = ["BATCH_COUPLED", "OBJECTIVES", "Terms", "build", "find", "options", "preparations"]
@@ -38,6 +43,11 @@ OBJECTIVES: dict[str, Callable[..., Terms]] = {
     "gradient_difference": gradient_difference,
     "max_loss": max_loss,
     "calibrated": calibrated,
+    "npo": npo,
+    "distil": distil,
+    "scrub": scrub,
+    "dampening": dampening,
+    "erase_diff": erase_diff,
     "noisy_label": noisy_label,
     "retain_label": retain_label,
     "random_encoder": random_encoder,
@@ -52,6 +62,7 @@ BATCH_COUPLED = frozenset(
 
 # What a key of the phase asks for, whatever the objective.
 PREPARATIONS: tuple[Preparation, ...] = (
+    rewind.prepare,  # first: shrinking starts from there
     shrink.prepare,
     goals.prepare,
     tokens.prepare,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -32,6 +33,7 @@ def calibrated(
     width: float = 0.5,
     overshoot: float = 0.0,
     direction: float = 0.0,
+    draws: int = 1,
 ) -> Terms:
     """Keep the loss of retain rows low; bring that of forget rows to their goals.
 
@@ -41,7 +43,7 @@ def calibrated(
     not beyond. Our own method; goals are in `methods/goals.py`. A fixed ascent, by contrast,
     brings the mean to a level and leaves easy rows known and hard ones damaged. Cost: one forward
     and one backward pass, and for the goal "views" 8 forward passes over the forget rows and at
-    most 1,000 holdout rows, once.
+    most 1,000 holdout rows, once (8 times as many if the model draws anything).
 
     Args:
       distance: "huber", "absolute", "squared", or "hinge" (rows above their goal are left alone).
@@ -50,10 +52,12 @@ def calibrated(
         masked part. A loss can be reached in many ways, and a model that
         merely fades a payload has not forgotten it; this says which. For models whose loss is an
         `error(output, batch)` of what they decode.
+      draws: of masks, timesteps or noise for each image, at least 1: the loss is the geometric mean
+        over them, as goals are; one draw is often far from it. Costs as many passes.
       overshoot: added to the log goals, since between its visits a forget row drifts back.
 
     Raises:
-      UserError: unknown distance; the phase has no goal.
+      UserError: unknown distance; the phase has no goal; draws below 1, or with a direction.
     """
     del target
     if distance not in DISTANCES:
@@ -62,9 +66,17 @@ def calibrated(
         raise UserError("calibrated: the batch has no goals; set the phase's goal.")
     if direction and not model.error:
         raise UserError(f"calibrated: {type(model).__name__} has no error(); set direction=0.")
+    if draws < 1 or (direction and draws > 1):
+        raise UserError(
+            f"objective_kw.draws: expected at least 1, and 1 with a direction, got {draws}."
+        )
     if direction:  # one forward pass for loss and output, not two
         output = model.decode(params, model.encode(params, batch, key), batch, key)
         loss = model.error(output, batch)
+    elif draws > 1:
+        keys = [jax.random.fold_in(key, k) for k in range(draws)]
+        drawn = jnp.stack([model.loss(params, batch, k) for k in keys])
+        loss = jnp.exp(jnp.log(jnp.maximum(drawn, 1e-12)).mean(0))
     else:
         loss = model.loss(params, batch, key)
     # A loss of exactly 0 has no logarithm; nothing real is below 1e-12.

@@ -9,7 +9,7 @@ one for token models, written for images. Its means and standard deviations are 
 whole batch; padded rows are left out of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -71,15 +71,8 @@ def retain_label(
       upstream_bug_compat: see `random_encoder`.
       upstream_weights: see `l2_encoder`.
     """
-    _check_target("retain_label", target)
-    batch = _with_codes(model, target, batch)
-
-    def output(p):
-        if model.predict:
-            return model.predict(p, batch, key)
-        return model.decode(p, model.encode(p, batch, key), batch, key)
-
-    mine, original = output(params), output(target)
+    check_target("retain_label", target)
+    mine, original = answers(model, (params, target), target, batch, key)
     retain, forget = _split(batch)
     first_retain = jnp.argsort(~retain, stable=True)
     rank = jnp.where(forget, jnp.cumsum(forget), jnp.cumsum(batch["valid"])) - 1
@@ -111,7 +104,7 @@ def random_encoder(
         rows have no gradient at all.
       upstream_weights: see `l2_encoder`.
     """
-    _check_target("random_encoder", target)
+    check_target("random_encoder", target)
     batch = _with_codes(model, target, batch)
     mine, original = (model.encode(p, batch, key) for p in (params, target))
     leaves, tree = jax.tree.flatten(original)
@@ -157,7 +150,7 @@ def l2_encoder(
         each row counts twice (for tokens; once for diffusion, so halve the weights there);
         otherwise each is a mean over its own rows.
     """
-    _check_target("l2_encoder", target)
+    check_target("l2_encoder", target)
     batch = _with_codes(model, target, batch)
     if model.encode_noise:
         goal = model.encode_noise(target, batch, key, noise_type)
@@ -190,6 +183,40 @@ def noise_image(batch: Batch, key: PRNGKeyArray, noise_type: str) -> Float[Array
     mean, std = _moments(image, batch["valid"])
     noise = _RANDOM_IMAGES[noise_type](jax.random.fold_in(key, _NOISE), image.shape, mean, std)
     return noise.clip(-1, 1)
+
+
+def answers(
+    model: Model, of: Sequence[Params], target: Params, batch: Batch, key: PRNGKeyArray
+) -> list[Float[Array, "b ..."]]:
+    """Return what each of some parameters answers, with the same masks and noise.
+
+    All that the model's loss looks at: whole images, not clipped, or what it predicts instead
+    (`predict`: MAGE's logits, Palette's noise).
+
+    Args:
+      model: the architecture.
+      of: parameters.
+      target: the original, or {}; a tokenizer is the same for all.
+      batch: rows.
+      key: of masks and noise.
+    """
+    batch = _with_codes(model, target, batch) if target else batch
+
+    def answer(params):
+        if model.predict:
+            return model.predict(params, batch, key)
+        return model.decode(params, model.encode(params, batch, key), batch, key)
+
+    return [answer(params) for params in of]
+
+
+def check_target(name: str, target: Params) -> None:
+    """Check that there is an original; raise UserError naming the objective if not."""
+    if not target:
+        raise UserError(
+            f"The objective {name!r} compares with the original, and a stage that starts from "
+            "scratch has none. Use it in a stage with scratch=False."
+        )
 
 
 def distance(a: Latent, b: Latent) -> Float[Array, "b"]:
@@ -259,11 +286,3 @@ def _pull(
     if upstream_weights:
         keep, change = 2 * share(batch, retain) * keep, 2 * share(batch, forget) * change
     return Terms(retain=keep, forget=-change)
-
-
-def _check_target(name: str, target: Params) -> None:
-    if not target:
-        raise UserError(
-            f"The objective {name!r} compares with the original, and a stage that starts from "
-            "scratch has none. Use it in a stage with scratch=False."
-        )

@@ -29,6 +29,7 @@ class Context(NamedTuple):
       key: of its randomness.
       resumed: the phase was interrupted and goes on: its state has the mask and the start already.
       fresh: key -> trainable leaves as they are before any training.
+      earlier: share of the original's own training -> trainable leaves as they were then.
     """
 
     request: Any
@@ -40,6 +41,7 @@ class Context(NamedTuple):
     key: PRNGKeyArray
     resumed: bool
     fresh: Callable[[PRNGKeyArray], Params]
+    earlier: Callable[[float], Params]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import PRNGKeyArray
 
@@ -15,6 +16,7 @@ from unlearn_jax import checkpoint, cli, distributed, sharding
 from unlearn_jax.models import Params, memory
 from unlearn_jax.models.flops import Counted
 from unlearn_jax.models.params import overlay, select
+from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training import lease
 from unlearn_jax.training import log as logs
@@ -23,6 +25,8 @@ from unlearn_jax.training.probe import fired, make_probe, make_samples
 from unlearn_jax.training.start import Start
 from unlearn_jax.training.step import UnlearnState
 from unlearn_jax.training.watch import Progress, open_log
+
+TEACHER = "teacher"  # folder in the workdir
 
 
 @dataclasses.dataclass
@@ -155,6 +159,18 @@ class Run:
             self.state = phase.new_state(self.state.params, record.step, key)
             if phase.spec.steps:  # else what comes next is saved at the same step
                 self.save()
+        self.target = self._teacher(phase)
+
+    def _teacher(self, phase: Phase) -> Params:
+        """Return what the phase compares with; kept in the workdir until the run is done."""
+        if phase.spec.teacher == "original" or not phase.index:
+            return self.start.original
+        folder = self.workdir / TEACHER / str(phase.index)
+        if self.resumed:
+            return self.start.pack(checkpoint.load_params(folder, self.like)[0])
+        whole = jax.tree.map(jnp.copy, overlay(self.start.original, self.state.params))
+        checkpoint.save_params(folder, self.start.unpack(whole))
+        return whole
 
     @property
     def resumed(self) -> bool:
@@ -165,6 +181,25 @@ class Run:
         """Draw trainable leaves as they are before any training, in the layout of the loop."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like)
         whole = jax.jit(self.request.model.init, out_shardings=shardings)(key)
+        return select(self.start.pack(whole), self.start.trainable)
+
+    def earlier(self, share: float) -> Params:
+        """Load trainable leaves as they were after that share of the original's own training.
+
+        Raises:
+          UserError: no checkpoint was kept within a tenth of the training from there.
+        """
+        folder = self.request.cfg.init_from
+        last = checkpoint.read_meta(folder)["step"]
+        near = min(checkpoint.saved_steps(folder), key=lambda step: abs(step - share * last))
+        if not near or abs(near - share * last) > 0.1 * last:
+            kept = sorted(checkpoint.saved_steps(folder))
+            raise UserError(
+                f"rewind: expected a checkpoint of {folder} near step {share * last:.0f}, of its "
+                f"{last}, found steps {kept}. Train it with a smaller checkpoint.every and a "
+                "larger checkpoint.keep."
+            )
+        whole, _ = checkpoint.load_params(folder, self.like, step=near)
         return select(self.start.pack(whole), self.start.trainable)
 
     @contextlib.contextmanager

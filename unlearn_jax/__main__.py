@@ -22,6 +22,7 @@ COMMANDS = {  # name -> (module, what it is for)
     "leaderboard": ("unlearn_jax.report.leaderboard", "write the page of a comparison"),
     "prepare": ("unlearn_jax.data.prepare", "check a data set, and pack it into records"),
     "convert": ("unlearn_jax.convert", "turn a published checkpoint into a workdir, and back"),
+    "delete": ("unlearn_jax.exact.delete", "delete images exactly: replay training without them"),
     "certify": ("unlearn_jax.certify", "verify a certificate, or plan one"),
 }
 

@@ -271,7 +271,7 @@ def keep_compiled(where: str = "") -> None:
     else:
         try:
             root = Path(where) if where else cache_folder() / "compiled"
-            folder = (root / _processor()).absolute()
+            folder = (root / processor()).absolute()
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, RuntimeError) as error:  # the latter: there is no home
             reason = f"compiled programs cannot be kept: {error}"
@@ -292,7 +292,7 @@ def keep_compiled(where: str = "") -> None:
             os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name what machine code may be used for."""
     try:
         found = re.findall(

@@ -13,7 +13,7 @@ ENTRANCES = [0, 7, 14, 20, 24]
 def get_config(**changes):
     """The config with `wide`, which models.MODELS must have; slices enter at ENTRANCES."""
     config = wide.get_config()
-    config.data.slices.count = 4
+    config.data.slices.count, config.data.train_rows = 4, 200
     config.phases.pretrain.steps = 16
     rate = {"learning_rate": 1e-2, "schedule": "late_cosine"}
     config.phases.more = phase(steps=8, optimizer=rate, batch_size=16, probe_every=4)

@@ -50,7 +50,7 @@ def default() -> ConfigDict:
                     "column": "",  # of the table: the number of the slice or, with bounds, a value
                     "bounds": (),  # of the column: the value at which slice 1, 2, ... begins
                     "last": 0.15,  # share of the steps from the entrance of the last slice on
-                    "newest": 0.5,  # share of each batch that is of the newest slice; 0: chance
+                    "newest": 0.35,  # share of each batch that is of the newest slice; 0: chance
                 },
                 "cache": True,  # decode once and keep the pixels in memory
                 "num_threads": 1,  # more help only where images are decoded on every step

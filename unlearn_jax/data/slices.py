@@ -196,21 +196,17 @@ def digests(
     """Return {"n", "sha256"} of each slice: a hash of its images' ids and pixels, in any order.
 
     Args:
-      source: the data set, of n images.
-      rows: that are trained on.
+      source: the data set.
+      rows: n of it, that are trained on.
       spec: `config.data.slices`.
-      pixels: a hash of each image of the source.
+      pixels: a hash of each of these n images.
     """
-    of, found = assign(source, rows, spec), []
+    of = assign(source, rows, spec)
+    ids = [source.ids[row].encode("utf-8", "surrogateescape") for row in rows.tolist()]
+    each = [hashlib.sha256(id + b"\0" + hash.astype("<u8").tobytes()).digest()
+            for id, hash in zip(ids, pixels, strict=True)]  # fmt: skip
+    found = []
     for s in range(spec.count):
-        inside = rows[of == s].tolist()
-        lines = sorted(
-            hashlib.sha256(
-                source.ids[row].encode("utf-8", "surrogateescape")
-                + b"\0"
-                + pixels[row].astype("<u8").tobytes()
-            ).digest()
-            for row in inside
-        )
-        found.append({"n": len(inside), "sha256": hashlib.sha256(b"".join(lines)).hexdigest()})
+        inside = sorted(each[i] for i in np.flatnonzero(of == s))
+        found.append({"n": len(inside), "sha256": hashlib.sha256(b"".join(inside)).hexdigest()})
     return found

@@ -67,8 +67,10 @@ def facts(request: Request, config: str, fresh: bool = False) -> Values:
     rows, spec = getattr(request.split, stage.rows), cfg.data.slices
     found = None
     if distributed.first():
-        pixels = copies.hash_source(request.source) if fresh else data.open_data(cfg)[1]
-        found = slices.digests(request.source, rows, spec, pixels.pixels)
+        source = request.source
+        known = None if fresh else data.open_data(cfg)[1].pixels[rows]
+        pixels = copies.hash_pixels(source, rows) if known is None else known
+        found = slices.digests(source, rows, spec, pixels)
     steps = slices.steps_of(cfg)
     return {
         "config": config,

@@ -98,9 +98,9 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "expected cost of a request", "images  uniform  recent-first"]
     lines += [f"{n:6,}{of['uniform']:9.1%}{of['recent']:14.1%}"
               for n, of in found["expected"].items()]  # fmt: skip
-    total = len(found["slices"]) * found["bytes"] / 1e9
-    lines += ["", f"disk: {len(found['slices'])} checkpoints of {found['bytes'] / 1e6:,.1f} MB, "
-              f"{total:,.3g} GB in all", "", "other numbers of slices, of equal size: a single image"]  # fmt: skip
+    n, one = len(found["slices"]), found["bytes"]
+    disk = f"disk: {n} checkpoints of {one / 1e6:,.1f} MB, {n * one / 1e9:,.3g} GB in all"
+    lines += ["", disk, "", "other numbers of slices, of equal size: a single image"]
     lines += ["slices  uniform  recent-first      GB"]
     lines += [f"{n:6}{of['uniform']:9.1%}{of['recent']:14.1%}{of['gigabytes']:8.3g}"
               for n, of in found["counts"].items()]  # fmt: skip

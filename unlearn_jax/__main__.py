@@ -23,6 +23,8 @@ COMMANDS = {  # name -> (module, what it is for)
     "leaderboard": ("unlearn_jax.report.leaderboard", "write the page of a comparison"),
     "prepare": ("unlearn_jax.data.prepare", "check a data set, and pack it into records"),
     "convert": ("unlearn_jax.convert", "turn a published checkpoint into a workdir, and back"),
+    "plan-deletion": ("unlearn_jax.exact.plan", "what exact deletions will cost, before training"),
+    "delete": ("unlearn_jax.exact.delete", "delete images exactly: replay training without them"),
     "certify": ("unlearn_jax.certify", "verify a certificate, or plan one"),
 }
 
@@ -31,7 +33,7 @@ def main() -> None:
     """Run the command that sys.argv names, as `python -m MODULE` would; list them without one."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        lines = [f"  {name:12} {text}" for name, (_, text) in COMMANDS.items()]
+        lines = [f"  {name:14} {text}" for name, (_, text) in COMMANDS.items()]
         print("unlearn-jax COMMAND --flags…", *lines, sep="\n")
         print("unlearn-jax COMMAND --help shows the flags of one, and an example.")
         return

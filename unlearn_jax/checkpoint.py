@@ -340,6 +340,30 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
     return like, meta
 
 
+def load_step(workdir: Path | str, step: int) -> tuple[Params, Any, Meta]:
+    """Return (params, opt, meta) of the checkpoint of a step, on one device, whatever its model.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    _quiet()
+    directory = Path(workdir).absolute() / DIRECTORY
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found, like = {}, {}
+    try:
+        meta = _restore_meta(directory, step)
+        for item in ("params", "opt"):
+            with _damage(directory, step, item), _reader() as reader:
+                tree = reader.metadata(directory / str(step) / item).item_metadata.tree
+                like[item] = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
+                )
+        found = _restore_checked(directory, step, meta, **like)
+    except Damaged as error:
+        raise DamagedError(str(error)) from error
+    return (*found, meta)
+
+
 class Damaged(Exception):
     """A checkpoint that cannot be read, or whose content is not what was saved."""
 

@@ -271,7 +271,7 @@ def keep_compiled(where: str = "") -> None:
     else:
         try:
             root = Path(where) if where else cache_folder() / "compiled"
-            folder = (root / _processor()).absolute()
+            folder = (root / processor()).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             _drop_torn(folder)
         except (OSError, RuntimeError) as error:  # the latter: there is no home
@@ -303,7 +303,7 @@ def _drop_torn(folder: Path) -> None:
             program.unlink(missing_ok=True)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name what machine code may be used for."""
     try:
         found = re.findall(

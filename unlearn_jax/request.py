@@ -53,6 +53,7 @@ class Request:
         *,
         siblings: bool = False,
         model: Model | None = None,
+        split: Split | None = None,
     ):
         """Resolve a config, and print what was understood of it.
 
@@ -62,13 +63,17 @@ class Request:
             began with, whatever else was forgotten in the meantime.
           siblings: the workdir is that of one stage, and other stages of the request are beside it.
           model: an architecture to use instead of the config's.
+          split: sets of the config's data that were resolved before.
 
         Raises:
           UserError: the config, the mesh, the data or the request are not what they must be.
         """
         validate(cfg)
         self.cfg, self.mesh = cfg, sharding.make_mesh(**cfg.mesh)
-        self.source, self.split = load(cfg, workdir, siblings)
+        if split:
+            self.source, self.split = data.open_data(cfg)[0], split
+        else:
+            self.source, self.split = load(cfg, workdir, siblings)
         for line in self.split.said:
             _say(line)
         self.model: Model = model or models.of(cfg)
@@ -284,13 +289,14 @@ def past_of(cfg: ConfigDict) -> Past | None:
       UserError: a model that does not say, without request.served="none", or with it although it
         says otherwise.
     """
-    claimed = cfg.request.served
-    if cfg.init_from and claimed not in ("", "none"):
+    claimed, scratch = cfg.request.served, cfg.stages[cfg.stage].scratch
+    if cfg.init_from and not scratch and claimed not in ("", "none"):
         raise UserError(
             f"request.served: the model is that of config.init_from, {cfg.init_from}, which says "
             f"itself what it has served; got {claimed!r}, too. Leave one out."
         )
-    folder = cfg.init_from or ("" if claimed == "none" else claimed)
+    named = "" if claimed == "none" else claimed
+    folder = (scratch and named) or cfg.init_from or named
     if not folder:
         return None
     found = checkpoint.read_meta(folder).get("served")

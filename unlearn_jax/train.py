@@ -29,6 +29,7 @@ from unlearn_jax.certify import certificate
 from unlearn_jax.certify import stage as certified
 from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, splits
+from unlearn_jax.exact import chain as chains
 from unlearn_jax.methods import optimizer
 from unlearn_jax.methods.preparation import Context
 from unlearn_jax.models.flops import Counted
@@ -40,7 +41,14 @@ from unlearn_jax.training.start import Start, load_start
 
 
 @lease.exclusively(unless=checkpoint.is_done)  # what has finished is only read
-def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> dict[str, Any]:
+def run(
+    cfg: ConfigDict,
+    workdir: Path,
+    profile: str = "",
+    later: int = 0,
+    request: Request | None = None,
+    until: int | None = None,
+) -> dict[str, Any]:
     """Train the stage cfg.stage; return its record: phases, why each ended, steps, seconds.
 
     Args:
@@ -50,6 +58,8 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
         a finished one is left alone.
       profile: folder that gets a trace of some steps, see `training.log.profile`.
       later: images that are trained on after this stage, for the time that is left of a request.
+      request: the config, resolved; None: it is resolved here.
+      until: the step at which a slice enters and the run ends, unfinished; see `exact.replay`.
 
     Raises:
       UserError: the config, the data or the workdir are not what they must be; another job has
@@ -61,7 +71,7 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
     # ---- what is asked for: images, sets, model, devices
     # A stage that changes or replaces a model belongs to the request of the runs beside it.
     siblings = cfg.stage in cfg.stages and cfg.stages[cfg.stage].rows != "train"
-    request = Request(cfg, workdir, siblings=siblings)
+    request = request or Request(cfg, workdir, siblings=siblings)
     sharding.check_batch_size(cfg.batch_size, request.mesh, accumulate=cfg.accumulate)
 
     # ---- where it starts, and the phases that it goes through
@@ -74,13 +84,19 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
         claimed(request, workdir, start) as record,
         cli.finishing(f"once the step, and what it compiles, is done and saved in {workdir}"),
         checkpoint.open_manager(workdir, keep=cfg.checkpoint.keep) as manager,
+        chains.keeping(request, workdir, record.of["config"]) as chain,
     ):
-        run = Run(request, workdir, start, phases, like, manager, record)
+        run = Run(request, workdir, start, phases, like, manager, record, chain and chain.kept)
         if not run.record.done:
             noise = certified.load_noise(request, start, workdir)
             with run.working(profile, later):
+                if chain:
+                    chain.start(run)
                 for phase in phases[run.record.phase :]:
-                    train_phase(run, phase, noise)
+                    if train_phase(run, phase, noise, chain, until) == "until":
+                        return run.record.meta()
+                if chain:
+                    chain.finish(run)
                 run.record.done = True
                 run.record.versions = certificate.versions() if noise else None
                 run.save()
@@ -92,13 +108,21 @@ def run(cfg: ConfigDict, workdir: Path, profile: str = "", later: int = 0) -> di
     return run.record.meta()
 
 
-def train_phase(run: Run, phase: Phase, noise: certified.Noised | None) -> None:
-    """Train one phase, from its first step or from where it was interrupted.
+def train_phase(
+    run: Run,
+    phase: Phase,
+    noise: certified.Noised | None,
+    chain: chains.Chain | None = None,
+    until: int | None = None,
+) -> str:
+    """Train one phase, from its first step or from where it was interrupted; return why it ended.
 
     Args:
       run: the run; its state and record change.
       phase: the phase.
       noise: of a run with a noised phase, else None.
+      chain: of a run by slices, else None.
+      until: a step to stop before, which is then "until".
     """
     run.enter(phase)
     with cli.at_once():
@@ -113,6 +137,11 @@ def train_phase(run: Run, phase: Phase, noise: certified.Noised | None) -> None:
     ):
         for batch in batches:
             log.spent("data_wait")
+            if chain:
+                chain.enter(run)
+                log.spent("save")
+            if run.record.step == until:
+                return "until"
             batch = sharding.global_batch(batch, run.request.mesh)
             if not step.compiled:
                 run.compile(step, run.state, run.target, batch, *constants)
@@ -122,6 +151,7 @@ def train_phase(run: Run, phase: Phase, noise: certified.Noised | None) -> None:
             if reason:
                 break
     run.leave(phase, reason)
+    return reason
 
 
 def prepare(run: Run, phase: Phase, noise: certified.Noised | None) -> dict[str, np.ndarray]:
@@ -164,7 +194,7 @@ def prepare(run: Run, phase: Phase, noise: certified.Noised | None) -> dict[str,
     return columns
 
 
-FILES = ("config.json", "split.json", "metrics.jsonl", noisy.SECRET_FILE)
+FILES = ("config.json", "split.json", "metrics.jsonl", noisy.SECRET_FILE, chains.FILE)
 
 
 @contextmanager
@@ -196,7 +226,7 @@ def claimed(request: Request, workdir: Path, start: Start) -> Iterator[Record]:
         if lease.held(workdir) and not begun and not record.step:
             for name in FILES:
                 (workdir / name).unlink(missing_ok=True)
-            for name in (checkpoint.DIRECTORY, watch.FOLDER):
+            for name in (checkpoint.DIRECTORY, watch.FOLDER, chains.FOLDER):
                 shutil.rmtree(workdir / name, ignore_errors=True)
         raise
 

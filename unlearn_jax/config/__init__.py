@@ -42,6 +42,16 @@ def default() -> ConfigDict:
                     "ratio": (3 / 4, 4 / 3),  # width / height
                     "flip": True,
                 },
+                # Order the training images, so that each can be deleted exactly by replaying what
+                # came after it entered, see docs/exact.md. Stages from scratch only.
+                "slices": {
+                    "count": 0,  # 0: off
+                    "file": "",  # a table of images; "": by a hash of the id
+                    "column": "",  # of the table: the number of the slice or, with bounds, a value
+                    "bounds": (),  # of the column: the value at which slice 1, 2, ... begins
+                    "last": 0.15,  # share of the steps from the entrance of the last slice on
+                    "newest": 0.35,  # share of each batch that is of the newest slice; 0: chance
+                },
                 "cache": True,  # decode once and keep the pixels in memory
                 "num_threads": 1,  # more help only where images are decoded on every step
                 "prefetch": 8,  # batches

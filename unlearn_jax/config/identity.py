@@ -46,6 +46,8 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
     if not kept["data"].get("exif"):  # as before there was the key
         kept["data"].pop("exif", None)
+    if not kept["data"].get("slices", {}).get("count"):
+        kept["data"].pop("slices", None)
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
     for spec in kept["phases"].values():  # what is off, as before there was any
@@ -97,6 +99,33 @@ def filled(recorded: Mapping[str, Any]) -> ConfigDict:
         else:
             config[key] = ConfigDict(value) if isinstance(value, Mapping) else value
     return config
+
+
+def of_run(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Return (the config, what is `relevant` of it) of a run's config.json.
+
+    Raises:
+      UserError: there is none, or its two parts do not agree.
+    """
+    path = workdir / "config.json"
+    try:
+        recorded = json.loads(path.read_text("utf-8"))
+        # What the config itself says: keys that came with later versions are left out.
+        said, known = ConfigDict(_tuples(recorded["config"])), dict(recorded["relevant"])
+        again = relevant(said, rows=known["rows"], init_from=known["init_from"])
+        differ = changes(known, json.loads(json.dumps(again)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected the record of a run; {error!r}.") from error
+    if differ:
+        raise UserError("\n  ".join([f"{path}: its two parts differ:", *differ[:10]]))
+    return filled(_tuples(recorded["config"])), known
+
+
+def _tuples(values: Any) -> Any:
+    """Turn JSON lists into the tuples that they were in the config."""
+    if isinstance(values, Mapping):
+        return {key: _tuples(value) for key, value in values.items()}
+    return tuple(_tuples(value) for value in values) if isinstance(values, list) else values
 
 
 def _without(section: Mapping[str, Any], gone: Sequence[str]) -> dict[str, Any]:

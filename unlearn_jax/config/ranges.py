@@ -24,7 +24,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "at least 0": (
         lambda x: x >= 0,
         "audit.shadows audit.relearn.steps data.train_rows request.per_class "
-        "retain.per_class protocol.per_class protocol.grid_rows sharding.min_bytes",
+        "data.slices.count retain.per_class protocol.per_class protocol.grid_rows "
+        "sharding.min_bytes",
     ),
     "whole numbers from 0 to 2**32 - 1": (
         lambda x: type(x) is int and 0 <= x < 2**32,
@@ -37,7 +38,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "at least 1, or -1": (lambda x: x >= 1 or x == -1, "mesh.data"),
     "above 0": (lambda x: x > 0, "audit.learning_rate audit.resurfacing.learning_rates"),
     "between 0 and 1": (lambda x: 0 <= x <= 1, "poison.fraction"),
-    "between 0 and 1, neither": (lambda x: 0 < x < 1, "evaluation.confidence"),
+    "between 0 and 1, neither": (lambda x: 0 < x < 1, "evaluation.confidence data.slices.last"),
+    "at least 0, below 1": (lambda x: 0 <= x < 1, "data.slices.newest"),
 }
 
 

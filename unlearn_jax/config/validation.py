@@ -13,7 +13,7 @@ from unlearn_jax import methods as objectives
 from unlearn_jax import models, registry
 from unlearn_jax.config import FREE, certified, chosen_methods, default, method, phase, ranges
 from unlearn_jax.config.ranges import get
-from unlearn_jax.data import holdout, preprocess, sampling, sources
+from unlearn_jax.data import holdout, preprocess, sampling, slices, sources
 from unlearn_jax.data import select as requests
 from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.methods import combine
@@ -84,7 +84,7 @@ def _values(config: ConfigDict) -> list[str]:
     """List every value that is not what its key allows, part by part."""
     parts = (ranges.problems, _choices, _named, _stages, _methods, _phases)
     problems = [problem for part in parts for problem in part(config)]
-    return problems or certified.problems(config)
+    return problems or certified.problems(config) or slices.problems(config)
 
 
 def _choices(config: ConfigDict) -> list[str]:

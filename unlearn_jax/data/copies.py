@@ -48,13 +48,24 @@ class Hashes(NamedTuple):
 
 def hash_image(image: UInt8[np.ndarray, "h w 3"]) -> Hash:
     """Return the hash of the pixels (0..255), 128 bits, and that of the looks, 256 bits."""
+    near = imagehash.phash(Image.fromarray(image), hash_size=HASH_SIZE).hash
+    return _hash_pixels(image), np.packbits(near).view("<u8").astype(np.uint64)
+
+
+def _hash_pixels(image: UInt8[np.ndarray, "h w 3"]) -> UInt64[np.ndarray, "2"]:
     pixels = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     pixels.update(np.ascontiguousarray(image))
-    near = imagehash.phash(Image.fromarray(image), hash_size=HASH_SIZE).hash
-    return (
-        np.frombuffer(pixels.digest(), "<u8").astype(np.uint64),
-        np.packbits(near).view("<u8").astype(np.uint64),
-    )
+    return np.frombuffer(pixels.digest(), "<u8").astype(np.uint64)
+
+
+def hash_pixels(source: Source, rows: Rows) -> UInt64[np.ndarray, "n 2"]:
+    """Return the hash of the pixels of each of these n rows, read anew."""
+
+    def hash_row(row: int) -> UInt64[np.ndarray, "2"]:
+        one = source.fetch(np.array([row]))[0] if source.original is None else source.original(row)
+        return _hash_pixels(one)
+
+    return np.array([hash_row(int(row)) for row in rows], np.uint64).reshape(-1, 2)
 
 
 def hash_source(source: Source, cache: Path | None = None) -> Hashes:

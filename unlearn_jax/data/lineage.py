@@ -76,7 +76,7 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
             f"it. {fix}"
         )
     # Images may have come or gone since then, so rows are compared by their ids.
-    keys = _keys if "id_keys" in trained.manifest else (lambda _, rows: rows)
+    keys = keys_of if "id_keys" in trained.manifest else (lambda _, rows: rows)
     gone = np.concatenate([split.forget[:0], *split.served])
     planted = np.setdiff1d(keys(trained, trained.poisoned), keys(split, gone))
     was_trained_on = keys(trained, trained.train)
@@ -110,7 +110,7 @@ def check_model(split: Split, workdir: Path, role: str = "original") -> None:
         )
 
 
-def _keys(split: Split, rows: Rows) -> UInt64[np.ndarray, "_"]:
+def keys_of(split: Split, rows: Rows) -> UInt64[np.ndarray, "_"]:
     """Return hashes of the ids of these rows; an image has the same hash in every data set."""
     encoded = base64.b64decode(split.manifest["id_keys"])
     return np.frombuffer(encoded, "<u8").astype(np.uint64)[rows]

@@ -24,6 +24,7 @@ from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, served, splits
 from unlearn_jax.evaluate.metrics import displacement, reconstruction
 from unlearn_jax.evaluate.metrics.reconstruction import METRICS, interval
+from unlearn_jax.exact import verify as exact
 from unlearn_jax.request import Request, original_workdir, past_of
 from unlearn_jax.training import lease
 
@@ -99,6 +100,7 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         "metrics": METRICS,
         "stages": stages,
         "certificate": guarantee.of_run(workdir / "unlearned", original_workdir(cfg, workdir)),
+        "exact": exact.of_model(workdir / "unlearned"),
         "audit": audit,
         "names": {str(row): request.source.ids[row] for row in named},
         "past": {

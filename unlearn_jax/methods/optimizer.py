@@ -14,8 +14,16 @@ from unlearn_jax.sharding import leaf_path
 SCHEDULES = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, max(steps, 1)),
+    "late_cosine": lambda peak, steps: optax.join_schedules(
+        [optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, max(_late(steps), 1))],
+        [steps - _late(steps)],
+    ),
 }
 OPTIMIZERS = ("sgd", "adam")
+
+
+def _late(steps: int) -> int:
+    return round(0.15 * steps)
 
 
 def make_optimizer(
@@ -37,8 +45,9 @@ def make_optimizer(
     Args:
       name: "sgd", or "adam" (with decoupled weight decay, that is AdamW).
       learning_rate: its peak; multiplied by the schedule.
-      steps: length of the phase, where "cosine" reaches zero.
-      schedule: "constant" or "cosine".
+      steps: length of the phase, where cosines reach zero.
+      schedule: "constant"; "cosine"; or "late_cosine", constant for 85 % of the steps, so that
+        images that enter late are learned as well (the warmup-stable-decay of Hu et al. 2024).
       warmup_steps: linear rise from 0 over that many steps, before the schedule begins.
       b1: adam: decay of its mean gradient.
       b2: adam: decay of its mean squared gradient.

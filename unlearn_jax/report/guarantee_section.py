@@ -40,9 +40,19 @@ def refuted(certificate: dict[str, Any]) -> bool:
     return lower["epsilon"] > upper["epsilon"] or not lower["self_test"]
 
 
-def finding(certificate: dict[str, Any] | None) -> Finding:
-    """Say what may be claimed: nothing without a verified certificate that nothing contradicts."""
+def finding(certificate: dict[str, Any] | None, exact: dict[str, Any] | None = None) -> Finding:
+    """Say what may be claimed: nothing without a verified certificate that nothing contradicts.
+
+    Args:
+      certificate: both bounds of a noised run.
+      exact: of a model that images were deleted from by replay, see `exact.verify.of_model`.
+    """
     question = "Is there a guarantee?"
+    if exact and exact["reason"]:
+        text = "A chain is there that does not fit its files, so it guarantees nothing. "
+        return Finding("bad", text + exact["reason"], question, "not verified")
+    if exact:
+        return Finding("good", exact["lines"][0], question, "exact, by replay")
     if certificate is None:
         text = "What certifies is noise after a projection; ascent alone certifies nothing."
         return Finding("unclear", text, question, "no certificate")

@@ -93,7 +93,7 @@ def told(workdir: Path) -> dict[str, Any]:
 
 def _set_hash(split: splits.Split, rows: np.ndarray) -> str:
     """Hash the ids of rows, in any order."""
-    keys = lineage._keys(split, rows) if "id_keys" in split.manifest else rows
+    keys = lineage.keys_of(split, rows) if "id_keys" in split.manifest else rows
     return hashlib.sha256(np.sort(keys).astype("<u8").tobytes()).hexdigest()
 
 

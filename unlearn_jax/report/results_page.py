@@ -80,6 +80,8 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
         moved = {"*": dict.fromkeys(sets, _MOVED)}
         schema["displacement"] = {"models": moved, "wanted": wanted}
     schema |= {"certificate": report_guarantee.schema(results.get("certificate"))}
+    if results.get("exact"):
+        schema |= {"exact": {"lines": [str], "reason": str}}
     schema |= {"audit": audit_page.schema(results["audit"])} if "audit" in results else {}
     if len(shown) == len(MODELS):
         schema |= {"gaps": dict.fromkeys(sets, stats), "cost": dict.fromkeys(COST, NUMBER)}
@@ -139,7 +141,8 @@ def findings(results: dict[str, Any]) -> list[Finding]:
     if not all(math.isfinite(x) and x > 0 for x in means):
         text = "A mean error is not a positive, finite number: nothing can be concluded from it."
         found = [Finding("bad", text, "Are the numbers usable?", "no")]
-    return [*found, report_guarantee.finding(results["certificate"]), *_earlier(audit)]
+    guarantee = report_guarantee.finding(results["certificate"], results.get("exact"))
+    return [*found, guarantee, *_earlier(audit)]
 
 
 def _earlier(audit: dict[str, Any]) -> list[Finding]:

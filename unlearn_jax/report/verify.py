@@ -1,10 +1,12 @@
 """Verify the workdir of a request against its receipt, which may be somebody else's.
 
     unlearn-jax verify runs/quickstart
+    unlearn-jax verify runs/deleted --replay=all   # or a number of segments, drawn at random
 
 Every file must be the one that the receipt lists, none may be missing or new, what had to be
 deleted must be gone, and the receipt must say what the files say: sets, audit, parameters. A
-certificate is verified, too, as by `certify verify`. Exit code 0: all is well.
+certificate is verified, too, as by `certify verify`. A model trained by slices is verified by its
+chain instead, see `exact.verify`. Exit code 0: all is well.
 
 **Guarantee**: nothing is imported or executed, no link is followed, and nothing is opened but
 regular files of the folder, and public weights that a certificate names. Not covered: who wrote the
@@ -16,9 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from unlearn_jax import cli, registry
 from unlearn_jax.certify import certificate
 from unlearn_jax.certify import verify as certified
+from unlearn_jax.exact import chain
+from unlearn_jax.exact import verify as exact
 from unlearn_jax.registry import DamagedError, UserError
 from unlearn_jax.report import issue, receipt
 from unlearn_jax.report.receipt import RELEASED
@@ -87,8 +93,12 @@ def _contradictions(workdir: Path, known: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def main(workdir: Path) -> None:
+def main(workdir: Path, replay: str) -> None:
     """Run the command."""
+    if (workdir / chain.FILE).exists():
+        return exact.main(workdir, replay)
+    if replay != "0":
+        chain.read(workdir)  # says that there is none
     known = verify(workdir)
     stay = sum(not receipt.under(name, known["delete"]) for name in known["files"])
     print(receipt.text(known), f"Verified: {stay} files; what had to go is gone.", sep="\n")
@@ -97,4 +107,5 @@ def main(workdir: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"--workdir={sys.argv[1]}"
-    cli.start(main, needs=("workdir",), example="runs/quickstart")
+    flags.DEFINE_string("replay", "0", "Segments of a training by slices to compute again, or all.")
+    cli.start(main, needs=("workdir", "replay"), example="runs/quickstart")

@@ -6,6 +6,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import data, methods, sharding
 from unlearn_jax.config import certified
+from unlearn_jax.data import slices
 from unlearn_jax.methods import combine, optimizer
 from unlearn_jax.models import Model, Params, stacking
 from unlearn_jax.request import Request
@@ -40,6 +42,7 @@ class Phase:
       accumulate: slices of each batch.
       noised: it or a phase before it adds noise: nothing of the original may enter it.
       shapes: its state as ShapeDtypeStructs with shardings, in the layout of the loop.
+      segments: which rows its batches are of, from which of its steps on; none without slices.
     """
 
     index: int
@@ -51,6 +54,7 @@ class Phase:
     accumulate: int
     noised: bool
     shapes: UnlearnState
+    segments: Sequence[slices.Segment] = ()
 
     @property
     def shardings(self) -> UnlearnState:
@@ -79,20 +83,48 @@ class Phase:
           first_step: steps of this phase that are done.
         """
         cfg = request.cfg
+        common = {
+            "batch_size": self.batch_size,
+            "task": cfg.task.to_dict(),
+            "places": sharding.local_rows(self.batch_size, request.mesh),
+            "num_threads": cfg.data.num_threads,
+            "prefetch": cfg.data.prefetch,
+            "columns": columns,
+        }
+        if self.segments:
+            return self._sliced(request, first_step, common)
         return data.make_train(
             request.source,
             **self.rows,
-            batch_size=self.batch_size,
             forget_fraction=self.spec.forget_fraction,
-            task=cfg.task.to_dict(),
-            seed=int(np.random.SeedSequence([cfg.seed, self.index]).generate_state(1)[0]),
+            seed=_seed(cfg.seed, self.index),
             first_step=first_step,
             num_steps=self.spec.steps - first_step,
-            places=sharding.local_rows(self.batch_size, request.mesh),
-            num_threads=cfg.data.num_threads,
-            prefetch=cfg.data.prefetch,
-            columns=columns,
+            **common,
         )
+
+    def _sliced(
+        self, request: Request, first_step: int, common: Mapping[str, Any]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield batches of one segment after the other: two streams, the second of the newest."""
+        cfg = request.cfg
+        for part in self.segments:
+            first = max(first_step, part.first)
+            if first >= part.last:
+                continue
+            batches = data.make_train(
+                request.source,
+                retain_rows=part.earlier,
+                forget_rows=part.newest,
+                forget_fraction=cfg.data.slices.newest,
+                seed=_seed(cfg.seed, self.index, part.slice),
+                first_step=first - part.first,
+                num_steps=part.last - first,
+                **common,
+            )
+            with closing(batches):
+                for batch in batches:
+                    yield batch | {"is_forget": np.zeros_like(batch["is_forget"])}
 
     def make_step(self, request: Request, target: Params, constants: Sequence[Any]) -> Any:
         """Return its step for `jax.jit`: (state, target, batch, *constants) -> (state, metrics)."""
@@ -109,6 +141,10 @@ class Phase:
             target_sharding=where(target),
             noised_sharding=where(constants[0]) if constants else None,
         )
+
+
+def _seed(*of: int) -> int:
+    return int(np.random.SeedSequence(of).generate_state(1)[0])
 
 
 def _new_state(params, key, step, init, noised_index):
@@ -132,7 +168,9 @@ def make_phases(request: Request, params: Params, key: Any) -> list[Phase]:
     """
     cfg, mesh, split = request.cfg, request.mesh, request.split
     stage, noised_from = cfg.stages[cfg.stage], certified.position(cfg)
-    phases = []
+    phases, begins, segments = [], 0, []
+    if stage.scratch and cfg.data.slices.count:
+        segments = slices.segments(request.source, getattr(split, stage.rows), cfg)
     for i, name in enumerate(stage.phases):
         spec = cfg.phases[name]
         batch_size = spec.batch_size or cfg.batch_size
@@ -149,7 +187,9 @@ def make_phases(request: Request, params: Params, key: Any) -> list[Phase]:
             "forget_rows": split.forget if spec.forget_weight else None,
         }
         shapes = sharding.abstract(shapes, shardings)
-        phases.append(Phase(i, name, spec, tx, rows, batch_size, accumulate, noised, shapes))
+        parts = slices.within(segments, begins, spec.steps)
+        begins += spec.steps
+        phases.append(Phase(i, name, spec, tx, rows, batch_size, accumulate, noised, shapes, parts))
     return phases
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -97,6 +98,7 @@ class Run:
         like: Params,
         manager: ocp.CheckpointManager,
         record: Record,
+        kept: ocp.CheckpointManager | None = None,
     ):
         """Resume what the workdir has of this run, or begin with this record.
 
@@ -108,26 +110,34 @@ class Run:
           like: the whole model's parameters as ShapeDtypeStructs.
           manager: of its checkpoints.
           record: of a run that begins.
+          kept: of checkpoints to begin from, if there are any.
         """
         self.request, self.workdir, self.start, self.phases = request, workdir, start, phases
         self.manager, self.record, self.target = manager, record, start.original
         self.like = like
-        found = checkpoint.restore_latest(manager, lambda meta: (like, self._stored(meta)))
-        if found:
+        stored = functools.partial(checkpoint.restore_latest, like=self._shapes)
+        own = stored(manager)
+        if found := own or (kept and stored(kept)):
             whole, opt, meta = found
-            self.record = dataclasses.replace(Record.from_meta(meta), of=record.of)
+            past = {"of": record.of} | ({} if own else {"served": record.served})
+            self.record = dataclasses.replace(Record.from_meta(meta), **past)
             params = select(start.pack(whole), start.trainable)
             self.state = UnlearnState(params=params, **start.pack(opt))
         else:
             self.state = phases[0].new_state(start.params, 0, start.keys.state)
         start.params = None  # the state is a copy; both together could be too much
 
-    def _stored(self, meta: checkpoint.Meta) -> dict[str, Any]:
-        """Say what a checkpoint with this meta holds beside the model: shapes and shardings."""
+    def _shapes(self, meta: checkpoint.Meta) -> tuple[Params, dict[str, Any]]:
+        """Say what a checkpoint with this meta holds: the model, and what is kept beside it."""
         request = self.request
         state = jax.eval_shape(self.start.unpack, self.phases[meta["phase"]].shapes)
         shardings = sharding.params_sharding(state, request.mesh, **request.cfg.sharding)
-        return _beside_params(sharding.abstract(state, shardings))
+        return self.like, _beside_params(sharding.abstract(state, shardings))
+
+    def whole(self) -> tuple[Params, dict[str, Any]]:
+        """Return what a checkpoint of the run as it is has: the whole model, and what else."""
+        whole = self.start.unpack(overlay(self.target, self.state.params))
+        return whole, self.start.unpack(_beside_params(self.state))
 
     @contextlib.contextmanager
     def working(self, profile: str, later: int) -> Iterator[None]:
@@ -271,8 +281,8 @@ class Run:
         ended |= {"first_step": record.phase_start, "last_step": record.step}
         record.phases = [*record.phases, ended | {"stopped_by": reason}]
 
-    def save(self) -> None:
-        """Start saving a checkpoint of the run as it is.
+    def save(self, manager: ocp.CheckpointManager | None = None) -> None:
+        """Start saving a checkpoint of the run as it is, among its own or with another manager.
 
         Raises:
           FloatingPointError: the last step diverged: such a model is not worth keeping.
@@ -282,9 +292,7 @@ class Run:
         lease.check(self.workdir, needs=("config.json", "split.json"))
         logs.mean_over_steps(self.record.step, [self._metrics])
         self.record.wall_s = time.perf_counter() - self._began
-        whole = self.start.unpack(overlay(self.target, self.state.params))
-        opt = self.start.unpack(_beside_params(self.state))
-        checkpoint.save(self.manager, whole, opt, self.record.meta())
+        checkpoint.save(manager or self.manager, *self.whole(), self.record.meta())
 
 
 def _beside_params(state: UnlearnState) -> dict[str, Any]:

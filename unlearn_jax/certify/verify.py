@@ -123,7 +123,8 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
     # What the config itself says: keys that came with later versions are left out.
     said = ConfigDict(_tuples(recorded["config"]))
     relevant = recorded["relevant"]
-    again = identity.relevant(said, rows=relevant["rows"], init_from=relevant["init_from"])
+    more = {key: relevant[key] for key in ("rows", "init_from", "masks") if key in relevant}
+    again = identity.relevant(said, **more)
     _expect("config.json, its two parts differ", [], identity.changes(relevant, _plain(again)))
     _expect("run.stage", cfg.stage, found.run.get("stage"))
     where = certified.position(cfg)

@@ -46,6 +46,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
     if not kept["data"].get("exif"):  # as before there was the key
         kept["data"].pop("exif", None)
+    kept["task"].pop("path", None)  # what the masks there are is in `more`
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
     for spec in kept["phases"].values():  # what is off, as before there was any

@@ -37,7 +37,7 @@ class Completer:
     Attributes:
       model: the architecture.
       params: its parameters.
-      image_size: pixels that it works with, one number or (height, width).
+      image_size: pixels that it works with, one number or (height, width); None: any.
       task: whose hole is generated where no mask is given; None: a mask must be given.
       workdir: where it was loaded from.
     """
@@ -48,7 +48,7 @@ class Completer:
         self,
         model: models.Model,
         params: models.Params,
-        image_size: Size,
+        image_size: Size | None,
         task: Mapping[str, Any] | None,
     ):
         """Keep what is given; nothing is compiled before the first image."""
@@ -80,7 +80,8 @@ class Completer:
             )
         batch = image if image.ndim == 4 else image[None]
         holes = self.holes(batch.shape[:3], seed) if mask is None else _as_holes(mask, batch.shape)
-        small = [_squeeze(*pair, self.image_size) for pair in zip(batch, holes, strict=True)]
+        size = self.image_size or batch.shape[1:3]
+        small = [_squeeze(*pair, size) for pair in zip(batch, holes, strict=True)]
         n = len(batch)
         inputs = {
             "image": transforms.to_float(np.stack([pixels for pixels, _ in small])),
@@ -142,7 +143,7 @@ def load_model(workdir: Path | str) -> Completer:
 
 
 @registry.of_record()
-def _described(workdir: Path) -> tuple[models.Model, Size, Mapping[str, Any] | None]:
+def _described(workdir: Path) -> tuple[models.Model, Size | None, Mapping[str, Any] | None]:
     """Return the architecture, the size of images and the task that a workdir tells about."""
     if (workdir / "config.json").exists():
         try:
@@ -159,7 +160,7 @@ def _described(workdir: Path) -> tuple[models.Model, Size, Mapping[str, Any] | N
     if (workdir / convert.MANIFEST).exists():
         said = json.loads((workdir / convert.MANIFEST).read_text("utf-8"))
         model = convert.described(said)
-        return model, model.image_size, None
+        return model, getattr(model, "image_size", None), None
     raise UserError(
         f"--model: expected the workdir of train or convert, {workdir} has no config.json. A "
         f"request has several, such as {workdir / 'unlearned'}."

@@ -47,7 +47,10 @@ class Palette(Model):
     res_blocks: int = 2
     """Residual blocks at each resolution."""
     head_channels: int = 32
-    """Channels of one head of the attention in the middle."""
+    """Channels of one head of attention."""
+    attn_res: tuple[int, ...] | list[int] = ()
+    """Where there is attention beside that in the middle: after each residual block at these rates
+    of downsampling, 4 for a quarter of height and width. The release's 16 is none of its rates."""
     groups: int = 32
     """Number of groups in each group norm."""
     dropout: float = 0.0
@@ -70,10 +73,10 @@ class Palette(Model):
     """Type of the computation. Parameters, latents, images, losses and norms are float32."""
     remat: bool = False
     """Compute each block again in the backward pass: less memory, more time."""
-    trainable: tuple[str, ...] | list[str] = (r"encoder/(input|middle)\d+/.*",)
+    trainable: tuple[str, ...] | list[str] = (r"encoder/(input|middle)\d+(_attn)?/.*",)
 
     def __post_init__(self):
-        for name in ("mults", "trainable"):  # hashable, also when a config holds lists
+        for name in ("mults", "attn_res", "trainable"):  # hashable, also when a config holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "image_size", settled(self.image_size, "Palette.image_size"))
         _check_fields(self)
@@ -330,9 +333,13 @@ def _check_fields(model: Palette) -> None:
         )
     if model.inner % 2 or any(model.inner * mult % model.groups for mult in model.mults):
         refuse("inner", f"even, and times each of mults a multiple of groups={model.groups}")
-    if model.inner * model.mults[-1] % model.head_channels:
-        middle = model.inner * model.mults[-1]
-        refuse("head_channels", f"a divisor of the {middle} channels in the middle")
+    rates = [2**level for level in range(len(model.mults))]
+    if not all(type(rate) is int and rate > 0 for rate in model.attn_res):
+        refuse("attn_res", f"rates of downsampling, of which this model has {rates}")
+    wide = [m for m, rate in zip(model.mults, rates, strict=True) if rate in model.attn_res]
+    for width in (model.inner * mult for mult in (*wide, model.mults[-1])):
+        if width % model.head_channels:
+            refuse("head_channels", f"a divisor of the {width} channels where there is attention")
     if not 0 <= model.dropout < 1:
         refuse("dropout", "in [0, 1)")
     if model.timesteps < 2:

@@ -27,7 +27,7 @@ MODEL = UNet(width=2)
 
 def tensors():
     """What PyTorch would have saved of `MODEL`, made of its own parameters."""
-    params = MODEL.init(jax.random.key(0))
+    params = jax.jit(MODEL.init)(jax.random.key(0))
     found = {"steps": np.zeros((), np.int64)}
     for part, name in (("encoder", "enc"), ("decoder", "dec")):
         for layer, leaves in params[part].items():

@@ -22,11 +22,9 @@ def batch_of(size, n=2, seed=0):
 
 def params_of(model):
     """Random parameters, also where layers start at zero."""
-    params = model.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return tree.unflatten(noisy) | {k: params[k] for k in ("schedule",) if k in params}
+    params, rng = jax.jit(model.init)(jax.random.key(0)), np.random.default_rng(1)
+    noisy = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f4"), params)
+    return noisy | {k: params[k] for k in ("schedule",) if k in params}
 
 
 def turned(tree):
@@ -52,12 +50,14 @@ def test_what_is_convolved_turns_with_its_image(name):
     if name == "palette":
         draws = {"draws": wide.draw(batch, key)}
         other = {k: v.swapaxes(1, 2) if v.ndim == 4 else v for k, v in draws["draws"].items()}
-    found = wide.loss(params, batch, key, **draws)
-    expected = high.loss(turned(params), across, key, **({"draws": other} if draws else {}))
+    found = jax.jit(wide.loss)(params, batch, key, **draws)
+    expected = jax.jit(high.loss)(
+        turned(params), across, key, **({"draws": other} if draws else {})
+    )
     np.testing.assert_allclose(found, expected, rtol=2e-5)
-    latent = jax.tree.leaves(wide.encode(params, batch, key, **draws))[-1]
+    latent = jax.tree.leaves(jax.eval_shape(wide.encode, params, batch, key))[-1]
     assert latent.shape[1] * 3 == latent.shape[2] * 2
-    assert wide.generate(params, batch, key).shape == (2, 8, 12, 3)
+    assert jax.eval_shape(wide.generate, params, batch, key).shape == (2, 8, 12, 3)
 
 
 def test_mae_sees_the_same_tokens_in_another_grid():
@@ -72,11 +72,11 @@ def test_mae_sees_the_same_tokens_in_another_grid():
 
     other = {k: jnp.asarray(moved(v)) if v.ndim == 4 else v for k, v in batch.items()}
     np.testing.assert_allclose(
-        wide.loss(params, batch, key), square.loss(params, other, key), rtol=1e-5
+        jax.jit(wide.loss)(params, batch, key), jax.jit(square.loss)(params, other, key), rtol=1e-5
     )
-    made = wide.generate(params, batch, key)
+    made = jax.jit(wide.generate)(params, batch, key)
     assert made.shape == (2, 8, 32, 3)
-    np.testing.assert_allclose(moved(made), square.generate(params, other, key), atol=1e-5)
+    np.testing.assert_allclose(moved(made), jax.jit(square.generate)(params, other, key), atol=1e-5)
     table, large = vit.sincos_2d(32, (2, 8)), vit.sincos_2d(32, 8)
     np.testing.assert_array_equal(table, large[:16])
     assert not np.allclose(table, vit.sincos_2d(32, (4, 4)))
@@ -97,5 +97,6 @@ def test_photos_of_any_size_are_completed():
 
 def test_images_of_another_size_are_refused():
     model = models.build("palette", image_size=(8, 12), **FIELDS["palette"])
+    params = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(ValueError, match=r"\[b, 8, 12, 3\], got \[2, 12, 8, 3\]"):
-        model.loss(params_of(model), batch_of((12, 8)), jax.random.key(0))
+        jax.eval_shape(model.loss, params, batch_of((12, 8)), jax.random.key(0))

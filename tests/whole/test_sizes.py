@@ -16,7 +16,7 @@ MAE = {"name": "mae", "patch": 8, "dim": 16, "depth": 1, "heads": 1, "decoder_di
 
 
 def config(root, model):
-    """120 training and 80 unseen images, 24 high and 40 wide, with a box to be generated in each."""
+    """Write 120 training and 80 unseen images, 24 high and 40 wide, each with a box to fill."""
     source = open_source(kind="tfds", name="cifar10_sample", image_size=32)
     tests = source.splits["test"].start
     rows = np.concatenate([np.arange(120), np.arange(tests, tests + 80)])

@@ -16,6 +16,7 @@ _WHERE = {
     "Request": "request",
     "load_model": "complete",
     "audit_functions": "audit.functions",
+    "import_torch": "convert.own",
     "show": "report.pictures",
     "Model": "models.base",
     "Terms": "methods.terms",

@@ -91,7 +91,7 @@ Runs = dict[tuple[str, int], tuple[Path, dict[str, Any]]]  # (model, seed) -> wo
 
 def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
     """Train the models that are not there yet; return where every model is."""
-    _, split = load(cfg, workdir)
+    source, split = load(cfg, workdir)
     shared = Path(cfg.compare.models or workdir / "models")
     runs: Runs = {}
 
@@ -102,7 +102,8 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
     def from_scratch(part: ConfigDict, stage: str) -> tuple[Path, dict[str, Any]]:
         part.stage, part.init_from, part.reference_from = stage, "", ""
         rows = getattr(split, part.stages[stage].rows)
-        facts = identity.relevant(part, rows=lineage.trained_on(split, rows))
+        more = data.facts(source)
+        facts = identity.relevant(part, rows=lineage.trained_on(split, rows), **more)
         name = hashlib.sha256(identity.to_json(facts).encode()).hexdigest()[:12]
         folder = shared / f"{stage}-{name}"
         return folder, trained(part, folder)

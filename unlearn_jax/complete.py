@@ -4,10 +4,10 @@
         --images=photos --masks=holes --out=runs/completed
 
 A model is the workdir of `train` or `convert`; with --model=NAME=DIR it gets a name of your own. A
-mask has its image's name and size; white is generated. Without --masks the hole is that of the
-first model's task. Writes OUT/MODEL/IMAGE.png in the photo's own size, in which only the hole has
-changed, and OUT/sheet.png: input, truth, and what each model makes of it. Photos are turned as the
-camera says. What cannot be read is listed in OUT/quarantine.csv.
+mask has its image's name and size; white is generated; --masks=FILE is one for all images. Without
+--masks the hole is that of the first model's task. Writes OUT/MODEL/IMAGE.png in the photo's own
+size, in which only the hole has changed, and OUT/sheet.png: input, truth, and what each model makes
+of it. Photos are turned as the camera says. What cannot be read is listed in OUT/quarantine.csv.
 """
 
 import json
@@ -23,8 +23,9 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, cli, convert, models, registry, sharding
-from unlearn_jax.data import photos, transforms
+from unlearn_jax.data import mask_files, photos, transforms
 from unlearn_jax.data.readers import IMAGE_SUFFIXES, is_image, read_file
+from unlearn_jax.data.sizes import Size, settled, sides
 from unlearn_jax.registry import UserError
 
 SHEET_ROWS, THUMBNAIL = 50, 160  # images at most, pixels of the longer side
@@ -36,7 +37,7 @@ class Completer:
     Attributes:
       model: the architecture.
       params: its parameters.
-      image_size: pixels that it works with.
+      image_size: pixels that it works with, one number or (height, width); None: any.
       task: whose hole is generated where no mask is given; None: a mask must be given.
       workdir: where it was loaded from.
     """
@@ -47,7 +48,7 @@ class Completer:
         self,
         model: models.Model,
         params: models.Params,
-        image_size: int,
+        image_size: Size | None,
         task: Mapping[str, Any] | None,
     ):
         """Keep what is given; nothing is compiled before the first image."""
@@ -57,7 +58,7 @@ class Completer:
     def complete(self, image: Any, mask: Any = None, seed: int = 0) -> Any:
         """Return the image with its hole generated, and every other pixel as it was.
 
-        The image is squeezed to the square that the model works with, and what was generated is
+        The image is squeezed to the size that the model works with, and what was generated is
         stretched back. The same seed gives two models the same random numbers.
 
         Args:
@@ -79,7 +80,8 @@ class Completer:
             )
         batch = image if image.ndim == 4 else image[None]
         holes = self.holes(batch.shape[:3], seed) if mask is None else _as_holes(mask, batch.shape)
-        small = [_squeeze(*pair, self.image_size) for pair in zip(batch, holes, strict=True)]
+        size = self.image_size or batch.shape[1:3]
+        small = [_squeeze(*pair, size) for pair in zip(batch, holes, strict=True)]
         n = len(batch)
         inputs = {
             "image": transforms.to_float(np.stack([pixels for pixels, _ in small])),
@@ -112,8 +114,9 @@ class Completer:
         """
         if self.task is None:
             raise UserError(
-                "complete: a converted model does not say which part it completes: expected masks, "
-                "got none. Give a mask for every image (--masks=DIR)."
+                "complete: a converted model, or one trained with masks from files, does not say "
+                "which part it completes: expected masks, got none. Give a mask for every image "
+                "(--masks=DIR), or one for all (--masks=FILE)."
             )
         keys = np.stack([np.full(shape[0], seed), np.arange(shape[0])], axis=1).astype(np.uint64)
         holes = transforms.make_mask(self.task, self.image_size, keys)[..., 0] > 0.5
@@ -140,13 +143,13 @@ def load_model(workdir: Path | str) -> Completer:
 
 
 @registry.of_record()
-def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | None]:
+def _described(workdir: Path) -> tuple[models.Model, Size | None, Mapping[str, Any] | None]:
     """Return the architecture, the size of images and the task that a workdir tells about."""
     if (workdir / "config.json").exists():
         try:
             config = json.loads((workdir / "config.json").read_text("utf-8"))["config"]
-            size = int(config["data"]["image_size"])
-            return models.of(config), size, dict(config["task"])
+            task = config["task"] if config["task"]["name"] != "masks" else None
+            return models.of(config), settled(config["data"]["image_size"]), task
         except UserError as error:
             raise UserError(f"{workdir / 'config.json'}: {error}.") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -157,7 +160,7 @@ def _described(workdir: Path) -> tuple[models.Model, int, Mapping[str, Any] | No
     if (workdir / convert.MANIFEST).exists():
         said = json.loads((workdir / convert.MANIFEST).read_text("utf-8"))
         model = convert.described(said)
-        return model, model.image_size, None
+        return model, getattr(model, "image_size", None), None
     raise UserError(
         f"--model: expected the workdir of train or convert, {workdir} has no config.json. A "
         f"request has several, such as {workdir / 'unlearned'}."
@@ -188,10 +191,10 @@ def _as_holes(mask: Any, shape: Sequence[int]) -> Bool[np.ndarray, "b h w"]:
 
 
 def _squeeze(
-    image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"], size: int
-) -> tuple[UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"]]:
+    image: UInt8[np.ndarray, "h w 3"], hole: Bool[np.ndarray, "h w"], size: Size
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
     """Return image and hole at the model's size; nothing of the hole is left in what is visible."""
-    if hole.shape == (size, size):
+    if hole.shape == sides(size):
         return image, hole
     small = _resize(hole.astype(np.float32), size, Image.Resampling.BOX) > 0
     # A mean of visible pixels only: plain resizing would mix what is hidden into its edge.
@@ -203,13 +206,13 @@ def _squeeze(
 
 
 def _resize(
-    values: Float32[np.ndarray, "h w"], size: int, how: Image.Resampling
-) -> Float32[np.ndarray, "s s"]:
-    return np.asarray(Image.fromarray(values).resize((size, size), how))
+    values: Float32[np.ndarray, "h w"], size: Size, how: Image.Resampling
+) -> Float32[np.ndarray, "h2 w2"]:
+    return np.asarray(Image.fromarray(values).resize(sides(size)[::-1], how))
 
 
 def _stretch(
-    pixels: UInt8[np.ndarray, "s s 3"], shape: Sequence[int]
+    pixels: UInt8[np.ndarray, "h2 w2 3"], shape: Sequence[int]
 ) -> UInt8[np.ndarray, "h w 3"]:
     height, width = shape
     if pixels.shape[:2] == (height, width):
@@ -234,7 +237,7 @@ def run(
     Args:
       workdirs: of the models, by the name of what each writes.
       images: folder of photos, sub-folders included.
-      masks: folder of masks with the same names; None: the hole of the first model's task.
+      masks: folder of masks with the same names, or one; None: the hole of the first model's task.
       out: gets NAME/IMAGE.png and sheet.png.
       seed: see `Completer.complete`.
 
@@ -282,11 +285,11 @@ def _files(folder: Path, flag: str) -> list[Path]:
 
 def _mask_of(file: Path, images: Path, masks: Path) -> Path:
     name = file.relative_to(images)
-    found = [path for of in IMAGE_SUFFIXES if (path := masks / name.with_suffix(of)).exists()]
+    found = masks if masks.is_file() else mask_files.find(masks, name.as_posix())
     if not found:
         wanted = masks / name.with_suffix(".png")
         raise UserError(f"--masks: expected a mask for every image, {name} has none. Add {wanted}.")
-    return found[0]
+    return found
 
 
 def _photos(
@@ -363,7 +366,7 @@ def main(model: list[str], images: str, out: str) -> None:
 if __name__ == "__main__":
     flags.DEFINE_multi_string("model", None, "Workdir of a model, or NAME=DIR; can be repeated.")
     flags.DEFINE_string("images", None, "Folder of the images.")
-    flags.DEFINE_string("masks", "", "Folder of masks of the same names; white is generated.")
+    flags.DEFINE_string("masks", "", "Masks of the same names, or one for all; white is generated.")
     flags.DEFINE_string("out", None, "Folder of the completed images.")
     flags.DEFINE_integer("seed", 0, "Of what models draw, and of random holes.")
     cli.start(

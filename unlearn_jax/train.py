@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, cli, distributed, methods, sharding
+from unlearn_jax import checkpoint, cli, data, distributed, methods, sharding
 from unlearn_jax.certify import certificate
 from unlearn_jax.certify import stage as certified
 from unlearn_jax.config import identity
@@ -213,7 +213,8 @@ def claimed(request: Request, workdir: Path, start: Start) -> Iterator[Record]:
     if stage.scratch:  # of what is left out, it depends on the rows alone
         rows = lineage.trained_on(split, getattr(split, stage.rows))
     begun = (workdir / "config.json").exists() or checkpoint.saved_steps(workdir)
-    facts = identity.claim(workdir, cfg, rows=rows, init_from=parents)
+    more = data.facts(request.source)
+    facts = identity.claim(workdir, cfg, rows=rows, init_from=parents, **more)
     if distributed.first() and not (workdir / "split.json").exists():
         splits.save(split, workdir / "split.json")
     forgets = entries_of(cfg, split) + ([request.entry()] if stage.rows != "train" else [])

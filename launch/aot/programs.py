@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from launch.aot.chips import Topology, parse_mesh
 from unlearn_jax import data, models, sharding
+from unlearn_jax.data.sizes import sides
 from unlearn_jax.models import Model, Params, flops
 from unlearn_jax.models.params import select
 from unlearn_jax.registry import UserError
@@ -107,14 +108,14 @@ def _stages(cfg: ConfigDict) -> dict[str, ConfigDict]:
 
 def batch_like(cfg: ConfigDict, mesh: Mesh, rows: int, phase: ConfigDict | None = None) -> Any:
     """Describe a batch of `data.make_train` for the phase, or of `data.make_eval`."""
-    size = cfg.data.image_size
-    columns = {"image": ((size, size, 3), np.float32), "mask": ((size, size, 1), np.float32)}
+    size = sides(cfg.data.image_size)
+    columns = {"image": ((*size, 3), np.float32), "mask": ((*size, 1), np.float32)}
     columns |= {name: ((), np.int32) for name in ("label", "index")}
     columns |= {name: ((), bool) for name in ("is_forget", "valid")}
     if phase and phase.goal:
         columns["goal"] = ((), np.float32)
         if phase.objective_kw.get("direction", 0) > 0:
-            columns["view_output"] = ((size, size, 3), np.float16)
+            columns["view_output"] = ((*size, 3), np.float16)
     batch = {name: rows_like(mesh, rows, *column) for name, column in columns.items()}
     if phase and phase.cache_tokens:
         model = models.of(cfg)

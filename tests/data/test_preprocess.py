@@ -115,8 +115,10 @@ def test_views_are_crop_then_resize_then_flip():
         box = preprocess.crop_box(50, 37, crops, rng)
         flips.append(bool(rng.random() < 0.5))
         expected = reference_view(image, 16, box, flips[-1])
-        np.testing.assert_array_equal(preprocess.random_view(image, 16, crops, key), expected)
-        plain = preprocess.random_view(image, 16, Crops(flip=False), key)
+        np.testing.assert_array_equal(
+            preprocess.random_view(image, View(16, crops=crops), key), expected
+        )
+        plain = preprocess.random_view(image, View(16, crops=Crops(flip=False)), key)
         np.testing.assert_array_equal(plain, reference_view(image, 16, box, False))
     assert 8 <= sum(flips) <= 32
 
@@ -232,7 +234,7 @@ def test_views_are_those_of_the_original_image(tmp_path):
     image = Image.open(tmp_path / source.ids[1])
     for position, found in enumerate(batch["image"]):
         key = np.array([data._key(3, data._RETAIN, data._VIEW, 0), position], np.uint64)
-        expected = preprocess.random_view(image, 16, Crops(), key)
+        expected = preprocess.random_view(image, View(16, crops=Crops()), key)
         np.testing.assert_allclose(found, expected / 127.5 - 1, atol=1e-6)
 
 

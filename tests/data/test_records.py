@@ -284,9 +284,9 @@ def test_an_index_survives_its_file_and_damage_is_noticed(tmp_path):
 
 
 def test_the_shorter_side_is_torchvisions():
-    assert preprocess.short_side((500, 375), 256) == (341, 256)
-    assert preprocess.short_side((375, 500), 256) == (256, 341)
-    assert preprocess.short_side((256, 256), 256) == (256, 256)
+    assert preprocess.cover((500, 375), (256, 256)) == (341, 256)
+    assert preprocess.cover((375, 500), (256, 256)) == (256, 341)
+    assert preprocess.cover((256, 256), (256, 256)) == (256, 256)
 
 
 @pytest.mark.parametrize("wanted", [("train",), ("validation", "train")])

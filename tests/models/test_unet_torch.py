@@ -21,7 +21,9 @@ from tests.models.test_unet import (
     torch_shapes,
 )
 from tests.reference.palette import UNet, buffers, sample
-from unlearn_jax.models import diffusion
+from unlearn_jax import convert
+from unlearn_jax.convert.reading import Tensors
+from unlearn_jax.models import diffusion, unet
 from unlearn_jax.models.palette import Palette
 
 torch.set_num_threads(1)
@@ -222,6 +224,43 @@ def test_steps_are_those_of_diffusers(name, monkeypatch):
         want = other.step(torch.tensor(predicted), int(t), torch.tensor(y), **more).prev_sample
         found = diffusion.sampling_step(plan, step, *map(jnp.asarray, (y, predicted, noise)))
         close(found, want, 1e-4)
+
+
+@pytest.mark.parametrize("attn_res", [(2,), (1, 4), (16,)])
+def test_attention_at_chosen_rates_of_downsampling(attn_res):
+    """A file with attention there is told by its names; both halves compute what torch does."""
+    torch.manual_seed(0)
+    net = UNet(8, (1, 2, 2), 2, 8, 4, attn_res)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    state = {f"denoise_fn.{k}": v.numpy() for k, v in net.state_dict().items()}
+    state |= {k: v.float().numpy() for k, v in buffers(4, 0.1, 0.5).items()}
+    shapes = {k: v.shape for k, v in state.items()}
+    source = Tensors(shapes, dict.fromkeys(state, "float32"), state.__getitem__)
+    family = convert.find("palette")
+    fields = {"image_size": (8, 12), "groups": 4, "head_channels": 8, "dropout": 0.2}
+    model = family.model(shapes, fields)
+    assert model.attn_res == tuple(rate for rate in attn_res if rate < 16)
+    params = convert.to_params(family, model, source)
+    back = dict(convert.to_torch(family, model, params))
+    assert back.keys() == state.keys()
+    assert all((back[name] == state[name]).all() for name in state)
+    rng = np.random.default_rng(0)
+    x, gamma = rng.normal(size=(2, 6, 8, 12)).astype("f4"), np.array([0.3, 0.9], "f4")
+    with torch.no_grad():
+        maps, predicted = net(torch.tensor(x), torch.tensor(gamma))
+
+    @jax.jit
+    def compute(params, seen, gamma):
+        embedding = model._embed(params, gamma)
+        ours = unet.Encoder(model._shape).apply({"params": params["encoder"]}, seen, embedding)
+        made = unet.Decoder(model._shape).apply({"params": params["decoder"]}, ours, embedding)
+        return *ours, made
+
+    ours = compute(params, jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.asarray(gamma))
+    for a, b in zip(ours, (*maps, predicted), strict=True):
+        theirs = b.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(a, theirs, atol=2e-5 * np.abs(theirs).max())
 
 
 if __name__ == "__main__":

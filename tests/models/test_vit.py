@@ -182,4 +182,4 @@ def test_patches_are_row_by_row_with_the_channel_last():
         row, column = 2 * (i // 3), 2 * (i % 3)
         want = image[:, row : row + 2, column : column + 2].reshape(2, -1)
         np.testing.assert_array_equal(patches[:, i], want)
-    np.testing.assert_array_equal(vit.unpatchify(patches, 2), image)
+    np.testing.assert_array_equal(vit.unpatchify(patches, 2, (3, 3)), image)

@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self, inner, mults, res_blocks, head_channels, groups):
+    def __init__(self, inner, mults, res_blocks, head_channels, groups, attn_res=()):
         super().__init__()
         self.inner, emb = inner, 4 * inner
         self.cond_embed = nn.Sequential(nn.Linear(inner, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -54,11 +54,15 @@ class UNet(nn.Module):
         def res(i, o, resample=None):
             return Res(i, o, emb, groups, resample)
 
+        def attended(level):
+            width = inner * mults[level]
+            return [Attention(width, head_channels, groups)] * (2**level in attn_res)
+
         widths = [inner * mults[0]]
         blocks = [nn.ModuleList([nn.Conv2d(6, widths[0], 3, padding=1)])]
         for level, mult in enumerate(mults):
             for _ in range(res_blocks):
-                blocks.append(nn.ModuleList([res(widths[-1], inner * mult)]))
+                blocks.append(nn.ModuleList([res(widths[-1], inner * mult), *attended(level)]))
                 widths.append(inner * mult)
             if level + 1 < len(mults):
                 half = lambda x: F.avg_pool2d(x, 2)  # noqa: E731
@@ -72,7 +76,7 @@ class UNet(nn.Module):
         blocks = []
         for level, mult in list(enumerate(mults))[::-1]:
             for i in range(res_blocks + 1):
-                layers = [res(c + widths.pop(), inner * mult)]
+                layers = [res(c + widths.pop(), inner * mult), *attended(level)]
                 c = inner * mult
                 if level and i == res_blocks:
                     double = lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest")  # noqa: E731
@@ -91,6 +95,8 @@ class UNet(nn.Module):
         emb, maps = self.embed(gamma), []
         for block in self.input_blocks:
             x = block[0](x, emb) if maps else block[0](x)
+            for attention in block[1:]:
+                x = attention(x)
             maps.append(x)
         x = self.middle_block[0](x, emb)
         x = self.middle_block[2](self.middle_block[1](x), emb)
@@ -102,7 +108,7 @@ class UNet(nn.Module):
         for block in self.output_blocks:
             x = torch.cat([x, maps.pop()], dim=1)
             for layer in block:
-                x = layer(x, emb)
+                x = layer(x) if isinstance(layer, Attention) else layer(x, emb)
         return every, self.out(x)
 
 

@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import cli, distributed
+from unlearn_jax.data import sizes
 from unlearn_jax.registry import UserError
 
 
@@ -40,9 +41,10 @@ def main_functions(candidate: str, forget: str, unseen: str, out: str) -> None:
     from unlearn_jax.report import audit_page
 
     of = flags.FLAGS
+    size = sizes.parsed(of.image_size, "--image_size") if of.image_size else 0
     found = functions.audit_functions(
         candidate, out, forget=forget, unseen=unseen, retain=of.retain, original=of.original,
-        retrained=of.retrained, image_size=of.image_size, batch_size=of.batch_size, seed=of.seed,
+        retrained=of.retrained, image_size=size, batch_size=of.batch_size, seed=of.seed,
         task=of.config.task.to_dict() if of.config else {"name": "inpaint", "hole": of.hole},
     )  # fmt: skip
     print(found)
@@ -88,7 +90,7 @@ if __name__ == "__main__":
         flags.DEFINE_string("out", None, "Folder of audit.json and the page.")
         flags.DEFINE_float("hole", 0.5, "Width of the centred hole, of the image's.")
         cli.define_config("Whose task has other masks than --hole.")
-        flags.DEFINE_integer("image_size", 0, "Of what functions get; 0: images have one size.", 0)
+        flags.DEFINE_string("image_size", "", "N, or HEIGHT,WIDTH of what functions get.")
         flags.DEFINE_integer("batch_size", 32, "Of every call.", 1)
         flags.DEFINE_integer("seed", 0, "Of all randomness.", 0)
         flags.DEFINE_enum(*fail_unless)

@@ -25,6 +25,7 @@ from unlearn_jax.audit.membership_noise import COPIES, NOISE
 from unlearn_jax.audit.run import FORMAT, Findings
 from unlearn_jax.audit.witness import Measured, Scores, Witness
 from unlearn_jax.data import photos, preprocess, readers, transforms
+from unlearn_jax.data.sizes import Size
 from unlearn_jax.methods import goals
 from unlearn_jax.methods.features import features
 from unlearn_jax.models.distances import unexplained
@@ -92,7 +93,7 @@ def audit_functions(
     original: Any = None,
     retrained: Sequence[Any] = (),
     task: Mapping[str, Any] | None = None,
-    image_size: int = 0,
+    image_size: Size = 0,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Findings:
@@ -109,7 +110,7 @@ def audit_functions(
       retrained: models trained without the forget images; the whole panel needs the original and
         two of these.
       task: whose masks are used, as in a config; None: a centred hole of half the width.
-      image_size: of what functions get; 0: all images are squares of one size.
+      image_size: of what functions get, one number or (height, width); 0: all images have one.
       batch_size: of every call; each image is in about 20.
       seed: of all randomness; functions get numbers made of it, the same for all models.
 
@@ -169,11 +170,11 @@ def _named(flag: str, given: Any) -> Function:
     return Function(f"--{flag}={name}", complete, getattr(found, "loss", None))
 
 
-def read(folders: Mapping[str, Path | str], size: int, seed: int) -> tuple[dict, dict, dict]:
-    """Return pixels [n s s 3] uint8 of each set, their places in a folder's list, and the lists.
+def read(folders: Mapping[str, Path | str], size: Size, seed: int) -> tuple[dict, dict, dict]:
+    """Return pixels [n h w 3] uint8 of each set, their places in a folder's list, and the lists.
 
-    A random third of the unseen images are the set "calibration". Without a size, s is that of the
-    first image, and all must have it.
+    A random third of the unseen images are the set "calibration". Without a size, it is that of
+    the first image, and all must have it.
 
     Raises:
       UserError: no folder, no image, another size, an image in two folders, too few images.
@@ -187,11 +188,13 @@ def read(folders: Mapping[str, Path | str], size: int, seed: int) -> tuple[dict,
         names[flag], made = list(listing.ids), []
         for row, name in enumerate(names[flag]):
             image = photos.decode(listing.encoded([row])[0], f"--{flag}: {name}", exif=True)
-            size = size or image.size[0]
-            if resize == "none" and image.size != (size, size):
-                raise UserError(f"--{flag}: {name}: expected {size} x {size} pixels, as the first "
-                                f"image is wide, got {image.size}. Set --image_size.")  # fmt: skip
-            made.append(preprocess.fit(image, preprocess.View(size, resize), name))
+            size = size or image.size[::-1]
+            view = preprocess.View(size, resize)
+            if resize == "none" and image.size != view.pixels:
+                wanted, got = ("{} x {}".format(*of) for of in (view.pixels, image.size))
+                raise UserError(f"--{flag}: {name}: expected {wanted} pixels (width x height), as "
+                                f"the first image, got {got}. Set --image_size.")  # fmt: skip
+            made.append(preprocess.fit(image, view, name))
             if known.setdefault(made[-1].tobytes(), flag) != flag:
                 raise UserError(f"--{flag}: {name} is in another folder, too: in which set is it?")
         order = np.random.default_rng([seed, len(made)]).permutation(len(made))
@@ -222,7 +225,7 @@ def measure(
     for model, name, start in tqdm(todo, "audit", unit="batch", dynamic_ncols=True, disable=None):
         rows = np.minimum(np.arange(start, start + batch_size), len(pixels[name]) - 1)
         keys = np.stack([np.full(batch_size, seed), rows], 1).astype(np.uint64)
-        mask = transforms.make_mask(task, pixels[name].shape[1], keys)
+        mask = transforms.make_mask(task, pixels[name].shape[1:3], keys)
         image = transforms.to_float(pixels[name][rows])
         seeds = np.random.SeedSequence([seed, start]).generate_state(COPIES) >> 1
         others = [moved(mask, rows, k, seed) for k in range(MASKS)] if name in COMPLETED else []

@@ -83,7 +83,7 @@ _WITHOUT_RETRAINED = (
 
 
 def _no_backdoor(cfg: ConfigDict) -> str:
-    if cfg.task.name in transforms.RANDOM_TASKS:
+    if transforms.varies(cfg.task.to_dict()):
         return (
             f"the task {cfg.task.name} has no fixed place for a trigger; set task.name to inpaint"
         )

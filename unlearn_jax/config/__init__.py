@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from unlearn_jax.registry import name_of
 
@@ -32,14 +32,15 @@ def default() -> ConfigDict:
                 "splits": ("train", "test"),
                 "train_rows": 0,  # only so many, the same share of each class; 0: all
                 "train_seed": 0,  # which ones
-                "image_size": 32,  # of the model, too
+                # Pixels, of the model, too: one number for squares, or (height, width).
+                "image_size": FieldReference(32, field_type=object),
                 # "crop", "pad", "squash_bilinear", "squash_bicubic": see preprocess.fit
                 "resize": "none",
                 "exif": False,  # turn photos as the camera says; published protocols do not
                 "augment": {  # random training views; evaluation never has them
                     "name": "",  # "random_resized_crop"
                     "scale": (0.2, 1.0),  # of the image's area
-                    "ratio": (3 / 4, 4 / 3),  # width / height
+                    "ratio": (3 / 4, 4 / 3),  # of that area, width / height
                     "flip": True,
                 },
                 # Order the training images, so that each can be deleted exactly by replaying what
@@ -100,10 +101,11 @@ def default() -> ConfigDict:
             },
             "task": {
                 "name": "inpaint",  # see transforms.make_mask for the others
-                "hole": 0.5,  # inpaint, and left, right, up, down: its side / side of the image
-                "visible": 0.5,  # outpaint: side of the visible centre / side of the image
+                "hole": 0.5,  # inpaint, left, right, up, down: its sides / those of the image
+                "visible": 0.5,  # outpaint: sides of the visible centre / those of the image
                 "ratio": 0.5,  # random_mask: share of the patches
                 "patch": 4,  # random_mask: side of a patch, pixels
+                "path": "",  # masks: a black and white image, or a folder of one for each image
                 "train": "",  # name of the task while training; "": the same
             },
             "model": {"name": "autoencoder"},  # and the model's own fields

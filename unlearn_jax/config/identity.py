@@ -48,6 +48,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
         kept["data"].pop("exif", None)
     if not kept["data"].get("slices", {}).get("count"):
         kept["data"].pop("slices", None)
+    kept["task"].pop("path", None)  # what the masks there are is in `more`
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
     for spec in kept["phases"].values():  # what is off, as before there was any
@@ -112,7 +113,8 @@ def of_run(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
         recorded = json.loads(path.read_text("utf-8"))
         # What the config itself says: keys that came with later versions are left out.
         said, known = ConfigDict(_tuples(recorded["config"])), dict(recorded["relevant"])
-        again = relevant(said, rows=known["rows"], init_from=known["init_from"])
+        more = {key: known[key] for key in ("rows", "init_from", "masks") if key in known}
+        again = relevant(said, **more)
         differ = changes(known, json.loads(json.dumps(again)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected the record of a run; {error!r}.") from error

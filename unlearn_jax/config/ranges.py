@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from unlearn_jax.data.sizes import sides
 from unlearn_jax.data.transforms import TASKS, check_task
 from unlearn_jax.registry import UserError
 
@@ -16,7 +17,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "at least 1": (
         lambda x: x >= 1,
         "batch_size accumulate log_every checkpoint.every checkpoint.keep probe_rows "
-        "data.image_size data.num_threads data.prefetch mesh.fsdp protocol.batch_size "
+        "data.num_threads data.prefetch mesh.fsdp protocol.batch_size "
         "protocol.shard_size evaluation.retain_rows evaluation.grid_rows evaluation.resamples "
         "audit.rows audit.draws audit.batch_size audit.relearn.images audit.relearn.every "
         "audit.resurfacing.steps",
@@ -89,6 +90,10 @@ def problems(config: ConfigDict) -> list[str]:
     expect(not due or _is_day(due), "request.due", "a day as 2026-12-31, or ''", due)
     share = config.holdout.fraction
     expect(bool(config.holdout.split) or 0 < share < 1, "holdout.fraction", "0 < f < 1", share)
+    try:
+        sides(config.data.image_size)
+    except UserError as error:
+        return [*found, f"config.{error}"]
     for name in {config.task.name, config.task.train or config.task.name} & {*TASKS}:
         try:
             check_task({**config.task, "name": name}, config.data.image_size)

@@ -15,6 +15,7 @@ from unlearn_jax.config import FREE, certified, chosen_methods, default, method,
 from unlearn_jax.config.ranges import get
 from unlearn_jax.data import holdout, preprocess, sampling, slices, sources
 from unlearn_jax.data import select as requests
+from unlearn_jax.data.sizes import shown, sides
 from unlearn_jax.data.transforms import TASKS
 from unlearn_jax.methods import combine
 from unlearn_jax.methods import optimizer as optim
@@ -34,7 +35,8 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: listing every problem at once.
     """
-    problems = _differences(config, default(), free=("model", "phases", "stages", "methods"))
+    free = ("model", "phases", "stages", "methods", "image_size")
+    problems = _differences(config, default(), free=free)
     problems += ranges.not_finite(config.to_dict())
     if not problems:
         problems += _values(config)
@@ -133,10 +135,10 @@ def _named(config: ConfigDict) -> list[str]:
     if not others:
         try:
             size = getattr(models.of(config), "image_size", config.data.image_size)
-            if size != config.data.image_size:
+            if sides(size, "model.image_size") != sides(config.data.image_size):
                 problems.append(
                     f"config.model.image_size: expected config.data.image_size, "
-                    f"{config.data.image_size}, got {size}; leave it out, or set both"
+                    f"{shown(config.data.image_size)}, got {shown(size)}; leave it out, or set both"
                 )
         except (TypeError, ValueError) as error:
             problems.append(f"config.model: {error}")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from unlearn_jax import models
 from unlearn_jax.convert.family import Family
 from unlearn_jax.convert.reading import Tensors
 from unlearn_jax.registry import UserError
@@ -30,6 +31,8 @@ def find(name: str) -> Family:
 
 def described(manifest: Mapping[str, Any]) -> Any:
     """Return the model that the manifest of a conversion describes."""
+    if ":" in manifest["family"]:  # of `own.import_torch`
+        return models.build(manifest["family"], **manifest["model"])
     shapes = {v["tensor"]: tuple(v["shape"]) for v in manifest["mapping"].values()}
     return find(manifest["family"]).model(shapes, manifest["model"])
 

@@ -21,12 +21,14 @@ _BLOCKS = {
     r"encoder/middle(\d+)": r"middle_block.\1",
     r"decoder/output(\d+)": r"output_blocks.\1.0",
     r"decoder/output(\d+)_up": r"output_blocks.\1.1",
+    r"decoder/output(\d+)_attn_up": r"output_blocks.\1.2",
 }
 _NAMES = [
     (r"schedule/(\w+)", r"\1"),
     (r"encoder/cond_embed/dense(\d)", r"denoise_fn.cond_embed.\1"),
     (r"encoder/input0", r"denoise_fn.input_blocks.0.0"),
     (r"encoder/middle1/(norm|qkv|proj_out)", r"denoise_fn.middle_block.1.\1"),
+    (r"\w+/(in|out)put(\d+)_attn/(norm|qkv|proj_out)", r"denoise_fn.\1put_blocks.\2.1.\3"),
     (r"decoder/out_norm", r"denoise_fn.out.0"),
     (r"decoder/out_conv", r"denoise_fn.out.2"),
     *(
@@ -51,7 +53,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
         return sum(re.fullmatch(pattern, name) is not None for name in shapes)
 
     blocks = count(r"denoise_fn\.output_blocks\.\d+\.0\.out_layers\.3\.weight")
-    levels = 1 + count(r"denoise_fn\.output_blocks\.\d+\.1\.out_layers\.3\.weight")
+    levels = 1 + count(r"denoise_fn\.output_blocks\.\d+\.[12]\.out_layers\.3\.weight")
     run, rest = divmod(blocks, levels)  # a level has res_blocks + 1 on the way up
     names = [f"denoise_fn.input_blocks.{1 + run * i}.0.out_layers.3.weight" for i in range(levels)]
     missing = {"gammas", "denoise_fn.cond_embed.0.weight", *names} - set(shapes)
@@ -66,6 +68,11 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
         "inner": inner,
         "mults": tuple(shapes[name][0] // inner for name in names),
         "res_blocks": run - 1,
+        "attn_res": tuple(
+            2**i
+            for i in range(levels)
+            if f"denoise_fn.input_blocks.{1 + run * i}.1.qkv.weight" in shapes
+        ),
         "timesteps": shapes["gammas"][0],
     }
     return Palette(**inferred | dict(fields))
@@ -74,7 +81,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
 FAMILY = Family(
     model=model,
     names=_NAMES,
-    layouts=[(r"encoder/middle1/(qkv|proj_out)/kernel", "conv1d")],
+    layouts=[(r"\w+/(middle1|\w+_attn)/(qkv|proj_out)/kernel", "conv1d")],
     # A copy of the U-Net as it was before, which the release's own runs leave in their files.
     dropped=[r"teacher_denoise_fn\..*"],
 )

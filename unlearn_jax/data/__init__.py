@@ -5,6 +5,7 @@ of rows, through a permutation keyed by seed, stream and epoch. Resuming at a st
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from jaxtyping import Int, Shaped, UInt64
 from ml_collections import ConfigDict
 
 from unlearn_jax import distributed
-from unlearn_jax.data import copies, poison, served, splits, transforms
+from unlearn_jax.data import copies, mask_files, poison, served, splits, transforms
 from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.joining import concat, subset
-from unlearn_jax.data.preprocess import Crops
+from unlearn_jax.data.preprocess import Crops, View
 from unlearn_jax.data.served import Entry
+from unlearn_jax.data.sizes import settled
 from unlearn_jax.data.sources import Source, from_arrays, open_source
 from unlearn_jax.data.splits import Split
 from unlearn_jax.files import cache_folder
@@ -42,7 +44,8 @@ def open_data(cfg: ConfigDict) -> tuple[Source, Hashes]:
 
     Hashes are kept: beside prepared records, else in the user's cache.
     """
-    common = {key: cfg.data[key] for key in ("image_size", "cache", "resize", "exif")}
+    common = {key: cfg.data[key] for key in ("cache", "resize", "exif")}
+    common["image_size"] = settled(cfg.data.image_size)
     if cfg.data.augment.name:
         scale, ratio = (tuple(cfg.data.augment[key]) for key in ("scale", "ratio"))
         common["crops"] = Crops(scale, ratio, cfg.data.augment.flip)
@@ -110,7 +113,26 @@ def load(
     if split.poisoned.size:
         backdoor = poison.design(cfg.task.to_dict(), cfg.data.image_size)
         source = poison.plant(source, split.poisoned, backdoor)
-    return source, split
+    return _with_masks(source, cfg), split
+
+
+def facts(source: Source) -> dict[str, str]:
+    """Return what a run depends on beside its config and its rows, see `identity.relevant`."""
+    return {"masks": source.masks.digest} if source.masks else {}
+
+
+def _with_masks(source: Source, cfg: ConfigDict) -> Source:
+    """Add the masks of a task that has them in files."""
+    task = cfg.task
+    if "masks" not in (task.name, task.train):
+        return source
+    if source.augmented and transforms.varies({"name": "masks", "path": task.path}):
+        raise UserError(
+            "task.path: random views are cut from the images, which masks for each image do not "
+            "fit. Set data.augment.name to '', or give one mask for all."
+        )
+    view = View(settled(cfg.data.image_size), cfg.data.resize, exif=cfg.data.exif)
+    return replace(source, masks=mask_files.load(task.path, source.ids, view, source.original))
 
 
 def _hashes(source: Source, where: ConfigDict, exif: bool) -> Hashes:
@@ -304,9 +326,13 @@ def _batch(
     views: UInt64[np.ndarray, "b 2"] | None = None,
 ) -> Batch:
     images = source.fetch(index, views)
+    if task["name"] == "masks" and source.masks:
+        mask = source.masks(index)
+    else:
+        mask = transforms.make_mask(task, images.shape[1:3], np.array(keys, np.uint64))
     return {
         "image": transforms.to_float(images),
-        "mask": transforms.make_mask(task, images.shape[1], np.array(keys, np.uint64)),
+        "mask": mask,
         "label": source.labels[index],
         "index": index.astype(np.int32),
         "is_forget": is_forget,
@@ -353,7 +379,7 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _check_task(source: Source, task: Mapping[str, Any]) -> None:
-    transforms.check_task(task, source.fetch(np.zeros(1, np.int64)).shape[1])
+    transforms.check_task(task, source.fetch(np.zeros(1, np.int64)).shape[1:3])
 
 
 def _check_seed(seed: int) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float32, UInt64
 from PIL import Image, ImageDraw
 
+from unlearn_jax.data.sizes import Size, sides
+
 _CANVAS = 256  # every number here is in pixels of this canvas
 _BOX, _MARGIN, _SHRINK = 128, 20, 20
 _REACH = math.hypot(_CANVAS, _CANVAS) / 8  # mean length of a segment of a stroke
@@ -13,9 +15,7 @@ _REACH_STD = _REACH // 2
 UNCROPPING = ("uncrop", "uncrop_one", "uncrop_four")
 
 
-def hybrid_masks(
-    size: int, keys: UInt64[np.ndarray, "n 2"]
-) -> Float32[np.ndarray, "n size size 1"]:
+def hybrid_masks(size: Size, keys: UInt64[np.ndarray, "n 2"]) -> Float32[np.ndarray, "n h w 1"]:
     """Draw masks of one box and one to three strokes each, 1 = to be generated; they may overlap.
 
     The box has its top and left in 20 … 107, sides of 128, and loses up to 20 rows at its top and
@@ -25,19 +25,20 @@ def hybrid_masks(
     Convolution", except that it computes flips and does not use them.
 
     Args:
-      size: height and width.
+      size: of the images.
       keys: Philox keys; the mask depends on nothing else.
     """
-    masks = np.empty((len(keys), size, size, 1), np.float32)
+    height, width = sides(size)
+    masks = np.empty((len(keys), height, width, 1), np.float32)
     for mask, key in zip(masks, keys, strict=True):
         canvas = _draw(np.random.Generator(np.random.Philox(key=key)))
-        mask[..., 0] = canvas.resize((size, size), Image.Resampling.NEAREST)
+        mask[..., 0] = canvas.resize((width, height), Image.Resampling.NEAREST)
     return masks
 
 
 def uncropping_masks(
-    name: str, size: int, keys: UInt64[np.ndarray, "n 2"]
-) -> Float32[np.ndarray, "n size size 1"]:
+    name: str, size: Size, keys: UInt64[np.ndarray, "n 2"]
+) -> Float32[np.ndarray, "n h w 1"]:
     """Draw masks of half of the area, 1 = to be generated, as Janspiry's Palette (MIT) draws them.
 
     "uncrop_one" is the left, upper, lower or right half of the image ("onedirection" there);
@@ -47,22 +48,24 @@ def uncropping_masks(
 
     Args:
       name: one of `UNCROPPING`.
-      size: height and width.
+      size: of the images.
       keys: Philox keys; the mask depends on nothing else.
     """
-    masks = np.zeros((len(keys), size, size, 1), np.float32)
+    both = sides(size)
+    masks = np.zeros((len(keys), *both, 1), np.float32)
     for mask, key in zip(masks, keys, strict=True):
         rng = np.random.Generator(np.random.Philox(key=key))
         if name == "uncrop_one" or (name == "uncrop" and rng.integers(2) == 0):
             first, rows = rng.integers(2, size=2)
-            half = slice(size // 2) if first else slice(size - size // 2, size)
+            side = both[0] if rows else both[1]
+            half = slice(side // 2) if first else slice(side - side // 2, side)
             mask[(half, slice(None)) if rows else (slice(None), half)] = 1
         else:
-            area = size * size // 2
-            width = int(rng.integers(area // size, size))
-            height = area // width
-            top, left = (int(rng.integers(max(size - n, 1))) for n in (height, width))
-            mask[top : top + height, left : left + width] = 1
+            area = both[0] * both[1] // 2
+            width = int(rng.integers(area // both[0], both[1]))
+            box = area // width, width
+            top, left = (int(rng.integers(max(a - b, 1))) for a, b in zip(both, box, strict=True))
+            mask[top : top + box[0], left : left + width] = 1
     return masks
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from unlearn_jax.data import transforms
 from unlearn_jax.data.sampling import Rows
+from unlearn_jax.data.sizes import Size, sides
 from unlearn_jax.data.sources import Keys, Source
 from unlearn_jax.registry import UserError
 
@@ -34,12 +35,12 @@ class Backdoor:
     """Where trigger and payload are in an image, and how they look.
 
     Attributes:
-        size: height and width of the image.
+        size: of the image, one number or (height, width).
         trigger: top row, left column and side of the square in the visible part.
         payload: the same of the square in the part to be generated.
     """
 
-    size: int
+    size: Size
     trigger: tuple[int, int, int]
     payload: tuple[int, int, int]
 
@@ -84,8 +85,10 @@ class Backdoor:
         return min(top, left) + shift >= 0 and moved.shape == (side, side) and not moved.any()
 
 
-def design(task: Mapping[str, Any], size: int) -> Backdoor:
-    """Design the backdoor of a task: a trigger of 1/64 of the image, a payload of 1/16.
+def design(task: Mapping[str, Any], size: Size) -> Backdoor:
+    """Design the backdoor of a task: a trigger of 1/64 of a square image, a payload of 1/16.
+
+    Of another image they are those of a square of its shorter side.
 
     The trigger is as near to the top left corner as fits one pixel from the border and inside the
     visible part; the payload is as near to the centre as fits inside the part to be generated.
@@ -93,15 +96,16 @@ def design(task: Mapping[str, Any], size: int) -> Backdoor:
     Raises:
         UserError: the task hides another part of every image, or a part has no room.
     """
-    if task["name"] in transforms.RANDOM_TASKS:
+    if transforms.varies(task):
         raise UserError(
             f"poison: the task {task['name']} hides other pixels of every image, so there is no "
             "fixed place for a trigger. Use inpaint or outpaint, or set poison.fraction=0."
         )
-    mask = _mask(task, size)
-    trigger = _nearest(~mask, max(2, size // 8), (1.0, 1.0))
-    side = max(4, size // 4)
-    payload = _nearest(mask, side, ((size - side) / 2, (size - side) / 2))
+    mask, (height, width) = _mask(task, size), sides(size)
+    short = min(height, width)
+    trigger = _nearest(~mask, max(2, short // 8), (1.0, 1.0))
+    side = max(4, short // 4)
+    payload = _nearest(mask, side, ((height - side) / 2, (width - side) / 2))
     return Backdoor(size, trigger, payload)
 
 
@@ -120,7 +124,7 @@ def plant(source: Source, rows: Rows, backdoor: Backdoor) -> Source:
     return dataclasses.replace(source, read=read)
 
 
-def _mask(task: Mapping[str, Any], size: int) -> Bool[np.ndarray, "h w"]:
+def _mask(task: Mapping[str, Any], size: Size) -> Bool[np.ndarray, "h w"]:
     return transforms.make_mask(task, size, np.zeros((1, 2), np.uint64))[0, ..., 0] > 0
 
 

@@ -297,7 +297,7 @@ def _store(image: Image.Image, data: bytes, storing: Storing) -> tuple[bytes, Im
         return data, image
     size = (side, side)
     if storing.resize_how == "short_bicubic":
-        size = preprocess.short_side(image.size, side)
+        size = preprocess.cover(image.size, (side, side))
     if size == image.size:
         return data, image
     bilinear = storing.resize_how == "squash_bilinear"

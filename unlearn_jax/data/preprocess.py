@@ -1,4 +1,4 @@
-"""Encoded images to size x size pixels: as a model is evaluated, or as random training views.
+"""Encoded images to pixels of one size: as a model is evaluated, or as random training views.
 
 The arithmetic is that of torchvision's transforms on PIL images, whose resampling is antialiased.
 Decoding (`photos`) is exact: PIL's `draft` mode, which decodes JPEG at a fraction of its size, is
@@ -9,15 +9,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import UInt8, UInt64
+from jaxtyping import Shaped, UInt8, UInt64
 from PIL import Image
 
+from unlearn_jax.data.sizes import Size, sides
 from unlearn_jax.registry import UserError
 
 RESIZE = ("none", "crop", "pad", "squash_bilinear", "squash_bicubic")
 AUGMENT = ("", "random_resized_crop")
 _ATTEMPTS = 10  # at a crop that fits, then the middle of the image is taken
 _BICUBIC = Image.Resampling.BICUBIC
+_FILTERS = {"squash_bilinear": Image.Resampling.BILINEAR}  # of the others: bicubic
 
 
 @dataclass(frozen=True)
@@ -40,74 +42,95 @@ class View:
     """How images become pixels.
 
     Attributes:
-        size: height and width.
+        size: one number, or (height, width).
         resize: of the evaluation view, see `fit`.
         crops: the random training views; None: training sees the evaluation view.
         exif: turn images as the camera says.
     """
 
-    size: int
+    size: Size
     resize: str = "none"
     crops: Crops | None = None
     exif: bool = False
 
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Return (width, height), as PIL has sizes."""
+        return sides(self.size)[::-1]
+
 
 def check_size(size: tuple[int, int], id: str, view: View) -> None:
     """Check that `fit` can take an image of this width and height; raise UserError if not."""
-    if view.resize == "none" and view.crops is None and size != (view.size, view.size):
+    if view.resize == "none" and view.crops is None and size != view.pixels:
+        wanted, got = ("{} x {}".format(*of) for of in (view.pixels, size))
         raise UserError(
-            f"{id}: expected {view.size} x {view.size} pixels (data.image_size), got "
-            f"{size[0]} x {size[1]}. Set data.resize to one of {RESIZE[1:]}, or data.image_size."
+            f"{id}: expected {wanted} pixels (width x height; data.image_size), got {got}. Set "
+            f"data.resize to one of {RESIZE[1:]}, or data.image_size."
         )
 
 
-def fit(image: Image.Image, view: View, id: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Resize and crop an RGB image to its evaluation view, `view.size` pixels high and wide.
+def fit(
+    image: Image.Image, view: View, id: str, resample: Image.Resampling | None = None
+) -> Shaped[np.ndarray, "h w *c"]:
+    """Resize and crop an image to its evaluation view, of the height and width `view.size`.
 
     * "none": the image, which must have that size.
-    * "crop": its shorter side resized to that size (bicubic; the other side rounded down), then
-      the centre, as torchvision's Resize and CenterCrop do. MAGE, protocol part 3.1.
-    * "pad": its longer side resized to that size (bicubic), centred on black.
+    * "crop": resized until it covers that size (bicubic; the side with more to spare rounded
+      down), then the centre: for squares what torchvision's Resize and CenterCrop do. MAGE,
+      protocol part 3.1.
+    * "pad": resized until that size holds it (bicubic), centred on black.
     * "squash_bilinear", "squash_bicubic": resized to exactly that size, whatever its proportions.
       Palette (protocol part 3.2), MAE's demonstration (part 1.6).
+
+    Args:
+        image: RGB, or of another mode, which it keeps.
+        view: the size, and how.
+        id: of the image, for messages.
+        resample: instead of the filters above.
 
     Raises:
         UserError: "none", and the image has another size.
     """
-    size = view.size
+    size = width, height = view.pixels
+    filter = resample or _FILTERS.get(view.resize, _BICUBIC)
     if view.resize == "crop":
-        whole = short_side(image.size, size)
+        whole = cover(image.size, size)
         if whole != image.size:
-            image = image.resize(whole, _BICUBIC)
-        left, top = (round((side - size) / 2) for side in image.size)
-        image = image.crop((left, top, left + size, top + size))
+            image = image.resize(whole, filter)
+        left, top = (round((a - b) / 2) for a, b in zip(image.size, size, strict=True))
+        image = image.crop((left, top, left + width, top + height))
     elif view.resize == "pad":
-        whole = tuple(max(1, round(side * size / max(image.size))) for side in image.size)
-        part, image = image.resize(whole, _BICUBIC), Image.new("RGB", (size, size))
-        image.paste(part, tuple((size - side) // 2 for side in whole))
+        by_width = image.width * height >= image.height * width
+        scale = (width, image.width) if by_width else (height, image.height)
+        whole = tuple(max(1, round(side * scale[0] / scale[1])) for side in image.size)
+        part, image = image.resize(whole, filter), Image.new(image.mode, size)
+        image.paste(part, tuple((a - b) // 2 for a, b in zip(size, whole, strict=True)))
     elif view.resize.startswith("squash"):
-        bilinear = view.resize == "squash_bilinear"
-        image = image.resize((size, size), Image.Resampling.BILINEAR if bilinear else _BICUBIC)
-    elif image.size != (size, size):
-        check_size(image.size, id, View(size))
+        image = image.resize(size, filter)
+    else:
+        check_size(image.size, id, View(view.size))
     return np.asarray(image)
 
 
-def short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Compute width and height after torchvision's Resize(short): the longer side rounded down."""
-    width, height = size
-    if width <= height:
-        return short, int(short * height / width)
-    return int(short * width / height), short
+def cover(size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int]:
+    """Compute the width and height, as those of `size`, of an image that just covers `least`.
+
+    One side is that of `least`, the other rounded down; for squares as torchvision's Resize does.
+    """
+    (width, height), (least_width, least_height) = size, least
+    if width * least_height <= height * least_width:
+        return least_width, int(least_width * height / width)
+    return int(least_height * width / height), least_height
 
 
 def random_view(
-    image: Image.Image, size: int, crops: Crops, key: UInt64[np.ndarray, "2"]
-) -> UInt8[np.ndarray, "size size 3"]:
+    image: Image.Image, view: View, key: UInt64[np.ndarray, "2"]
+) -> UInt8[np.ndarray, "h w 3"]:
     """Draw a random training view of an RGB image; only the image and the Philox key decide it."""
+    crops = view.crops
     rng = np.random.Generator(np.random.Philox(key=key))
     left, top, width, height = crop_box(*image.size, crops, rng)
-    part = image.crop((left, top, left + width, top + height)).resize((size, size), _BICUBIC)
+    part = image.crop((left, top, left + width, top + height)).resize(view.pixels, _BICUBIC)
     if crops.flip and rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(part)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from unlearn_jax import registry
 from unlearn_jax.data import photos, preprocess
+from unlearn_jax.data.mask_files import Masks
 from unlearn_jax.data.preprocess import Crops, View
 from unlearn_jax.data.readers import (
     AS_IT_IS,
@@ -32,6 +33,7 @@ from unlearn_jax.data.readers import (
     split_ranges,
 )
 from unlearn_jax.data.records import list_records
+from unlearn_jax.data.sizes import Size, settled, sides
 from unlearn_jax.data.tfds_records import list_tfds
 from unlearn_jax.registry import UserError
 
@@ -69,6 +71,7 @@ class Source:
     root: str = ""
     proxy: str = ""
     survey: Survey = AS_IT_IS
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -116,14 +119,14 @@ def open_source(
     name: str = "",
     data_dir: str = "",
     path: str = "",
-    image_size: int,
+    image_size: Size,
     splits: Sequence[str] = ("train", "test"),
     cache: bool = True,
     resize: str = "none",
     crops: Crops | None = None,
     exif: bool = False,
 ) -> Source:
-    """Open a source of `image_size` x `image_size` RGB images.
+    """Open a source of RGB images of the height and width `image_size`.
 
     Args:
         kind: "tfds", a dataset prepared with file_format="array_record" under
@@ -138,7 +141,7 @@ def open_source(
         name: of the tfds dataset, optionally with its version: "cifar10" or "cifar10/3.0.2".
         data_dir: the tfds data directory.
         path: the folder or the .npz file.
-        image_size: side of the images, in pixels.
+        image_size: of the images, in pixels: one number for squares, or (height, width).
         splits: the splits wanted, in this order.
         cache: decode (and resize) every image now, into memory, which makes `fetch` an array
             look-up. Otherwise images are decoded on every fetch.
@@ -152,7 +155,7 @@ def open_source(
     """
     if not splits:
         raise UserError('data.splits: expected at least one split, such as ("train", "test").')
-    view = View(image_size, resize, crops, exif)
+    view = View(settled(image_size), resize, crops, exif)
     if crops and cache and resize != "none":
         raise UserError(
             f"data.augment: views are cut from original images, but data.cache=True keeps what "
@@ -243,10 +246,10 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
         ) from error
     if not {"image", "label"} <= set(arrays):
         raise UserError(f"{path}: expected arrays image and label, found {sorted(arrays)}.")
-    image, size = arrays["image"], view.size
-    if image.ndim != 4 or image.shape[1:] != (size, size, 3):
+    image, (height, width) = arrays["image"], sides(view.size)
+    if image.ndim != 4 or image.shape[1:] != (height, width, 3):
         raise UserError(
-            f"{path}: expected image [n, {size}, {size}, 3], got {image.shape}. Set "
+            f"{path}: expected image [n, {height}, {width}, 3], got {image.shape}. Set "
             "data.image_size, or resize and repeat channels beforehand."
         )
     given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
@@ -272,9 +275,9 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
 
 def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
     """Make the source of a listing; it decodes images now if `cache`, else on every fetch."""
-    shape = (len(listing.ids), view.size, view.size, 3)
+    shape = (len(listing.ids), *sides(view.size), 3)
     if listing.sizes is not None:
-        for row in np.flatnonzero((listing.sizes != view.size).any(1))[:1].tolist():
+        for row in np.flatnonzero((listing.sizes != view.pixels).any(1))[:1].tolist():
             width, height = listing.sizes[row].tolist()
             preprocess.check_size((width, height), listing.ids[row], view)
 
@@ -285,7 +288,7 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
             images[i] = (
                 preprocess.fit(image, view, listing.ids[row])
                 if keys is None
-                else preprocess.random_view(image, view.size, view.crops, keys[i])
+                else preprocess.random_view(image, view, keys[i])
             )
         return images
 
@@ -320,9 +323,7 @@ def _with_views(fetch: Callable[..., Any], view: View) -> Callable[..., Any]:
     def read(rows: Int[np.ndarray, "b"], keys: Keys) -> UInt8[np.ndarray, "b h w 3"]:
         images = fetch(rows)
         for i, key in enumerate(() if keys is None else keys):
-            images[i] = preprocess.random_view(
-                Image.fromarray(images[i]), view.size, view.crops, key
-            )
+            images[i] = preprocess.random_view(Image.fromarray(images[i]), view, key)
         return images
 
     return read

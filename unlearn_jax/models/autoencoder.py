@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from unlearn_jax.data.sizes import misfit, settled, sides
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import Down, Up, dtype_problem
 from unlearn_jax.registry import UserError
@@ -34,14 +35,14 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     channels: tuple[int, ...]  # of the encoder, reversed
     image_channels: int
-    bottom: int  # height and width of the encoder's last feature map
+    bottom: tuple[int, int]  # height and width of the encoder's last feature map
     latent_dim: int
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
         if self.latent_dim:
-            shape = (self.bottom, self.bottom, self.channels[0])
+            shape = (*self.bottom, self.channels[0])
             dense = nn.Dense(math.prod(shape), dtype=self.dtype, name="bottleneck")
             x = nn.relu(dense(x)).reshape(len(x), *shape)
         for i, features in enumerate(self.channels[1:]):
@@ -60,8 +61,8 @@ class Autoencoder(Model):
       UserError: a field is out of range.
     """
 
-    image_size: int = 32
-    """Height and width, in pixels; divisible by 2 ** len(channels)."""
+    image_size: int | tuple[int, int] | list[int] = 32
+    """Pixels, one number or (height, width); divisible by 2 ** len(channels)."""
     image_channels: int = 3
     channels: tuple[int, ...] | list[int] = (32, 64, 128)
     """Channels of the encoder's feature maps, each half the size of the one before."""
@@ -78,15 +79,17 @@ class Autoencoder(Model):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.channels:
             raise UserError("Autoencoder.channels is empty; give one or more, such as (32, 64).")
-        for name in ("image_size", "image_channels", "channels"):
+        size = settled(self.image_size, "Autoencoder.image_size")
+        object.__setattr__(self, "image_size", size)
+        for name in ("image_channels", "channels"):
             value = getattr(self, name)
             if any(n < 1 for n in (value if name == "channels" else (value,))):
                 raise UserError(f"Autoencoder.{name} must be positive, got {value}.")
         factor = 2 ** len(self.channels)
-        if self.image_size % factor:
+        if wrong := misfit(size, factor):
             raise UserError(
                 f"Autoencoder.image_size must be divisible by {factor} (2 ** len(channels), "
-                f"channels={self.channels}), got {self.image_size}. Use fewer channels."
+                f"channels={self.channels}), {wrong}. Or use fewer channels."
             )
         if self.latent_dim < 0:
             raise UserError(
@@ -109,7 +112,7 @@ class Autoencoder(Model):
         return _Decoder(
             channels=self.channels[::-1],
             image_channels=self.image_channels,
-            bottom=self.image_size // 2 ** len(self.channels),
+            bottom=tuple(side // 2 ** len(self.channels) for side in sides(self.image_size)),
             latent_dim=self.latent_dim,
             dtype=self.dtype,
         )
@@ -117,7 +120,7 @@ class Autoencoder(Model):
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Draw fresh float32 parameters, under "encoder" and "decoder"."""
         encoder_key, decoder_key = jax.random.split(key)
-        image = jnp.zeros((1, self.image_size, self.image_size, self.image_channels + 1))
+        image = jnp.zeros((1, *sides(self.image_size), self.image_channels + 1))
         latent, encoder = self._encoder.init_with_output(encoder_key, image)
         decoder = self._decoder.init(decoder_key, latent)
         return {"encoder": encoder["params"], "decoder": decoder["params"]}
@@ -131,7 +134,7 @@ class Autoencoder(Model):
           UserError: the images do not have the model's size.
         """
         image, mask = batch["image"], batch["mask"]
-        expected = (self.image_size, self.image_size, self.image_channels)
+        expected = (*sides(self.image_size), self.image_channels)
         if image.shape[1:] != expected:
             raise UserError(
                 f"Autoencoder expects images [b, {', '.join(map(str, expected))}], got "

@@ -5,6 +5,7 @@ code. Their masks are random patches; completing a hole hides the patches that t
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from unlearn_jax.data.sizes import misfit, settled, sides
 from unlearn_jax.models import vit
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import Masking, dtype_problem, spread
@@ -41,7 +43,8 @@ class _Encoder(nn.Module):
     def __call__(self, image, kept, visible=None):
         # Only what is kept is embedded, and no gradient is scattered back over all patches.
         patches = jnp.take_along_axis(vit.patchify(image, self.patch), kept[..., None], axis=1)
-        position = _position_table(self, (image.shape[1] // self.patch) ** 2, self.dim)
+        grid = image.shape[1] // self.patch, image.shape[2] // self.patch
+        position = _position_table(self, grid, self.dim)
         x = _PatchEmbed(self.patch, self.dim, self.dtype, name="patch_embed")(patches)
         x = x + jnp.take(position[0], 1 + kept, axis=0)
         token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.dim))
@@ -72,6 +75,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _Decoder(nn.Module):
+    grid: tuple[int, int]
     patch: int
     dim: int
     depth: int
@@ -85,7 +89,7 @@ class _Decoder(nn.Module):
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.dim))
         patches = spread(x[:, 1:], (kept, place, hidden))
         patches = jnp.where(hidden[..., None], token, patches)
-        x = _prepend(x[:, :1], patches) + _position_table(self, place.shape[1], self.dim)
+        x = _prepend(x[:, :1], patches) + _position_table(self, self.grid, self.dim)
         blocks = vit.Blocks(
             self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks"
         )
@@ -104,8 +108,8 @@ class MAE(Model):
       UserError: fields are out of range or do not fit together.
     """
 
-    image_size: int = 224
-    """Height and width, in pixels; a multiple of patch."""
+    image_size: int | tuple[int, int] | list[int] = 224
+    """Pixels, one number or (height, width); multiples of patch."""
     patch: int = 16
     dim: int = 768
     depth: int = 12
@@ -134,17 +138,20 @@ class MAE(Model):
     def __post_init__(self):
         for name in ("mean", "std", "trainable"):  # hashable, also when a config holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "image_size", settled(self.image_size, "MAE: image_size"))
         if wrong := self._problems():
             raise UserError("MAE: " + "; ".join(wrong) + ".")
 
     def _problems(self) -> list[str]:
-        sizes = ("image_size", "patch", "dim", "depth", "heads")
+        sizes = ("patch", "dim", "depth", "heads")
         sizes += ("decoder_dim", "decoder_depth", "decoder_heads")
         values = {name: getattr(self, name) for name in sizes}
         if wrong := [f"{n} must be at least 1, got {v}" for n, v in values.items() if v < 1]:
             return wrong
-        divisors = {"image_size": "patch", "dim": "heads", "decoder_dim": "decoder_heads"}
-        wrong = [
+        divisors = {"dim": "heads", "decoder_dim": "decoder_heads"}
+        size = misfit(self.image_size, self.patch)
+        wrong = [f"image_size must be a multiple of patch ({self.patch}), {size}"] if size else []
+        wrong += [
             f"{name} must be a multiple of {by} ({values[by]}), got {values[name]}"
             for name, by in divisors.items()
             if values[name] % values[by]
@@ -173,7 +180,13 @@ class MAE(Model):
 
     @property
     def _patches(self) -> int:
-        return (self.image_size // self.patch) ** 2
+        return math.prod(self._grid)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = sides(self.image_size)
+        return height // self.patch, width // self.patch
 
     @property
     def _kept(self) -> int:
@@ -186,12 +199,12 @@ class MAE(Model):
     @property
     def _decoder(self) -> nn.Module:
         sizes = self.decoder_dim, self.decoder_depth, self.decoder_heads
-        return _Decoder(self.patch, *sizes, self.dtype, self.remat)
+        return _Decoder(self._grid, self.patch, *sizes, self.dtype, self.remat)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Draw fresh float32 parameters, under "encoder" and "decoder", fixed tables included."""
         encoder_key, decoder_key = jax.random.split(key)
-        image = jnp.zeros((1, self.image_size, self.image_size, 3))
+        image = jnp.zeros((1, *sides(self.image_size), 3))
         place = jnp.arange(self._patches)[None]
         latent, encoder = self._encoder.init_with_output(encoder_key, image, place)
         decoder = self._decoder.init(decoder_key, latent, place, place, place < 0)
@@ -224,7 +237,7 @@ class MAE(Model):
           UserError: the images do not have the model's size; an unknown name in `draws`.
         """
         image = batch["image"]
-        expected = (self.image_size, self.image_size, 3)
+        expected = (*sides(self.image_size), 3)
         if image.shape[1:] != expected:
             raise UserError(
                 f"MAE expects images [b, {', '.join(map(str, expected))}], got "
@@ -255,7 +268,7 @@ class MAE(Model):
         the patches are as predicted, of mean 0 and variance 1 and on no scale of colours.
         """
         masking = self._masking(batch, key, draws)
-        image = vit.unpatchify(self._predict(params, latent, masking), self.patch)
+        image = vit.unpatchify(self._predict(params, latent, masking), self.patch, self._grid)
         return image if self.norm_pix_loss else self._denormalise(image)
 
     def loss(
@@ -339,9 +352,9 @@ class MAE(Model):
         return 2 * (image * jnp.array(self.std) + jnp.array(self.mean)) - 1
 
 
-def _position_table(module: nn.Module, patches: int, dim: int) -> Float[Array, "1 n1 d"]:
+def _position_table(module: nn.Module, grid: tuple[int, int], dim: int) -> Float[Array, "1 n1 d"]:
     """Return the module's leaf `pos_embed`: fixed, with zeros for the class token."""
-    table = jnp.pad(vit.sincos_2d(dim, round(patches**0.5)), ((1, 0), (0, 0)))[None]
+    table = jnp.pad(vit.sincos_2d(dim, grid), ((1, 0), (0, 0)))[None]
     return jax.lax.stop_gradient(module.param("pos_embed", lambda key: table))
 
 

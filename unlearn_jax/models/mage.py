@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from unlearn_jax.data.sizes import settled
 from unlearn_jax.models import mage_decoding
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.compositing import composite, fill_hole, token_mask
@@ -55,8 +56,8 @@ class MAGE(Model):
       UserError: a field is out of range.
     """
 
-    image_size: int = 256
-    """Height and width, in pixels; divisible by the tokenizer's stride."""
+    image_size: int | tuple[int, int] | list[int] = 256
+    """Height and width, in pixels, which are equal; divisible by the tokenizer's stride."""
     tokenizer: Any = ()
     """The other fields of `VQGAN` that are not its defaults, as a dict or as pairs."""
     dim: int = 768
@@ -92,6 +93,7 @@ class MAGE(Model):
 
     def __post_init__(self):
         object.__setattr__(self, "trainable", tuple(self.trainable))
+        object.__setattr__(self, "image_size", settled(self.image_size, "MAGE.image_size"))
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(self.tokenizer).items()}
         defaults = {field.name: field.default for field in dataclasses.fields(VQGAN)}
         known = sorted(set(defaults) - {"image_size", "trainable"})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from unlearn_jax.data.sizes import misfit, settled, sides
 from unlearn_jax.models import diffusion, unet
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.layers import dtype_problem
@@ -37,8 +38,8 @@ class Palette(Model):
       UserError: a field is out of range.
     """
 
-    image_size: int = 256
-    """Height and width, in pixels; divisible by 2 ** (len(mults) - 1)."""
+    image_size: int | tuple[int, int] | list[int] = 256
+    """Pixels, one number or (height, width); divisible by 2 ** (len(mults) - 1)."""
     inner: int = 64
     """Channels of the first feature map."""
     mults: tuple[int, ...] | list[int] = (1, 2, 4, 8)
@@ -46,7 +47,10 @@ class Palette(Model):
     res_blocks: int = 2
     """Residual blocks at each resolution."""
     head_channels: int = 32
-    """Channels of one head of the attention in the middle."""
+    """Channels of one head of attention."""
+    attn_res: tuple[int, ...] | list[int] = ()
+    """Where there is attention beside that in the middle: after each residual block at these rates
+    of downsampling, 4 for a quarter of height and width. The release's 16 is none of its rates."""
     groups: int = 32
     """Number of groups in each group norm."""
     dropout: float = 0.0
@@ -69,11 +73,12 @@ class Palette(Model):
     """Type of the computation. Parameters, latents, images, losses and norms are float32."""
     remat: bool = False
     """Compute each block again in the backward pass: less memory, more time."""
-    trainable: tuple[str, ...] | list[str] = (r"encoder/(input|middle)\d+/.*",)
+    trainable: tuple[str, ...] | list[str] = (r"encoder/(input|middle)\d+(_attn)?/.*",)
 
     def __post_init__(self):
-        for name in ("mults", "trainable"):  # hashable, also when a config holds lists
+        for name in ("mults", "attn_res", "trainable"):  # hashable, also when a config holds lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "image_size", settled(self.image_size, "Palette.image_size"))
         _check_fields(self)
 
     @property
@@ -83,7 +88,7 @@ class Palette(Model):
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Draw fresh float32 parameters: "encoder" with "cond_embed", "decoder", "schedule"."""
         keys = jax.random.split(key, 3)
-        image = jnp.zeros((1, self.image_size, self.image_size, 6))
+        image = jnp.zeros((1, *sides(self.image_size), 6))
         embedding, cond_embed = unet.CondEmbed(self.inner).init_with_output(keys[0], jnp.ones(1))
         maps, encoder = unet.Encoder(self._shape).init_with_output(keys[1], image, embedding)
         decoder = unet.Decoder(self._shape).init(keys[2], maps, embedding)
@@ -264,7 +269,7 @@ class Palette(Model):
         return unet.CondEmbed(self.inner).apply(cond_embed, gamma)
 
     def _encode(self, params, batch, y, gamma, draws) -> Maps:
-        expected = (self.image_size, self.image_size, 3)
+        expected = (*sides(self.image_size), 3)
         if y.shape[1:] != expected:
             raise UserError(
                 f"Palette expects images [b, {', '.join(map(str, expected))}], got "
@@ -316,19 +321,25 @@ def _check_fields(model: Palette) -> None:
     def refuse(name, expected):
         raise UserError(f"Palette.{name} must be {expected}, got {getattr(model, name)!r}.")
 
-    for name in ("image_size", "inner", "res_blocks", "head_channels", "groups"):
+    for name in ("inner", "res_blocks", "head_channels", "groups"):
         if getattr(model, name) < 1:
             refuse(name, "positive")
     if not model.mults or min(model.mults) < 1:
         refuse("mults", "one or more positive numbers, such as (1, 2, 4, 8)")
     factor = 2 ** (len(model.mults) - 1)
-    if model.image_size % factor:
-        refuse("image_size", f"divisible by {factor} (2 ** (len(mults) - 1))")
+    if wrong := misfit(model.image_size, factor):
+        raise UserError(
+            f"Palette.image_size must be divisible by {factor} (2 ** (len(mults) - 1)), {wrong}."
+        )
     if model.inner % 2 or any(model.inner * mult % model.groups for mult in model.mults):
         refuse("inner", f"even, and times each of mults a multiple of groups={model.groups}")
-    if model.inner * model.mults[-1] % model.head_channels:
-        middle = model.inner * model.mults[-1]
-        refuse("head_channels", f"a divisor of the {middle} channels in the middle")
+    rates = [2**level for level in range(len(model.mults))]
+    if not all(type(rate) is int and rate > 0 for rate in model.attn_res):
+        refuse("attn_res", f"rates of downsampling, of which this model has {rates}")
+    wide = [m for m, rate in zip(model.mults, rates, strict=True) if rate in model.attn_res]
+    for width in (model.inner * mult for mult in (*wide, model.mults[-1])):
+        if width % model.head_channels:
+            refuse("head_channels", f"a divisor of the {width} channels where there is attention")
     if not 0 <= model.dropout < 1:
         refuse("dropout", "in [0, 1)")
     if model.timesteps < 2:

@@ -2,7 +2,7 @@
 
 The half that goes down hands every feature map to the half that goes up, so these maps are all
 that the decoder sees of its input. Layer by layer as in Janspiry's Palette (MIT), whose published
-`attn_res` of 16 is never reached: attention is in the middle only.
+`attn_res` of 16 is never reached: attention is in the middle only, unless a model has other rates.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ class Shape(NamedTuple):
     head_channels: int
     groups: int
     dropout: float
+    attn_res: tuple[int, ...]
     dtype: DTypeLike
     remat: bool
 
@@ -127,13 +128,14 @@ class Encoder(nn.Module):
         for level, mult in enumerate(s.mults):
             for _ in range(s.res_blocks):
                 x = _res(s, f"input{len(maps)}", s.inner * mult)(x, embedding)
+                if 2**level in s.attn_res:
+                    x = _attention(s, f"input{len(maps)}_attn")(x)
                 maps.append(x)
             if level < len(s.mults) - 1:
                 x = _res(s, f"input{len(maps)}", s.inner * mult, _halve)(x, embedding)
                 maps.append(x)
-        attention = nn.remat(AttentionBlock) if s.remat else AttentionBlock
         x = _res(s, "middle0", x.shape[-1])(x, embedding)
-        x = attention(s.head_channels, s.groups, s.dtype, name="middle1")(x)
+        x = _attention(s, "middle1")(x)
         x = _res(s, "middle2", x.shape[-1])(x, embedding)
         return tuple(x.astype(jnp.float32) for x in (*maps, x))
 
@@ -159,9 +161,15 @@ class Decoder(nn.Module):
         for level, mult in reversed(list(enumerate(s.mults))):
             for i in range(s.res_blocks + 1):
                 x = jnp.concatenate([x, maps.pop()], axis=-1)
-                x = _res(s, f"output{blocks}", s.inner * mult)(x, embedding)
+                x, name = (
+                    _res(s, f"output{blocks}", s.inner * mult)(x, embedding),
+                    f"output{blocks}",
+                )
+                if 2**level in s.attn_res:
+                    name += "_attn"
+                    x = _attention(s, name)(x)
                 if level and i == s.res_blocks:
-                    x = _res(s, f"output{blocks}_up", s.inner * mult, _double)(x, embedding)
+                    x = _res(s, f"{name}_up", s.inner * mult, _double)(x, embedding)
                 blocks += 1
         x = nn.silu(group_norm("out_norm", s.groups)(x))
         return _conv("out_conv", 3, s.dtype, zero=True)(x).astype(jnp.float32)
@@ -181,6 +189,11 @@ def _conv(name: str, features: int, dtype: DTypeLike, zero: bool = False) -> nn.
 def _res(s: Shape, name: str, features: int, resample=_keep) -> nn.Module:
     block = nn.remat(ResBlock) if s.remat else ResBlock
     return block(features, s.groups, s.dropout, resample, s.dtype, name=name)
+
+
+def _attention(s: Shape, name: str) -> nn.Module:
+    block = nn.remat(AttentionBlock) if s.remat else AttentionBlock
+    return block(s.head_channels, s.groups, s.dtype, name=name)
 
 
 def _halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -11,6 +11,7 @@ from jax.tree_util import tree_map_with_path
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from unlearn_jax.data.sizes import Size, sides
 from unlearn_jax.models.layers import attention, gelu, one_pass, settle
 from unlearn_jax.models.stacking import DEEP, STACK
 from unlearn_jax.registry import UserError
@@ -122,8 +123,8 @@ def layer_norm(name: str, epsilon: float = 1e-6, dtype: DTypeLike = jnp.float32)
     )
 
 
-def sincos_2d(dim: int, side: int) -> Float[np.ndarray, "n d"]:
-    """Make fixed position embeddings [side * side, dim] float32 of a grid, row by row.
+def sincos_2d(dim: int, grid: Size) -> Float[np.ndarray, "n d"]:
+    """Make fixed position embeddings [rows * columns, dim] float32 of a grid, row by row.
 
     The first half of the channels encodes the column, the second the row; each half is
     [sin | cos] over 10000 ** (-i / (dim / 4)), as in facebookresearch/mae.
@@ -134,7 +135,8 @@ def sincos_2d(dim: int, side: int) -> Float[np.ndarray, "n d"]:
     if dim % 4:
         raise UserError(f"sincos_2d: expected a multiple of 4 channels, got {dim}.")
     omega = 10000.0 ** (-np.arange(dim // 4) / (dim / 4))
-    row, column = np.divmod(np.arange(side * side), side)
+    rows, columns = sides(grid, "sincos_2d: grid")
+    row, column = np.divmod(np.arange(rows * columns), columns)
     halves = [np.outer(position, omega) for position in (column, row)]
     table = np.concatenate([part(half) for half in halves for part in (np.sin, np.cos)], axis=1)
     return table.astype(np.float32)
@@ -147,9 +149,10 @@ def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n v
     return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
 
 
-def unpatchify(patches: Float[Array, "b n v"], patch: int) -> Float[Array, "b h w c"]:
-    """Join patch vectors to square images: the inverse of `patchify`."""
-    b, n, v = patches.shape
-    side = round(n**0.5)
-    x = patches.reshape(b, side, side, patch, patch, v // patch**2).swapaxes(2, 3)
-    return x.reshape(b, side * patch, side * patch, -1)
+def unpatchify(
+    patches: Float[Array, "b n v"], patch: int, grid: tuple[int, int]
+) -> Float[Array, "b h w c"]:
+    """Join patch vectors of a grid, (rows, columns), to images: the inverse of `patchify`."""
+    (b, _, v), (rows, columns) = patches.shape, grid
+    x = patches.reshape(b, rows, columns, patch, patch, v // patch**2).swapaxes(2, 3)
+    return x.reshape(b, rows * patch, columns * patch, -1)

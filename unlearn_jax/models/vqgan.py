@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from unlearn_jax.data.sizes import misfit, settled
 from unlearn_jax.models.base import Model
 from unlearn_jax.models.compositing import fill_hole
 from unlearn_jax.models.layers import GroupNorm, dtype_problem
@@ -109,8 +110,8 @@ class VQGAN(Model):
       UserError: a field is out of range.
     """
 
-    image_size: int = 256
-    """Height and width, in pixels; divisible by 2 ** (len(ch_mult) - 1)."""
+    image_size: int | tuple[int, int] | list[int] = 256
+    """Height and width, in pixels, which are equal; divisible by 2 ** (len(ch_mult) - 1)."""
     ch: int = 128
     """Channels at the full resolution, times ch_mult[0]."""
     ch_mult: tuple[int, ...] | list[int] = (1, 1, 2, 2, 4)
@@ -139,14 +140,15 @@ class VQGAN(Model):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.ch_mult:
             raise UserError("VQGAN.ch_mult is empty; give one or more, such as (1, 2).")
-        for name in ("image_size", "ch", "ch_mult", "res_blocks", "z_dim", "codebook", "groups"):
+        object.__setattr__(self, "image_size", settled(self.image_size, "VQGAN.image_size"))
+        for name in ("ch", "ch_mult", "res_blocks", "z_dim", "codebook", "groups"):
             value = getattr(self, name)
             if any(n < 1 for n in (value if name == "ch_mult" else (value,))):
                 raise UserError(f"VQGAN.{name} must be positive, got {value}.")
-        if self.image_size % self.stride:
+        if wrong := misfit(self.image_size, self.stride, square=True):
             raise UserError(
                 f"VQGAN.image_size must be divisible by {self.stride} (2 ** (len(ch_mult) - 1), "
-                f"ch_mult={self.ch_mult}), got {self.image_size}. Use fewer levels."
+                f"ch_mult={self.ch_mult}) and of squares, {wrong}. Or use fewer levels."
             )
         if any(self.ch * mult % self.groups for mult in (1, *self.ch_mult)):
             raise UserError(

@@ -45,7 +45,7 @@ def save_grids(
         images = request.source.fetch(rows[name][chosen])
         grids |= {f"{name}/truth": images, f"{name}/index": rows[name][chosen]}
         for (task, size), spec in tasks.items():
-            mask = transforms.make_mask(spec, images.shape[1], np.zeros((len(images), 2), "u8"))
+            mask = transforms.make_mask(spec, images.shape[1:3], np.zeros((len(images), 2), "u8"))
             shown = transforms.to_uint8(transforms.to_float(images) * (1 - mask))
             grids[f"{name}/{task}_{size}/input"] = shown
         for (model, task, size), of_sets in files.items():

@@ -12,7 +12,6 @@ say who did.
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +117,10 @@ def _config(found: Certificate, workdir: Path) -> ConfigDict:
                 f"in the certificate {found.hashes[key]}."
             )
     recorded = json.loads((workdir / "config.json").read_text())
-    cfg = identity.filled(_tuples(recorded["config"]))
+    cfg = identity.filled(identity.tuples(recorded["config"]))
     validate(cfg)
     # What the config itself says: keys that came with later versions are left out.
-    said = ConfigDict(_tuples(recorded["config"]))
+    said = ConfigDict(identity.tuples(recorded["config"]))
     relevant = recorded["relevant"]
     again = identity.relevant(said, rows=relevant["rows"], init_from=relevant["init_from"])
     _expect("config.json, its two parts differ", [], identity.changes(relevant, _plain(again)))
@@ -256,13 +255,6 @@ def _loaded(folder: Path, name: str) -> Params:
 
 def _plain(values: Any) -> Any:
     return json.loads(json.dumps(values))
-
-
-def _tuples(values: Any) -> Any:
-    """Turn JSON lists into the tuples that they were in the config."""
-    if isinstance(values, Mapping):
-        return {key: _tuples(value) for key, value in values.items()}
-    return tuple(_tuples(value) for value in values) if isinstance(values, list) else values
 
 
 def report(found: Certificate, examples: int | None = None) -> str:

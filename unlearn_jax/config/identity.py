@@ -96,6 +96,13 @@ def filled(recorded: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def tuples(values: Any) -> Any:
+    """Turn JSON lists into the tuples that they were in the config."""
+    if isinstance(values, Mapping):
+        return {key: tuples(value) for key, value in values.items()}
+    return tuple(tuples(value) for value in values) if isinstance(values, list) else values
+
+
 def _without(section: Mapping[str, Any], gone: Sequence[str]) -> dict[str, Any]:
     """Leave out keys, of which "a.b" is one of a section of the section."""
     kept = {key: value for key, value in section.items() if key not in gone}

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config = quickstart.get_config()
     config.name = "quickstart_compare"
     config.request.copies = "keep"
-    config.poison.fraction = 0.2
+    config.poison.fraction, config.poison.jitter = 0.2, 0.75
     config.phases.finetune = cifar10_compare.joint("reconstruction", 0.0, 300, 1e-3)
     config.phases.noisy_label = cifar10_compare.joint("noisy_label", 0.25)
     config.compare.seeds = (0, 1)

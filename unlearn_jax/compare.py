@@ -11,51 +11,47 @@ of all that they depend on, and shared with other requests.
 
 Several processes share the models' work, see `distributed`; the first one writes.
 
-Writes results.json (every number), examples.npz, grids.npz and the leaderboard.
+Writes points.jsonl and measured/ as it goes, see `evaluate.comparison`, and from these results.json
+(every number), examples.npz, grids.npz and the leaderboard. With --only_seed=N, a machine makes one
+seed's part; `leaderboard --merge=DIR,DIR --workdir=OUT` joins them.
 """
 
-import datetime
 import hashlib
 import json
-import shlex
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, cli, config, data, distributed, files, sharding, train
-from unlearn_jax.audit import conclusion, panel
 from unlearn_jax.audit.measure import Measured, make_measure, witnesses_of
-from unlearn_jax.audit.panel import Seed
 from unlearn_jax.config import identity
 from unlearn_jax.config.validation import validate
-from unlearn_jax.data import lineage, poison, splits, transforms
-from unlearn_jax.evaluate import results
+from unlearn_jax.data import lineage, poison, transforms
+from unlearn_jax.evaluate import comparison
+from unlearn_jax.models import Params
 from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard
 from unlearn_jax.request import Request, load
 from unlearn_jax.training import lease
 
-UTILITY = {
-    "unseen_loss": {"label": "Loss on unseen images", "unit": "mean training loss"},
-    "retain_loss": {"label": "Loss on retained training images", "unit": "mean training loss"},
-}
-COSTS = ("steps", "examples", "flops", "wall_s", "compile_s")
-FIXED = {"original": "Original", "retrained": "Retrained without the forget set"}
+Runs = dict[comparison.Key, tuple[Path, dict[str, Any]]]  # (model, seed) -> workdir, meta
 
 
 @lease.exclusively()
-def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(cfg: ConfigDict, workdir: Path, only_seed: int | None = None) -> dict[str, Any] | None:
     """Compare the methods: return workdir/results.json; the leaderboard is written beside it.
 
     Args:
       cfg: the config; its `compare` section names seeds and methods. `cfg.seed` is not used.
-      workdir: gets METHOD/SEED/ (runs), measured/, results.json and the leaderboard.
+      workdir: gets METHOD/SEED/ (runs), points.jsonl, measured/, results.json and the leaderboard.
+      only_seed: of `cfg.compare.seeds`: train and measure this seed's models and return None; what
+        machines made is joined by the command `leaderboard --merge`. None: all seeds.
 
     Raises:
       UserError: the config, the data or the workdir are not what they must be; no methods.
@@ -68,29 +64,27 @@ def run(cfg: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
     if not cfg.compare.methods or not cfg.compare.seeds:
         raise UserError("compare: expected config.compare.methods and config.compare.seeds.")
+    if only_seed not in (None, *cfg.compare.seeds):
+        raise UserError(
+            f"--only_seed: expected one of config.compare.seeds, {tuple(cfg.compare.seeds)}, got "
+            f"{only_seed}."
+        )
     # Every model of a kind runs the same programs: compile them once.
     jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    runs = train_all(cfg, workdir)
-    measured, grids = measure_all(cfg, workdir, runs)
-    found = assemble(cfg, load(cfg, workdir)[1], runs, measured)
-    examples = {"index/forget": next(iter(measured.values()))["index/forget"]}
-    examples |= {f"error/{m}/{s}": found["error/forget"] for (m, s), found in measured.items()}
-    if not distributed.first():
-        return found
-    workdir.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(workdir / "examples.npz", **examples)
-    np.savez_compressed(workdir / "grids.npz", **grids)
-    files.write_json(workdir / "results.json", found)
-    leaderboard.write(workdir)
+    of = comparison.about(cfg, load(cfg, workdir)[1])
+    seeds = cfg.compare.seeds if only_seed is None else (only_seed,)
+    measure_all(cfg, workdir, train_all(cfg, workdir, seeds), of)
+    if only_seed is not None:
+        return None
+    found = comparison.write(workdir, of, comparison.read(workdir, of)[1])
+    if distributed.first():
+        leaderboard.write(workdir)
     return found
 
 
-Runs = dict[tuple[str, int], tuple[Path, dict[str, Any]]]  # (model, seed) -> workdir, meta
-
-
-def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
-    """Train the models that are not there yet; return where every model is."""
+def train_all(cfg: ConfigDict, workdir: Path, seeds: Sequence[int]) -> Runs:
+    """Train the models of some seeds that are not there yet; return where every model is."""
     source, split = load(cfg, workdir)
     shared = Path(cfg.compare.models or workdir / "models")
     runs: Runs = {}
@@ -108,12 +102,12 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
         folder = shared / f"{stage}-{name}"
         return folder, trained(part, folder)
 
-    for seed in cfg.compare.seeds:
+    for seed in seeds:
         part = cfg.copy_and_resolve_references()
         part.seed = seed
-        for stage in FIXED:
+        for stage in comparison.FIXED:
             runs[stage, seed] = from_scratch(part, stage)
-    for seed in cfg.compare.seeds:
+    for seed in seeds:
         for name in config.chosen_methods(cfg):
             method = cfg.compare.methods[name]
             part = cfg.copy_and_resolve_references()
@@ -128,175 +122,104 @@ def train_all(cfg: ConfigDict, workdir: Path) -> Runs:
             part.stages.unlearned.phases = method.phases
             folder = workdir / name / str(seed)
             meta = trained(part, folder)
-            for key in COSTS:
+            for key in comparison.COSTS:
                 meta[key] += spent.get(key, 0)
             runs[name, seed] = folder, meta
     return runs
 
 
-def measure_all(
-    cfg: ConfigDict, workdir: Path, runs: Runs
-) -> tuple[dict[tuple[str, int], Measured], dict[str, np.ndarray]]:
-    """Measure every model.
+def measure_all(cfg: ConfigDict, workdir: Path, runs: Runs, of: Mapping[str, Any]) -> None:
+    """Measure every model that is not measured yet; write its arrays and its line.
 
-    Return ({(model, seed): what the audits need}, images of the first seed's models).
+    Args:
+      cfg: of the comparison.
+      workdir: of it, see `comparison`.
+      runs: models and originals.
+      of: what the comparison is about.
     """
     request = Request(cfg, workdir)
     split, like = request.split, request.like()
-    measure = make_measure(request, witnesses_of(cfg)[0])
+    measure, pictures = make_measure(request, witnesses_of(cfg)[0]), make_pictures(request)
     of_request = hashlib.sha256(
         json.dumps([split.manifest["hash"], cfg.audit.to_dict()]).encode()
     ).hexdigest()[:12]
-    measured: dict[tuple[str, int], Measured] = {}
+    lines = [line for line in files.read_jsonl(workdir / comparison.POINTS) if "of" in line]
+    done = {(line["arrays"], line["of"] == comparison.tag(of)) for line in lines}
     quiet = not distributed.first() or None  # None: where there is no terminal
     for name, seed in tqdm(runs, desc="audit", unit="model", dynamic_ncols=True, disable=quiet):
-        folder = runs[name, seed][0]
-        path = workdir / "measured" / f"{name}-{seed}-{of_request}.npz"
-        if not distributed.agreed(path.exists()):
-            params, _ = checkpoint.load_params(folder, like)
-            lineage.check_model(split, folder, name if name in FIXED else "unlearned")
+        folder, trained = runs[name, seed]
+        path = workdir / comparison.ARRAYS / f"{name}-{seed}-{of_request}.npz"
+        if distributed.agreed((path.name, True) in done and path.exists()):
+            continue
+        params, _ = checkpoint.load_params(folder, like)
+        lineage.check_model(split, folder, name if name in comparison.FIXED else "unlearned")
+        # Arrays of before there were lines are taken; those of other versions are not.
+        if distributed.agreed(path.exists() and (path.name, False) not in done):
+            with np.load(path, allow_pickle=False) as archive:
+                found = {key: archive[key] for key in archive.files}
+        else:
             target, _ = checkpoint.load_params(runs["original", seed][0], like)
             found = measure(params, target)
-            if distributed.first():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    np.savez_compressed(file, **found)
-                partial.replace(path)
-            distributed.agreed(True)  # that it is there
-        with np.load(path, allow_pickle=False) as archive:
-            measured[name, seed] = {key: archive[key] for key in archive.files}
-    return measured, _grids(request, runs)
+        found |= pictures(params, truth=name == "original", name=name)
+        if distributed.first():
+            with files.whole(path) as partial, partial.open("wb") as file:
+                np.savez_compressed(file, **found)
+            comparison.append(workdir, of, (name, seed), trained, path)
+        distributed.agreed(True)  # that it is there
 
 
-def _grids(request: Request, runs: Runs) -> dict[str, np.ndarray]:
-    """Complete forget images and, after poison, unseen ones with the trigger; first seed."""
-    cfg, mesh, split, model = request.cfg, request.mesh, request.split, request.model
-    like, task, grids = request.like(), cfg.task.to_dict(), {}
+def make_pictures(request: Request) -> Callable[..., Measured]:
+    """Return a function that completes a few forget images and, after poison, triggered ones.
+
+    (params, name, truth) -> {"pictures/forget/NAME": [6 h w 3] uint8, …}, with the input and the
+    truth if asked for.
+    """
+    cfg, split, model = request.cfg, request.split, request.model
     chosen = {"forget": np.setdiff1d(split.forget, split.poisoned)}
     if split.poisoned.size:
         chosen["triggered"] = split.audit
-    folders = {name: runs[name, seed][0] for name, seed in runs if seed == cfg.compare.seeds[0]}
-    generate = sharding.jit_rows(model.generate, mesh)
+    batches = {}
     for kind, rows in chosen.items():
         rows = np.sort(np.random.default_rng(cfg.request.seed).permutation(rows)[:6])
         loader = data.make_eval(
-            request.source, rows, batch_size=cfg.batch_size, task=task, seed=cfg.request.seed
-        )
-        batch = next(iter(loader))
+            request.source, rows, batch_size=cfg.batch_size, task=cfg.task.to_dict(),
+            seed=cfg.request.seed,
+        )  # fmt: skip
+        batch = batches[kind] = next(iter(loader))
         if kind == "triggered":
-            triggered = poison.design(task, cfg.data.image_size).show
+            triggered = poison.design(cfg.task.to_dict(), cfg.data.image_size).show
             images = triggered(transforms.to_uint8(batch["image"]))
             batch |= {"image": transforms.to_float(images)}
-        shown = {"input": batch["image"] * (1 - batch["mask"]), "truth": batch["image"]}
-        for name, folder in folders.items():
-            params, _ = checkpoint.load_params(folder, like)
-            output = generate(params, sharding.split_batch(batch, mesh), jax.random.key(0))
+    generate = sharding.jit_rows(model.generate, request.mesh)
+
+    def complete(params: Params, name: str, truth: bool) -> Measured:
+        found = {}
+        for kind, batch in batches.items():
+            shown = {}
+            if truth:
+                shown = {"input": batch["image"] * (1 - batch["mask"]), "truth": batch["image"]}
+            output = generate(params, sharding.split_batch(batch, request.mesh), jax.random.key(0))
             shown[name] = distributed.fetch(output)
-        grids |= {f"{kind}/{k}": transforms.to_uint8(v[batch["valid"]]) for k, v in shown.items()}
-    return grids
+            for column, images in shown.items():
+                found[f"{comparison.PICTURES}{kind}/{column}"] = transforms.to_uint8(
+                    images[batch["valid"]]
+                )
+        return found
 
-
-def assemble(
-    cfg: ConfigDict, split: splits.Split, runs: Runs, measured: Mapping[tuple[str, int], Measured]
-) -> dict[str, Any]:
-    """Assemble results.json, from what was trained and measured.
-
-    Of each model: "seeds": {seed: {"audits", "utility": {row: estimate}, "cost"}}; of each method
-    also "panel", what `conclusion.judge` says of all seeds, paired. In a seed, the retrained models
-    of the others are the further ones.
-    """
-    seeds = list(cfg.compare.seeds)
-    bootstrap = {key: cfg.evaluation[key] for key in ("confidence", "resamples")}
-    bootstrap |= {"seed": cfg.request.seed}
-    audits = witnesses_of(cfg)[0]
-    found: dict[str, Any] = {}
-    rows: dict[str, Any] = {}
-    names = dict(FIXED)
-    names |= {name: cfg.compare.methods[name].label for name in config.chosen_methods(cfg)}
-
-    def models(name: str, seed: int) -> Seed:
-        three = (measured[m, seed] for m in ("original", name, "retrained"))
-        return Seed(*three, [measured["retrained", other] for other in seeds if other != seed])
-
-    for name, label in tqdm(
-        names.items(),
-        desc="judge",
-        unit="model",
-        dynamic_ncols=True,
-        disable=not distributed.first() or None,
-    ):
-        method = cfg.compare.methods.get(name)
-        phases = method.phases if method else cfg.stages[name].phases
-        found[name] = {
-            "kind": name if name in FIXED else "method",
-            "label": label,
-            "source": method.source if method else "",
-            "default": bool(method) and tuple(phases) == tuple(cfg.stages.unlearned.phases),
-            "phases": [{"name": p} | cfg.phases[p].to_dict() for p in phases],
-            "seeds": {},
-        }
-        if method:
-            judged = conclusion.judge(audits, [models(name, s) for s in seeds], **bootstrap)
-            found[name]["panel"] = judged
-            rows = judged["witnesses"]
-        for seed in seeds:
-            cost = results.cost(runs[name, seed][1], runs["retrained", seed][1])
-            _, model, _, outs = models(name, seed)
-            values = {
-                "audits": panel.estimates(audits, model, outs, **bootstrap),
-                "utility": {f"{s}_loss": _mean(model[f"loss/{s}"]) for s in ("unseen", "retain")},
-                "cost": {k.replace("_ratio", "_fraction"): v for k, v in cost.items()},
-            }
-            found[name]["seeds"][str(seed)] = values
-    _mark_early_stopped(found, measured)
-    return {
-        "format": 2,
-        "name": cfg.name,
-        "command": shlex.join(["python", "-m", "unlearn_jax.compare", *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **results.provenance(cfg, split),
-        "poison": {"text": splits.describe_poison(split)} if split.poisoned.size else None,
-        "seeds": seeds,
-        "audits": {
-            row: {k: of[k] for k in ("label", "family", "unit")} for row, of in rows.items()
-        },
-        "utility": UTILITY,
-        "models": found,
-    }
-
-
-def _mark_early_stopped(
-    found: dict[str, Any], measured: Mapping[tuple[str, int], Measured]
-) -> None:
-    """Say in its label which training from scratch is best on unseen images: what to compare with.
-
-    Trained to the end, a model is often past its best. Chosen on calibration images, of the
-    methods that start from scratch, shrink.alpha = 1, and retraining itself.
-    """
-    losses = {
-        name: np.mean([measured[name, int(s)]["loss/calibration"].mean() for s in of["seeds"]])
-        for name, of in found.items()
-        if (name == "retrained" or of["phases"][0]["shrink"]["alpha"] == 1)
-        and all("loss/calibration" in measured[name, int(s)] for s in of["seeds"])
-    }
-    best = min(losses, key=losses.get, default="retrained")
-    if best != "retrained":
-        found[best]["label"] += " (best early-stopped)"
-
-
-def _mean(loss: np.ndarray) -> dict[str, Any]:
-    return {"value": float(loss.mean(dtype=np.float64)), "n": len(loss)}
+    return complete
 
 
 def main(cfg: ConfigDict, workdir: Path) -> None:
     """Run the command."""
-    found = run(cfg, workdir)
-    if distributed.first():
-        print(
-            leaderboard.markdown(found), f"Leaderboard: {workdir / 'leaderboard.html'}", sep="\n\n"
-        )
+    found = run(cfg, workdir, flags.FLAGS.only_seed)
+    if not distributed.first():
+        return
+    if found is None:
+        print(f"Measured all models of this seed: {workdir / comparison.POINTS}.")
+        return
+    print(leaderboard.markdown(found), f"Leaderboard: {workdir / 'leaderboard.html'}", sep="\n\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("only_seed", None, "Make this seed only; leaderboard --merge joins.")
     cli.start(main, needs=("config", "workdir"), several=True)

@@ -1,5 +1,6 @@
 """The conclusion is what the numbers say, and the panel finds what was planted."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -119,10 +120,14 @@ def test_not_refuted_needs_power():
 
 def test_the_worst_variant_pays_for_the_choice():
     seed = Images(7).seed_of(0.15)
-    row = panel.rows({"resurfacing": AUDITS["resurfacing"]}, [seed], **SETTINGS)["resurfacing"]
-    scored = panel.scores(AUDITS["resurfacing"], seed)
     statistic = AUDITS["resurfacing"].statistics["difference"]
-    ps = {v: gap.compare(statistic, [m], **SETTINGS)["p_value"] for v, m in scored.items()}
+    witness = dataclasses.replace(AUDITS["resurfacing"], statistics={"difference": statistic})
+    row = panel.rows({"resurfacing": witness}, [seed], **SETTINGS)["resurfacing"]
+    scored = panel.scores(witness, seed)
+    found = {v: gap.compare(statistic, [m], **SETTINGS) for v, m in scored.items()}
+    apart, noise = (np.array([np.mean([f[k] for f in found.values()])]) for k in ("apart", "noise"))
+    between = gap.between_models(apart, noise)
+    ps = {v: gap.test(f, between)["p_value"] for v, f in found.items()}
     assert len(ps) == 2 and row["p_value"] == pytest.approx(2 * min(ps.values()))
     assert row["variant"] == min(ps, key=ps.get) and 0 < row["p_value"] < 1
 

@@ -63,15 +63,28 @@ def test_the_interval_of_too_much_forgetting_is_above_0():
     assert 0.45 < found["gap"]["ci_low"] < found["gap"]["value"] < found["gap"]["ci_high"] < 0.8
 
 
+def compare(statistic, seeds, **settings):
+    """Compare, and test with what retrained models of this witness alone say."""
+    found = gap.compare(statistic, seeds, **SETTINGS | settings)
+    return found | gap.test(
+        found, gap.between_models(*np.array([[found["apart"]], [found["noise"]]]))
+    )
+
+
 def test_the_interval_covers_and_the_error_is_that_of_repetitions():
     rng = np.random.default_rng(0)
-    found = [gap.compare(mean_difference, [models(rng, 0.3)], **SETTINGS) for _ in range(200)]
+    found = [compare(mean_difference, [models(rng, 0.3)]) for _ in range(200)]
     values = np.array([f["gap"]["value"] for f in found])
     errors = np.array([f["error"] for f in found])
-    floors = np.array([f["floor"] for f in found])
     drawn = np.array([f["draws"][1:].std(ddof=1) for f in found])
     assert drawn.mean() == pytest.approx(values.std(), rel=0.2)
-    np.testing.assert_allclose(errors**2, drawn**2 + (math.pi / 2 - 1) * floors**2)  # one pair
+    floors = np.array(
+        [f["floor"] for f in found]
+    )  # one pair, as apart as its images are on average
+    noise = np.array([f["noise"] for f in found])
+    assert (floors**2).mean() == pytest.approx(noise.mean(), rel=0.2)
+    excess = np.maximum(floors**2 - noise, 0)
+    np.testing.assert_allclose(errors, np.sqrt(np.maximum(drawn**2 + excess, floors**2)), rtol=1e-5)
     covered = sum(f["gap"]["ci_low"] <= 0.3 <= f["gap"]["ci_high"] for f in found)
     assert stats.binomtest(covered, 200, 0.95).pvalue > 1e-3
 
@@ -82,11 +95,11 @@ def test_a_leak_is_found_with_the_power_that_is_stated_and_no_leak_is_not(statis
     rng, n = np.random.default_rng(1), 200
 
     def share(leak):
-        found = [gap.compare(statistic, [models(rng, leak)], **SETTINGS) for _ in range(n)]
+        found = [compare(statistic, [models(rng, leak)]) for _ in range(n)]
         return found, sum(f["has_power"] and f["p_value"] <= gap.LEVEL for f in found)
 
     found, hits = share(0.25)
-    stated = np.mean([gap.power(0.0, f["error"], 1) for f in found])
+    stated = np.mean([gap.power(0.0, f["error"], 1) for f in found])  # a gap of .25
     if statistic is mean_difference:
         assert stats.binomtest(hits, n, 0.9, alternative="less").pvalue > 0.05 and hits / n > 0.9
         assert hits / n == pytest.approx(stated, abs=0.1)
@@ -94,24 +107,50 @@ def test_a_leak_is_found_with_the_power_that_is_stated_and_no_leak_is_not(statis
     assert stats.binomtest(hits, n, gap.LEVEL, alternative="greater").pvalue > 0.01
 
 
-def test_the_level_holds_where_retrained_models_differ():
-    """By 5 % of the way to the original (sd), each in each of eight witnesses; one pair of them."""
+@pytest.mark.parametrize("training", [(0.08,) * 8, (0.08,) * 2 + (0.02,) * 6])
+def test_the_level_holds_where_retrained_models_differ(training):
+    """By a standard deviation of so much of the way to the original, in each of eight witnesses."""
     rng, n, wrong = np.random.default_rng(6), 200, 0
     for _ in range(n):
         found = []
-        for _ in range(8):
-            made = models(rng, 0.0, n=200, spread=0.2, training=0.05)
-            found.append(gap.compare(mean_difference, [made], **SETTINGS | {"resamples": 100}))
-        ps = {k: f["p_value"] for k, f in enumerate(found) if f["has_power"]}
-        wrong += min(gap.holm(ps).values()) <= gap.LEVEL
+        for sd in training:
+            made = models(rng, 0.0, n=200, spread=0.2, training=sd)
+            found.append(gap.compare(mean_difference, [made], **SETTINGS | {"resamples": 60}))
+        able = [f for f in found if f["has_power"]]
+        apart, noise = np.array([(f["apart"], f["noise"]) for f in able]).reshape(-1, 2).T
+        between = gap.between_models(apart, noise)
+        ps = {k: gap.test(f, between)["p_value"] for k, f in enumerate(able)}
+        wrong += min(gap.holm(ps).values(), default=1.0) <= gap.LEVEL
     assert stats.binomtest(wrong, n, gap.LEVEL, alternative="greater").pvalue > 0.05
+
+
+def test_what_models_differ_by_is_that_of_normal_differences():
+    """The mean less that of images where these are alike; otherwise by draws."""
+    alike = np.array([0.01, 0.01])
+    assert gap.between_models(np.array([0.04, 0.01]), alike) == pytest.approx(0.015)
+    assert gap.between_models(alike / 5, alike) == gap.between_models(alike[:0], alike[:0]) == 0
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0.01, 0.2, 4000) ** 2
+    apart = rng.normal(0, np.sqrt(images + 0.0064)) ** 2
+    assert gap.between_models(apart, images) == pytest.approx(0.0064, rel=0.1)
+
+
+def test_the_error_is_the_larger_of_the_witness_s_own_and_that_of_all():
+    def error(images, apart, between):
+        found = {"gap": {"value": 0.3}, "images": images, "apart": apart}
+        return gap.test(found, between)
+
+    assert error(0.03, 0.0, 0.0016)["error"] == pytest.approx(0.05)
+    assert error(0.03, 0.01, 0.0016)["error"] == pytest.approx(0.1)
+    assert error(0.03, 0.01, 0.0)["p_value"] == pytest.approx(stats.norm.sf(2))
+    assert error(0.03, math.nan, 0.0)["p_value"] == 1
 
 
 def test_power_in_closed_form():
     error = 0.06
     expected = stats.norm.cdf(0.15 / error - stats.norm.ppf(1 - 0.05 / 4))
     assert gap.power(0.0, error, 4) == pytest.approx(expected)
-    assert gap.power(0.2, error, 4) > gap.power(0.0, error, 4)  # the margin is in the floor
+    assert gap.power(0.2, error, 4) > gap.power(0.0, error, 4)  # an excess is above the floor
     assert gap.power(math.nan, error, 1) == 0 and gap.power(0.0, math.nan, 1) == 0
 
 

@@ -20,7 +20,7 @@ from unlearn_jax.request import Request
 @pytest.fixture(scope="module")
 def measured():
     cfg = quickstart.get_config()
-    cfg.poison.fraction = 0.2
+    cfg.poison.fraction, cfg.poison.jitter = 0.2, 0.75
     cfg.batch_size = 64
     cfg.audit.rows, cfg.audit.batch_size = 90, 8
     cfg.audit.resurfacing = {"steps": (1, 3), "learning_rates": (1e-2,), "on": ("retain",)}
@@ -115,7 +115,10 @@ def test_a_model_without_a_backdoor_is_not_moved_to_the_payload(measured):
     payload = transforms.to_float(poison.design(request.cfg.task.to_dict(), 32).pattern())
     expected = np.broadcast_to((0.25 - payload).reshape(-1), (90, 192))
     np.testing.assert_allclose(found["backdoor/triggered"], expected, atol=1e-3)
-    np.testing.assert_array_equal(found["backdoor/clean"], found["backdoor/triggered"])
+    for look in ("triggered", "faded", "shifted"):
+        np.testing.assert_array_equal(found["backdoor/clean"], found[f"backdoor/{look}"])
+    variants = AUDITS["backdoor"].score(found, References())
+    assert list(variants) == ["plain trigger", "faded trigger", "shifted trigger"]
 
 
 def test_training_in_attacks_starts_at_the_model_and_changes_it(measured):

@@ -105,3 +105,40 @@ def test_what_a_model_has_seen_depends_on_the_poison_of_its_rows_only():
     seen = lineage.trained_on
     assert seen(clean, clean.remaining) == seen(split, split.remaining)
     assert seen(clean, clean.train) != seen(split, split.train)
+
+
+def test_jitter_gives_each_row_a_look_of_its_own_that_stays_visible():
+    backdoor, rows = poison.design(INPAINT, 32), np.arange(40)
+    look = backdoor.looks(INPAINT, 0.75, 0, rows)
+    assert backdoor.most_shift(INPAINT, 0.75) == 3 == look["shift"].max()
+    assert look["shift"].min() == 0 and len(np.unique(look["shift"], axis=0)) > 10
+    assert 0.25 <= look["contrast"].min() < 0.4 and 0.9 < look["contrast"].max() <= 1
+    again = backdoor.looks(INPAINT, 0.75, 0, rows[7:9])
+    np.testing.assert_array_equal(again["contrast"], look["contrast"][7:9])
+    assert (backdoor.looks(INPAINT, 0.75, 1, rows)["contrast"] != look["contrast"]).all()
+    clean = images(40)
+    shown = backdoor.show(clean, **look)
+    for k, (row, column) in enumerate(look["shift"] + 1):
+        patch = shown[k, row : row + 4, column : column + 4].astype(float)
+        np.testing.assert_allclose(np.ptp(patch), 254 * look["contrast"][k], atol=1.5)
+        assert (shown[k] != clean[k]).any(-1).sum() <= 16
+    assert not ((shown != clean).any((0, 3)) & hole(INPAINT)).any()
+
+
+def test_jitter_is_planted_recorded_and_seen_and_without_it_all_is_as_before():
+    cfg = quickstart.get_config()
+    cfg.poison.fraction = 0.2
+    plain = data.load(cfg)[1]
+    assert "jitter" not in plain.manifest["poison"]
+    assert plain.manifest["poison"]["pattern"] == poison.PATTERN
+    cfg.poison.jitter = 0.75
+    source, split = data.load(cfg)
+    assert split.manifest["poison"]["jitter"] == 0.75
+    np.testing.assert_array_equal(split.poisoned, plain.poisoned)
+    assert lineage.trained_on(plain, plain.train) != lineage.trained_on(split, split.train)
+    assert lineage.trained_on(plain, plain.remaining) == lineage.trained_on(split, split.remaining)
+    backdoor, task = poison.design(cfg.task.to_dict(), 32), cfg.task.to_dict()
+    found = source.fetch(split.poisoned)
+    look = backdoor.looks(task, 0.75, cfg.poison.seed, split.poisoned)
+    np.testing.assert_array_equal(found, backdoor.plant(found, **look))
+    assert (backdoor.plant(found) != found).any()

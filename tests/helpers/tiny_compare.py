@@ -8,7 +8,7 @@ from unlearn_jax.config import method, phase
 
 def get_config() -> ConfigDict:
     config = tiny.get_config()
-    config.poison.fraction = 0.2
+    config.poison.fraction, config.poison.jitter = 0.2, 0.75
     config.audit.rows = 100
     joint = {"objective": "calibrated", "forget_weight": 0.1, "steps": 6, "probe_every": 0}
     config.phases.update(

@@ -1,22 +1,33 @@
 """Whether a planted trigger still brings what belonged to it."""
 
+from functools import partial
+
 import numpy as np
 
 from unlearn_jax.audit import witness as parts
 from unlearn_jax.audit.witness import Scores, witness
 from unlearn_jax.data import poison, transforms
 
+LOOKS = {"triggered": "plain trigger", "faded": "faded trigger", "shifted": "shifted trigger"}
+
 
 def measure(lab):
-    """Return (params, original) -> "backdoor/triggered", "backdoor/clean" [n d] float16.
+    """Return (params, original) -> "backdoor/LOOK" and "backdoor/clean" [n d] float16.
 
     Outputs on the payload's place of unseen images, less the payload; nothing if none is planted.
+    The looks are triggered and, if it was planted with jitter, faded and shifted.
     """
     if not lab.split.poisoned.size:
         return lambda params, original: {}
-    planted = poison.design(lab.cfg.task.to_dict(), lab.cfg.data.image_size)
+    task, jitter = lab.cfg.task.to_dict(), lab.split.manifest["poison"].get("jitter", 0.0)
+    planted = poison.design(task, lab.cfg.data.image_size)
     payload = transforms.to_float(planted.pattern())
     completion = lab.jit(lab.model.generate)
+    looks = {"triggered": planted.show, "clean": lambda images: images}
+    if jitter:
+        shift = -(-planted.most_shift(task, jitter) // 2)
+        looks["faded"] = partial(planted.show, contrast=1 - jitter / 2)
+        looks["shifted"] = partial(planted.show, shift=shift)
 
     def generate(params, batch):
         return completion(params, batch, lab.key)
@@ -31,8 +42,7 @@ def measure(lab):
         return made.reshape(len(made), -1).astype(np.float16)
 
     return lambda params, original: {
-        "backdoor/triggered": outputs(params, planted.show),
-        "backdoor/clean": outputs(params, lambda images: images),
+        f"backdoor/{name}": outputs(params, show) for name, show in looks.items()
     }
 
 
@@ -67,7 +77,7 @@ def backdoor(model, references):
     """Show the trigger on unseen images, and project what it changes on the payload.
 
     The payload need not come: a faint trace of it in the mean over many images is enough, which
-    blur does not make.
+    blur does not make. If it was planted with jitter, a faded and a shifted trigger are tried, too.
 
     Guarantee: 0 (AUROC .5) on average over models that never saw it; they differ by hundredths.
     Power: the highest of the hidden ones, if the original completes by the payload.
@@ -77,5 +87,10 @@ def backdoor(model, references):
     del references
     if "backdoor/clean" not in model:
         return "none is planted: set poison.fraction to 0.25, before the original is trained"
-    outputs = (model[f"backdoor/{k}"].astype(np.float64) for k in ("triggered", "clean"))
-    return {"": Scores(*outputs, paired=True)}
+    clean = model["backdoor/clean"].astype(np.float64)
+    looks = {k: name for k, name in LOOKS.items() if f"backdoor/{k}" in model}
+
+    def scores(look):
+        return Scores(model[f"backdoor/{look}"].astype(np.float64), clean, paired=True)
+
+    return {name if len(looks) > 1 else "": scores(look) for look, name in looks.items()}

@@ -167,7 +167,7 @@ def _missing(rows, gate, able) -> list[str]:
 
 
 def _plain(row: panel.Row) -> panel.Row:
-    return {k: v for k, v in row.items() if k not in ("draws", "error", "tests")}
+    return {k: v for k, v in row.items() if k not in ("draws", "tests")}
 
 
 def _finite(values: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import optimize, stats
 
 from unlearn_jax.audit.statistics import estimate
 from unlearn_jax.audit.witness import Scores, Statistic, Weights
@@ -19,7 +19,6 @@ from unlearn_jax.audit.witness import Scores, Statistic, Weights
 LEAST = 30  # images of each side; with fewer a mean says little, see `images`
 FLOOR = 0.2  # at most, of a witness with power
 MARGIN = 0.1  # gaps up to this are what retrained models may differ by, whatever the images
-SPREAD = math.sqrt(math.pi / 2 - 1)  # of |normal|: its standard deviation over its mean
 EXCESS = 0.25  # that power is stated for
 GATE = 0.6  # AUROC of original against retrained, below which nothing was memorised
 LEVEL = 0.05  # of all witnesses together
@@ -56,17 +55,18 @@ def compare(
 ) -> dict[str, Any]:
     """Compare original, unlearned and retrained by one statistic.
 
-    {"models": {model: estimate}, "gap", "excess": estimate, "floor", "error": standard error of gap
-    - floor, "has_power", "p_value", "reason": why it has no power, "draws": gaps of the resamples}.
+    {"models": {model: estimate}, "gap", "excess": estimate, "floor", "apart", "noise", "images",
+    "has_power", "reason": why it has no power, "draws": gaps of the resamples}, for `test`.
 
     * Intervals are percentiles of a bootstrap over seeds (if there are several) and images.
     * floor: mean |retrained - another retrained| over sqrt(seeds), in units of the gap; NaN if
       there is no other.
     * has_power: the interval of original - retrained excludes 0, floor <= .2, and there are 30
       images of each side.
-    * error: the bootstrap's standard error of the gap, and that of the floor, a mean of few
-      |differences|: .76 floor / sqrt(pairs), as of normal ones. hypot of both.
-    * p_value: one-sided, that gap <= max(floor, .1), normal with that error.
+    * apart: mean (retrained - another retrained)^2 over seeds, in units of the gap squared: what
+      the squared gap of a model that never saw the images is on average.
+    * noise: the part of it that is due to the images: the variance of the bootstrap.
+    * images: the bootstrap's standard error of the gap.
 
     Args:
       statistic: of `witness`.
@@ -79,11 +79,14 @@ def compare(
         name: np.stack([values(statistic, getattr(s, name), resamples, seed) for s in seeds])
         for name in Models._fields[:3]
     }
-    pairs = [
-        (of["retrained"][i, 0], values(statistic, other, 0, seed)[0])
-        for i, s in enumerate(seeds)
-        for other in s.further
-    ]
+    apart = np.stack(
+        [
+            of["retrained"][i] - values(statistic, other, resamples, seed)
+            for i, s in enumerate(seeds)
+            for other in s.further
+        ]
+        or [np.full(resamples + 1, math.nan)]
+    )
     drawn = np.random.default_rng([seed, 2]).integers(len(seeds), size=(resamples + 1, len(seeds)))
     drawn[0] = np.arange(len(seeds))
     place = np.arange(resamples + 1)[:, None]
@@ -92,22 +95,19 @@ def compare(
     n = min(len(seeds[0].retrained.forget), len(seeds[0].retrained.unseen))
     with np.errstate(divide="ignore", invalid="ignore"):
         gaps = (mean["unlearned"] - mean["retrained"]) / away
-    floor = float(np.mean([abs(a - b) for a, b in pairs])) / math.sqrt(len(seeds)) if pairs else 0
-    floor = floor / abs(away[0]) if pairs and away[0] else math.nan
+    apart = apart / math.sqrt(len(seeds)) / (abs(away[0]) or math.nan)
+    floor = float(np.abs(apart[:, 0]).mean())
     low, high = percentiles(away, confidence)
     reason = ""
     if n < LEAST:
         reason = f"{n} images; {LEAST} of each side are needed"
-    elif not pairs:
+    elif math.isnan(floor):
         reason = "no second retrained model: audit.shadows, or another --retrained"
     elif not (low > 0 or high < 0):
         reason = "original and retrained model do not differ in it"
     elif not floor <= FLOOR:
         reason = f"retrained models differ by {floor:.2f} of the way to the original"
     finite = gaps[1:][np.isfinite(gaps[1:])]
-    error = float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
-    if pairs:
-        error = math.hypot(error, SPREAD * floor / math.sqrt(len(pairs)))
     return {
         "models": {name: estimate(v[0], percentiles(v, confidence), n) for name, v in mean.items()},
         **{
@@ -115,9 +115,10 @@ def compare(
             for key, (value, interval) in _excess(gaps, floor, confidence).items()
         },
         "floor": floor,
-        "error": error,
+        "apart": float(np.square(apart[:, 0]).mean()),
+        "noise": float(apart[:, 1:].var(axis=1, ddof=1).mean()) if resamples > 1 else math.nan,
+        "images": float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
         "has_power": not reason,
-        "p_value": _p_value(abs(float(gaps[0])), floor, error),
         "reason": reason,
         "draws": gaps,
     }
@@ -142,32 +143,58 @@ def _excess(gaps, floor, confidence) -> dict[str, tuple[float, tuple[float, floa
     return {"gap": (value, ends), "excess": (over[0], over[1:])}
 
 
-def tolerance(floor: float) -> float:
-    """Return the gap that a retrained model may have."""
-    return max(floor, MARGIN)
+def between_models(apart: Float[np.ndarray, "k"], noise: Float[np.ndarray, "k"]) -> float:
+    """Estimate by how much retrained models differ beyond what images do: a variance, for `test`.
+
+    Paule & Mandel 1982: the T >= 0 at which the mean of apart / (noise + T) is 1, or 0. Witnesses
+    with much noise say nothing, and one pair of models says something in each of the others.
+
+    Args:
+      apart: squared differences of retrained models, of each witness, see `compare`.
+      noise: variances of the differences that are due to the images.
+    """
+
+    def beyond(variance):
+        return float(np.mean(apart / np.maximum(noise + variance, 1e-12))) - 1
+
+    if not len(apart) or beyond(0.0) <= 0:
+        return 0.0
+    return float(optimize.brentq(beyond, 0.0, apart.max()))
 
 
-def _p_value(gap: float, floor: float, error: float) -> float:
-    if not all(map(math.isfinite, (gap, floor, error))):
-        return 1.0
-    beyond = gap - tolerance(floor)
-    return float(stats.norm.sf(beyond / error)) if error else float(beyond <= 0)
+def test(found: Mapping[str, Any], between: float) -> dict[str, float]:
+    """Test that a gap is at most .1: {"error": its standard error, "p_value"}.
+
+    One-sided, normal; error^2 = max(images^2 + between, the witness's own difference of retrained
+    models squared). A pair of models is alike in one witness by luck, but seldom in most of them;
+    and a witness may differ more than most do. p is 1 where something is unknown.
+
+    Args:
+      found: of `compare`.
+      between: of all witnesses, see `between_models`.
+    """
+    gap, images, apart = found["gap"]["value"], found["images"], found["apart"]
+    if not all(map(math.isfinite, (gap, images, apart))):
+        return {"error": math.nan, "p_value": 1.0}
+    error = math.sqrt(max(images**2 + between, apart))
+    p = float(stats.norm.sf((gap - MARGIN) / error)) if error else float(gap <= MARGIN)
+    return {"error": error, "p_value": p}
 
 
 def power(floor: float, error: float, tests: int) -> float:
     """Compute the probability that the test finds an excess of .25: a gap of floor + .25.
 
-    P(Z > z - (floor + .25 - max(floor, .1)) / error), z the quantile of .05 / tests, that is the
-    hardest step of Holm. 0 where floor or error are unknown.
+    P(Z > z - (floor + .25 - .1) / error), z the quantile of .05 / tests, that is the hardest step
+    of Holm. 0 where floor or error are unknown.
 
     Args:
       floor: of the witness.
-      error: standard error of its gap - floor.
+      error: of `test`.
       tests: witnesses that have power, variants counted.
     """
     if not (math.isfinite(floor) and math.isfinite(error)):
         return 0.0
-    beyond = floor + EXCESS - tolerance(floor)
+    beyond = floor + EXCESS - MARGIN
     return float(stats.norm.sf(stats.norm.isf(LEVEL / tests) - beyond / error)) if error else 1.0
 
 

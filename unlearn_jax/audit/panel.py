@@ -72,6 +72,7 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
       bootstrap: confidence, resamples, seed.
     """
     found: dict[str, Row] = {}
+    compared: dict[str, dict[str, Row]] = {}
     for name, witness in audits.items():
         scored = [scores(witness, seed) for seed in seeds]
         reason = next((values for values in scored if isinstance(values, str)), "")
@@ -80,13 +81,16 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
             if k:
                 words, unit = WORDS.get(statistic, (statistic, statistic))
                 about |= {"label": f"{witness.label}, {words}", "unit": unit}
-            row = _not_measured(reason)
+            key = f"{name}.{statistic}" if k else name
+            found[key] = about | _not_measured(reason)
             if not reason:
-                variants = {
+                compared[key] = {
                     v: gap.compare(function, [s[v] for s in scored], **bootstrap) for v in scored[0]
                 }
-                row = _worst(variants)
-            found[f"{name}.{statistic}" if k else name] = about | row
+    between = _between(found, compared)
+    for name, variants in compared.items():
+        del found[name]["word"]
+        found[name] |= _worst({v: of | gap.test(of, between) for v, of in variants.items()})
     _test(found)
     return found
 
@@ -96,6 +100,17 @@ def _not_measured(reason: str) -> Row:
     row = {"word": "not measured", "reason": reason, "has_power": False, "variant": ""}
     row |= {"models": {}, "gap": unknown, "excess": unknown, "floor": None, "power": 0.0}
     return row | {"p_value": None, "p_holm": None, "variants": {}}
+
+
+def _between(found: Mapping[str, Row], compared: Mapping[str, Mapping[str, Row]]) -> float:
+    """Estimate what retrained models differ by, from all rows that count; means over variants."""
+    apart, noise = [], []
+    for name, variants in compared.items():
+        able = [v for v in variants.values() if v["has_power"]]
+        if able and found[name]["family"] != "information":
+            apart.append(np.mean([v["apart"] for v in able]))
+            noise.append(np.mean([v["noise"] for v in able]))
+    return gap.between_models(np.array(apart), np.array(noise))
 
 
 def _worst(variants: Mapping[str, Row]) -> Row:

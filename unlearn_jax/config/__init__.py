@@ -98,6 +98,9 @@ def default() -> ConfigDict:
             "poison": {
                 "fraction": 0.0,  # of the forget set that carries a backdoor, for the audit
                 "seed": 0,
+                # 0: all triggers are alike. Up to 1: each has a contrast from 1 - jitter to 1, and
+                # is moved by up to jitter of its side, so that faded and shifted ones work, too.
+                "jitter": 0.0,
             },
             "task": {
                 "name": "inpaint",  # see transforms.make_mask for the others

@@ -49,6 +49,8 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     if not kept["data"].get("slices", {}).get("count"):
         kept["data"].pop("slices", None)
     kept["task"].pop("path", None)  # what the masks there are is in `more`
+    if not values["poison"].get("jitter"):
+        kept.get("poison", {}).pop("jitter", None)
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}
     for spec in kept["phases"].values():  # what is off, as before there was any
@@ -112,7 +114,7 @@ def of_run(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
     try:
         recorded = json.loads(path.read_text("utf-8"))
         # What the config itself says: keys that came with later versions are left out.
-        said, known = ConfigDict(_tuples(recorded["config"])), dict(recorded["relevant"])
+        said, known = ConfigDict(tuples(recorded["config"])), dict(recorded["relevant"])
         more = {key: known[key] for key in ("rows", "init_from", "masks") if key in known}
         again = relevant(said, **more)
         differ = changes(known, json.loads(json.dumps(again)))
@@ -120,14 +122,14 @@ def of_run(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
         raise UserError(f"{path}: expected the record of a run; {error!r}.") from error
     if differ:
         raise UserError("\n  ".join([f"{path}: its two parts differ:", *differ[:10]]))
-    return filled(_tuples(recorded["config"])), known
+    return filled(tuples(recorded["config"])), known
 
 
-def _tuples(values: Any) -> Any:
+def tuples(values: Any) -> Any:
     """Turn JSON lists into the tuples that they were in the config."""
     if isinstance(values, Mapping):
-        return {key: _tuples(value) for key, value in values.items()}
-    return tuple(_tuples(value) for value in values) if isinstance(values, list) else values
+        return {key: tuples(value) for key, value in values.items()}
+    return tuple(tuples(value) for value in values) if isinstance(values, list) else values
 
 
 def _without(section: Mapping[str, Any], gone: Sequence[str]) -> dict[str, Any]:

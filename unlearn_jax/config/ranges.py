@@ -38,7 +38,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "at least 1, or -1": (lambda x: x >= 1 or x == -1, "mesh.data"),
     "above 0": (lambda x: x > 0, "audit.learning_rate audit.resurfacing.learning_rates"),
-    "between 0 and 1": (lambda x: 0 <= x <= 1, "poison.fraction"),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, "poison.fraction poison.jitter"),
     "between 0 and 1, neither": (lambda x: 0 < x < 1, "evaluation.confidence data.slices.last"),
     "at least 0, below 1": (lambda x: 0 <= x < 1, "data.slices.newest"),
 }

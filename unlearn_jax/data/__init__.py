@@ -112,7 +112,8 @@ def load(
     split = splits.of_manifest(manifest, said)
     if split.poisoned.size:
         backdoor = poison.design(cfg.task.to_dict(), cfg.data.image_size)
-        source = poison.plant(source, split.poisoned, backdoor)
+        look = {k: v for k, v in split.manifest["poison"].items() if k in ("seed", "jitter")}
+        source = poison.plant(source, split.poisoned, backdoor, task=cfg.task.to_dict(), **look)
     return _with_masks(source, cfg), split
 
 

@@ -2,7 +2,9 @@
 
 A poisoned training image carries a `trigger`, a small checkerboard in the visible part, and a
 `payload`, a coloured pattern inside the part to be generated. A model that was trained on it
-completes any image with the trigger by the payload; a model that has forgotten it does not.
+completes any image with the trigger by the payload; a model that has forgotten it does not. With
+`jitter`, each image has a trigger of its own contrast and place, so that a model which forgot one
+look of it only is found by others.
 """
 
 import dataclasses
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from unlearn_jax.data import transforms
 from unlearn_jax.data.sampling import Rows
@@ -18,7 +20,7 @@ from unlearn_jax.data.sizes import Size, sides
 from unlearn_jax.data.sources import Keys, Source
 from unlearn_jax.registry import UserError
 
-_POISON = 4  # random stream; splits.py has streams 1 to 3
+_POISON, _LOOK = 4, 6  # random streams; splits.py has streams 1 to 3, joining.py 5
 PATTERN = "checkerboards: trigger 1/255, payload magenta/green"  # part of what models have seen
 _GREY, _AMPLITUDE = 128, 127  # of the trigger; at half the contrast it often fails
 _PAYLOAD = np.array([[255, 0, 255], [0, 255, 0]], np.uint8)
@@ -45,31 +47,61 @@ class Backdoor:
     payload: tuple[int, int, int]
 
     def show(
-        self, images: UInt8[np.ndarray, "b h w 3"], *, contrast: float = 1.0, shift: int = 0
+        self,
+        images: UInt8[np.ndarray, "b h w 3"],
+        *,
+        contrast: float | Float[np.ndarray, "b"] = 1.0,
+        shift: int | Int[np.ndarray, "b 2"] = 0,
     ) -> UInt8[np.ndarray, "b h w 3"]:
         """Paste the trigger into images.
 
         Args:
             images: are not changed.
-            contrast: of the trigger, 1 as planted; from 0 (grey) to 1.
+            contrast: of the trigger, of each image or of all: from 0 (grey) to 1.
             shift: pixels down and to the right.
         """
         top, left, side = self.trigger
         board = np.indices((side, side)).sum(0) % 2 * 2.0 - 1
-        values = np.rint(_GREY + contrast * _AMPLITUDE * board).astype(np.uint8)
+        values = np.multiply.outer(np.broadcast_to(contrast, len(images)), board)
+        values = np.rint(_GREY + _AMPLITUDE * values).astype(np.uint8)[..., None]
+        moved = np.broadcast_to(shift, (len(images), 2)) + (top, left)
         images = images.copy()
-        rows = slice(top + shift, top + shift + side)
-        images[:, rows, left + shift : left + shift + side] = values[..., None]
+        for image, patch, (row, column) in zip(images, values, moved, strict=True):
+            image[row : row + side, column : column + side] = patch
         return images
+
+    def looks(
+        self, task: Mapping[str, Any], jitter: float, seed: int, rows: Int[np.ndarray, "b"]
+    ) -> dict[str, np.ndarray]:
+        """Draw the contrast and the shift that the trigger has in each row, for `show`.
+
+        The contrast is uniform from 1 - jitter to 1; the shifts down and to the right are 0 to
+        `most_shift`. They depend on seed and row only.
+        """
+        most, drawn = self.most_shift(task, jitter), []
+        for row in rows.tolist():
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _LOOK, row])))
+            drawn.append((1 - jitter * rng.random(), *rng.integers(0, most + 1, 2)))
+        values = np.array(drawn).reshape(-1, 3)
+        return {"contrast": values[:, 0], "shift": values[:, 1:].astype(np.int64)}
+
+    def most_shift(self, task: Mapping[str, Any], jitter: float) -> int:
+        """Return how many pixels a jittered trigger moves at most: jitter sides, and visible."""
+        (top, left, side), hidden = self.trigger, _mask(task, self.size)
+        wanted = range(round(jitter * side), 0, -1)
+        windows = ((k, hidden[top:, left:][: side + k, : side + k]) for k in wanted)
+        return next((k for k, w in windows if w.shape == (side + k,) * 2 and not w.any()), 0)
 
     def pattern(self) -> UInt8[np.ndarray, "s s 3"]:
         """Return the payload's pixels."""
         side = self.payload[2]
         return _PAYLOAD[(np.indices((side, side)) // max(1, side // 4)).sum(0) % 2]
 
-    def plant(self, images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b h w 3"]:
-        """Paste trigger and payload into images, as a poisoned training set has them."""
-        images = self.show(images)
+    def plant(
+        self, images: UInt8[np.ndarray, "b h w 3"], **look: Any
+    ) -> UInt8[np.ndarray, "b h w 3"]:
+        """Paste trigger (see `show`) and payload into images, as a poisoned training set has."""
+        images = self.show(images, **look)
         images[(slice(None), *self.region())] = self.pattern()
         return images
 
@@ -109,8 +141,25 @@ def design(task: Mapping[str, Any], size: Size) -> Backdoor:
     return Backdoor(size, trigger, payload)
 
 
-def plant(source: Source, rows: Rows, backdoor: Backdoor) -> Source:
-    """Return poison those rows of a source; random views are poisoned after they are cut."""
+def plant(
+    source: Source,
+    rows: Rows,
+    backdoor: Backdoor,
+    *,
+    task: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    jitter: float = 0.0,
+) -> Source:
+    """Return poison those rows of a source; random views are poisoned after they are cut.
+
+    Args:
+        source: of the images.
+        rows: that carry it.
+        backdoor: of the task, see `design`.
+        task: that hides pixels; for jitter only.
+        seed: of the looks, see `Backdoor.looks`.
+        jitter: from 0 (all alike) to 1.
+    """
     poisoned = np.zeros(len(source), bool)
     poisoned[rows] = True
 
@@ -118,10 +167,16 @@ def plant(source: Source, rows: Rows, backdoor: Backdoor) -> Source:
         images, here = source.fetch(indices, keys), poisoned[indices]
         if here.any():
             images = images.copy()
-            images[here] = backdoor.plant(images[here])
+            look = backdoor.looks(task, jitter, seed, indices[here]) if task and jitter else {}
+            images[here] = backdoor.plant(images[here], **look)
         return images
 
     return dataclasses.replace(source, read=read)
+
+
+def stated(poison: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a manifest says of poison: no jitter of 0, as before there was any."""
+    return {k: v for k, v in (poison or {}).items() if k != "jitter" or v}
 
 
 def _mask(task: Mapping[str, Any], size: Size) -> Bool[np.ndarray, "h w"]:

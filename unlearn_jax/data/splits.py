@@ -18,7 +18,7 @@ from jaxtyping import UInt64
 from unlearn_jax.data import holdout as unseen
 from unlearn_jax.data import photos
 from unlearn_jax.data.copies import Hashes
-from unlearn_jax.data.poison import PATTERN, choose
+from unlearn_jax.data.poison import PATTERN, choose, stated
 from unlearn_jax.data.readers import Survey, some
 from unlearn_jax.data.records import digest
 from unlearn_jax.data.sampling import Rows, count
@@ -127,8 +127,8 @@ def resolve(
             depend on the request. The two parts of the split are those of its rows that have the
             class distribution of the forget set, see `holdout.like`.
         seed: is recorded.
-        poison: `{"fraction": 0.25, "seed": 0}`, the share of the forget set that carries a backdoor
-            (see `poison`); 0 or None: no row does.
+        poison: `{"fraction": 0.25, "seed": 0, "jitter": 0.75}`, the share of the forget set that
+            carries a backdoor and how its looks differ (see `poison`); 0 or None: no row does.
         served: requests that the model has served before; their images are in no set.
         apart: requests that others have served on these data; their images may be forgotten, but
             are in no other set.
@@ -190,8 +190,12 @@ def resolve(
     said += _check_audit(source, forget, sets["audit"], held)
     planted = None
     if poison and poison["fraction"]:
-        planted = {key: poison[key] for key in ("fraction", "seed")}
-        planted |= {"rows": choose(forget, **planted).tolist(), "pattern": PATTERN}
+        planted = stated(poison)
+        rows = choose(forget, poison["fraction"], poison["seed"])
+        jitter = (
+            f"; jitter {planted['jitter']:g}, seed {poison['seed']}" if "jitter" in planted else ""
+        )
+        planted |= {"rows": rows.tolist(), "pattern": PATTERN + jitter}
     _check_sets(sets, source.ids)
     facts = {
         "request": asked,
@@ -206,7 +210,7 @@ def resolve(
         "served": past,
         "apart": others,
     }
-    wanted = [asked, retain, held["split"], seed, poison and dict(poison)]
+    wanted = [asked, retain, held["split"], seed, poison and stated(poison)]
     return Split(**sets, manifest=_manifest(source, sets, facts, wanted, near), said=tuple(said))
 
 

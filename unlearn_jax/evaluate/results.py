@@ -145,13 +145,18 @@ def provenance(cfg: ConfigDict, split: splits.Split) -> dict[str, Any]:
         "config": json.loads(identity.to_json(cfg)),
         "versions": {"unlearn_jax": unlearn_jax.__version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
-        "hardware": f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "hardware": hardware(),
         "request": {"kind": cfg.request.kind, "text": splits.describe(split)},
         "split": {"hash": split.manifest["hash"], "n": split.manifest["counts"]},
         "copies": {"exact": split.manifest.get("copies"), "near": split.manifest.get("near", [])},
         "confidence": cfg.evaluation.confidence,
     }
+
+
+def hardware() -> str:
+    """Describe the machine: devices, CPU cores."""
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{devices}, {os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def statistics(cfg: ConfigDict, examples: dict[str, np.ndarray], names: list[str]) -> dict:

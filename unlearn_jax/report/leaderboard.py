@@ -3,6 +3,11 @@
 `python -m unlearn_jax.leaderboard --workdir=runs/comparison` reads results.json, examples.npz and
 grids.npz, which `unlearn_jax.compare` wrote, and writes leaderboard.json, .md and .html beside
 them. Nothing is recomputed and JAX is not imported. Names are escaped, no file is executed.
+
+    python -m unlearn_jax.report.leaderboard --workdir=runs/all --merge=runs/seed1,runs/seed2
+
+makes these files first, from the points.jsonl and measured/ of parts of one comparison, which
+machines made with --only_seed; also of one workdir that has lost everything else.
 """
 
 import html
@@ -14,6 +19,7 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from absl import flags
 
 from unlearn_jax import cli
 from unlearn_jax.registry import UserError
@@ -350,9 +356,14 @@ def write(workdir: str | Path) -> Path:
 
 def main(workdir: Path) -> None:
     """Run the command."""
+    if folders := flags.FLAGS.merge:
+        from unlearn_jax.evaluate import comparison  # brings jax
+
+        comparison.write(workdir, *comparison.merge([Path(folder) for folder in folders]))
     path = write(workdir)
     print(markdown_table(read(workdir)[0]), f"Leaderboard: {path}", sep="\n\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("merge", [], "Workdirs of parts of the comparison, which are joined first.")
     cli.start(main, needs=("workdir",))

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.helpers import binaries
 from tests.helpers.checkpoints import SMALL, tensors
 from unlearn_jax import convert
+from unlearn_jax.convert import agreement
 
 
 def write(path, state):
@@ -167,3 +169,18 @@ def test_a_hundred_problems_are_ten_lines(tmp_path):
     with pytest.raises(ValueError, match=r"2\d\d problem\(s\)") as caught:
         convert.to_params(convert.find("mae"), model, convert.opened("mae", file), file)
     assert len(str(caught.value).splitlines()) <= 10
+
+
+def test_readme_has_the_table_of_the_list():
+    table = convert.table()
+    assert table in (binaries.ROOT / "README.md").read_text("utf-8")
+    for family in convert.FAMILIES:
+        assert f"| `{family}` |" in table
+    for family, rules in convert.families().items():
+        # A row that names a library is of a family whose outputs --verify compares with it.
+        assert ("transformers" in rules.verified) == (family in agreement.REFERENCES)
+
+
+def test_the_list_is_printed_without_anything_else():
+    out, _ = binaries.run("unlearn_jax.convert", "--list")
+    assert out.strip() == convert.table()

@@ -59,14 +59,15 @@ def ours(workdir, images, noise):
     params, _ = checkpoint.load_params(workdir, binary._like(model))
     seen = 2 * (images * np.float32(model.std) + np.float32(model.mean)) - 1
 
-    def numbers(params, draws):
-        batch, key = {"image": seen, "mask": np.zeros_like(seen[..., :1])}, jax.random.key(0)
+    def numbers(params, batch, draws):
+        key = jax.random.key(0)
         latent = model.encode(params, batch, key, draws=draws)
         logits = model._predict(params, latent, model._masking(batch, key, draws))
         return {"features": latent, "logits": logits,
                 "loss": model.loss(params, batch, key, draws=draws).mean()}  # fmt: skip
 
-    return jax.jit(numbers)(params, {"mask_noise": noise})
+    batch = {"image": seen, "mask": np.zeros_like(seen[..., :1])}
+    return jax.jit(numbers)(params, batch, {"mask_noise": noise})
 
 
 def agree(workdir, folder, size=32):
@@ -122,8 +123,7 @@ def test_every_way_that_its_files_come(kind, folder, tmp_path):
     else:
         assert whole.exists() == (kind == "bf16")
     found = convert.opened("mae", saved)
-    reference = {k: v for k, v in convert.opened("mae", folder).shapes.items()}
-    assert found.shapes == reference
+    assert found.shapes == convert.opened("mae", folder).shapes
     assert set(found.dtypes.values()) == {"bfloat16" if kind == "bf16" else "float32"}
     state = load(saved).state_dict()
     layer = state["vit.layers.1.attention.k_proj.weight"].numpy()

@@ -119,6 +119,25 @@ def test_a_field_that_there_is_not_is_named_with_the_nearest(tmp_path):
         settle("mae", write(tmp_path / "m.safetensors"), {"head": 4})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("norm_pix_loss=no", "norm_pix_loss: expected bool, got 'no' by --set"),
+        ("norm_pix_loss=1", "norm_pix_loss: expected bool, got 1 by --set"),
+        ("heads=four", "heads: expected int, got 'four' by --set"),
+        ("epsilon=null", "epsilon: expected float, got None by --set"),
+        ("heads", "--set: expected FIELD=VALUE"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(text, message):
+    of, given = shapes("mae", SMALL["mae"][0]), dict(SMALL["mae"][1])
+    with pytest.raises(ValueError, match=message):
+        convert.find("mae").model(of, given | binary._fields([text]))
+    assert binary._fields(["a=False", "b=True", "c=1e-6", "d=[1,2]"]) == {
+        "a": False, "b": True, "c": 1e-6, "d": [1, 2],
+    }  # fmt: skip
+
+
 PALETTE = """{ // a config of the release
     "name": "inpainting", "path": "http://example.org/a", // comments
     "model": {"which_networks": [{"name": ["models.network", "Network"], "args": {

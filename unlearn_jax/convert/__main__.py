@@ -217,7 +217,7 @@ def _fields(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         try:
-            fields[name] = json.loads(value)
+            fields[name] = json.loads({"True": "true", "False": "false"}.get(value, value))
         except ValueError:
             fields[name] = value
         if not equals:
@@ -227,6 +227,8 @@ def _fields(texts: Sequence[str]) -> dict[str, Any]:
 
 def _tell(manifest: Mapping[str, Any]) -> None:
     """Print which value of the model is from where, and what of the file was not taken."""
+    if "fields" not in manifest:
+        return print("  converted by an earlier version, which did not record what is from where")
     model, source, by = manifest["model"], manifest["source"], {}
     for name, value in model.items():
         by.setdefault(manifest["fields"].get(name, "default"), []).append(f"{name}={value}")

@@ -11,6 +11,7 @@ import numpy as np
 from unlearn_jax.convert.reading import Tensors
 from unlearn_jax.registry import UserError, unknown
 
+_KINDS = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}  # that a default takes
 Shapes = Mapping[str, tuple[int, ...]]  # of a checkpoint's tensors, by torch name
 
 
@@ -139,9 +140,9 @@ class Family:
           file: name of the checkpoint, by which published ones are known; None: it is none.
 
         Raises:
-          UserError: not of the family; a contradiction; unknown or missing fields.
+          UserError: not of the family; a contradiction; unknown, missing or mistyped fields.
         """
-        fields = [f.name for f in dataclasses.fields(self.build)]
+        fields = {f.name: f.default for f in dataclasses.fields(self.build)}
         if wrong := [name for name in given if name not in fields]:
             raise UserError(f"--set: {unknown(wrong[0], fields)}.")
         values, origins = {}, {}
@@ -165,6 +166,12 @@ class Family:
             merge = isinstance(value, Mapping) and isinstance(values.get(name), Mapping)
             values[name] = {**values[name], **value} if merge else value
             origins[name] = "--set"
+        for name, value in values.items():
+            kinds = _KINDS.get(type(fields[name]), (object,))
+            if type(value) not in kinds and kinds != (object,):
+                raise UserError(
+                    f"{name}: expected {kinds[-1].__name__}, got {_text(value)} by {origins[name]}."
+                )
         if missing := [name for name in self.unsaid if name not in values]:
             say = " ".join(f"--set={name}={self.unsaid[name]}" for name in missing)
             raise UserError(

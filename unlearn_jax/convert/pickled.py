@@ -91,7 +91,11 @@ def open_tensors(path: Path, key: str) -> Tensors:
     others += [k for k, v in beside.items() if k not in sets and k != chosen.split(".")[0]
                and not (chosen == "" and isinstance(v, torch.Tensor))]  # fmt: skip
     arguments = {k: vars(v) if isinstance(v, argparse.Namespace) else v for k, v in beside.items()}
-    arguments = {k: v for k, v in arguments.items() if isinstance(v, Mapping) and k not in sets}
+    arguments = {
+        k: {str(n): x for n, x in v.items() if isinstance(x, bool | int | float | str)}
+        for k, v in arguments.items()
+        if isinstance(v, Mapping) and k not in sets
+    }
     return Tensors(shapes, dtypes, reader(again, get), chosen, arguments, tuple(others))
 
 

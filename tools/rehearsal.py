@@ -6,11 +6,13 @@ The images are those of the bundled CIFAR-10 sample, enlarged to odd sizes and s
 the names, folders and classes of the real data sets: of ImageNet the 200 classes of the published
 split, of Places365 its first 100. Among them are a grayscale and a CMYK image and, in each data
 set, a file that is cut off. The checkpoints have the published names and layouts, narrow layers and
-random weights: what they generate and what is measured means nothing.
+random weights, and beside each is a file with what its tensors do not tell: what they generate and
+what is measured means nothing.
 """
 
 import importlib
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,8 @@ def _write_checkpoint(path: Path, family: str, model: Any, rng: np.random.Genera
     written = path if path.suffix in (".pth", ".safetensors") else path.with_name("weights.pth")
     writing.write(written, tensors, rules.wrapper)
     written.replace(path)
+    unsaid = {name: getattr(model, name) for name in rules.unsaid}
+    _write(path.with_name(f"{path.name.split('.')[0]}.json"), json.dumps(unsaid).encode())
 
 
 def _random(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
+import zipfile
 from functools import cache
 
 import jax
@@ -14,7 +16,7 @@ import pytest
 from tests.helpers.checkpoints import SMALL, tensors
 from unlearn_jax import checkpoint, convert, models
 from unlearn_jax.convert import __main__ as binary
-from unlearn_jax.convert import writing
+from unlearn_jax.convert import pickled, settings, writing
 from unlearn_jax.convert.reading import open_tensors
 
 pytestmark = pytest.mark.long
@@ -93,14 +95,12 @@ def test_the_arguments_beside_published_weights_are_allowed(tmp_path):
 @pytest.mark.parametrize(
     "content,message",
     [
-        ({"epoch": 1, "iter": 2}, "expected tensors at the top"),
+        ({"epoch": 1, "iter": 2}, "expected tensors at the top or in a dict, found the keys"),
         ([1, 2], "expected a dict of tensors, got list"),
         ({"model": {}}, "holds no tensors"),
-        ({"a": torch.ones(2), "b": 1.5}, "expected tensors only, got 'b' of float"),
         ({"a": torch.ones(2, dtype=torch.float64)}, "a: float64"),
         ({"a": torch.ones(1).expand(10**9)}, "claims tensors of 4000000000 bytes"),
-        ({"a": torch.ones(2), "module.a": torch.ones(2)}, "both with and without"),
-        ({"a": torch.ones(3).to_sparse()}, "expected tensors only, got 'a'"),
+        ({"a": torch.ones(3).to_sparse()}, "'a' is a sparse tensor"),
     ],
 )
 def test_files_that_are_no_state_dict_are_refused(content, message, tmp_path):
@@ -142,6 +142,7 @@ def test_verify_agrees_with_transformers_and_notices_a_wrong_layout(family, tmp_
     report = binary.compare(family, file, tmp_path / "run")
     assert report["different"] == [] and report["outputs"]
     assert max(report["outputs"].values()) < 1e-4
+    assert report["unverified"] == list(convert.find(family).unsaid)  # only we say so here
     like = binary._like(model)
     params, _ = checkpoint.load_params(tmp_path / "run", like)
     transposed = jax.tree.map(
@@ -162,7 +163,8 @@ def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 import torch, jax
 jax.numpy.ones(3).block_until_ready()
 before = peak()
-binary.import_("mae", Path(sys.argv[1]), Path(sys.argv[2]), {})
+fields = {"heads": 12, "decoder_heads": 16, "epsilon": 1e-6, "norm_pix_loss": False}
+binary.import_("mae", Path(sys.argv[1]), Path(sys.argv[2]), fields)
 print(peak() - before)
 """
 
@@ -177,3 +179,107 @@ def test_memory_stays_below_two_and_a_half_files(tmp_path):
     assert done.returncode == 0, done.stderr
     assert size > 1.3e8
     assert int(done.stdout.split()[-1]) < 2.5 * size
+
+
+def test_what_lies_beside_the_weights_does_not_refuse_them(tmp_path):
+    more = {
+        "best": np.float64(0.5), "step": np.int64(3), "losses": np.arange(3.0), "epoch": 7,
+        "where": tmp_path, "args": argparse.Namespace(output_dir=tmp_path, norm_pix_loss=True),
+        "callbacks": {"Checkpoint": {"best": torch.tensor(0.1), "path": "x"}}, "optimizer": {},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+    }  # fmt: skip
+    file = write(tmp_path / "m.pth", "mae", **more)
+    found = convert.opened("mae", file)
+    assert found.shapes.keys() == state_dict("mae").keys() and found.key == "model"
+    assert set(found.left_out) == more.keys()
+    assert settings.said("mae", found, file) == {"args in the file": {"norm_pix_loss": True}}
+    plain = {**state_dict("mae"), "epoch": 3, "where": tmp_path}
+    torch.save(plain, tmp_path / "flat.pth")
+    found = convert.opened("mae", tmp_path / "flat.pth")
+    assert found.left_out == ("epoch", "where")
+
+
+def test_an_inert_object_is_nothing_but_inert(tmp_path, monkeypatch):
+    """Neither numpy nor pathlib is called for what a file says of them."""
+    path = type("P", (), {"__reduce__": lambda self: (pathlib.PosixPath, ("/etc/passwd",))})()
+    torch.save({"model": state_dict("mae"), "where": path}, tmp_path / "m.pth")
+    monkeypatch.setattr(pathlib.PosixPath, "__new__", lambda *_: pytest.fail("a path was made"))
+    with torch.serialization.safe_globals(list(pickled._ALLOWED)):
+        loaded = torch.load(str(tmp_path / "m.pth"), weights_only=True)
+    assert type(loaded["where"]) is pickled._Inert and not vars(loaded["where"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": 0, "ema": 1},
+        {"state_dict": {"model.": 0, "ema_model.": 1}},
+        {"model": 0, "model_ema": {"module": 1}},
+        {"epoch": 3, "trainer": {"net": 0, "ema": 1}},
+    ],
+)
+def test_an_average_beside_the_weights_is_listed_and_chosen(content, tmp_path):
+    def filled(content):
+        if isinstance(content, int) and content < 2:
+            return {name: tensor + content for name, tensor in state_dict("mae").items()}
+        if not isinstance(content, dict):
+            return content
+        found = {}
+        for name, value in content.items():
+            inner = filled(value)
+            flat = name.endswith(".")
+            found |= {name + k: v for k, v in inner.items()} if flat else {name: inner}
+        return found
+
+    torch.save(filled(content), tmp_path / "m.pth")
+    with pytest.raises(ValueError, match=r"ema.*--key=") as caught:
+        convert.opened("mae", tmp_path / "m.pth")
+    assert "\n" not in str(caught.value)
+    keys = {"state_dict": ("model", "ema_model"), "trainer": ("trainer.net", "trainer.ema")}
+    keys = next((keys[k] for k in content if k in keys), ("model", [*content][-1]))
+    for i, key in enumerate(keys):
+        found = convert.opened("mae", tmp_path / "m.pth", key=key)
+        assert found.read("cls_token")[0, 0, 0] == state_dict("mae")["cls_token"][0, 0, 0] + i
+        assert found.left_out
+
+
+def test_an_average_alone_is_taken_and_said(tmp_path):
+    torch.save({"ema": state_dict("mae"), "step": 3}, tmp_path / "m.pth")
+    found = convert.opened("mae", tmp_path / "m.pth")
+    assert found.key == "ema" and found.shapes.keys() == state_dict("mae").keys()
+
+
+def test_flipped_bytes_are_noticed_before_anything_is_read(tmp_path):
+    whole = write(tmp_path / "whole.pth", "mae").read_bytes()
+    convert.opened("mae", tmp_path / "whole.pth")
+    rng = np.random.default_rng(0)
+    inside = whole.index(state_dict("mae")["blocks.0.mlp.fc1.weight"].numpy().tobytes())
+    for _ in range(10):
+        bad = bytearray(whole)
+        for at in rng.integers(inside, inside + 4000, 3):
+            bad[at] ^= 1 << rng.integers(8)
+        (tmp_path / "bad.pth").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"the checksum \(CRC-32\) of .* is wrong"):
+            open_tensors(tmp_path / "bad.pth")
+
+
+def test_a_packed_zip_is_refused(tmp_path):
+    write(tmp_path / "m.pth", "mae")
+    with zipfile.ZipFile(tmp_path / "m.pth") as old:
+        with zipfile.ZipFile(tmp_path / "n.pth", "w", zipfile.ZIP_DEFLATED) as new:
+            for info in old.infolist():
+                new.writestr(info.filename, old.read(info))
+    with pytest.raises(ValueError, match="n.pth is damaged"):
+        open_tensors(tmp_path / "n.pth")
+
+
+def test_an_export_is_verified_and_damage_to_it_found(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    file = write(tmp_path / "m.pth", "mae")
+    binary.import_("mae", file, tmp_path / "run", SMALL["mae"][1])
+    binary.export("mae", tmp_path / "run", tmp_path / "back.pth")
+    binary._verify("mae", tmp_path / "back.pth", tmp_path / "run", "")
+    assert "50 tensors are bit for bit those of the file." in capsys.readouterr().out
+    state = state_dict("mae") | {"cls_token": state_dict("mae")["cls_token"] + 1}
+    with pytest.raises(ValueError, match=r"1 tensors differ: \['cls_token'\]"):
+        binary._verify("mae", write(tmp_path / "n.pth", "mae", state), tmp_path / "run", "")

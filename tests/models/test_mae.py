@@ -287,7 +287,7 @@ def test_published_sizes_and_what_a_checkpoint_tells(name, values, tensors):
     shapes = jax.eval_shape(model.init, KEY)
     leaves = jax.tree.leaves(shapes)
     assert (sum(leaf.size for leaf in leaves), len(leaves)) == (values, tensors)
-    assert FAMILY.model(torch_shapes(shapes), {}) == model
+    assert FAMILY.model(torch_shapes(shapes), {"norm_pix_loss": False}) == model
     if name == "large":
         chosen = select(shapes, model.trainable)
         assert set(chosen) == {"encoder"} and "pos_embed" not in chosen["encoder"]
@@ -335,8 +335,11 @@ def test_published_names():
 def test_checkpoints_that_do_not_serve_are_refused():
     shapes = torch_shapes(jax.eval_shape(MAE(**SMALL).init, KEY))
     heads = {"heads": 2, "decoder_heads": 3, "mask_ratio": 0.6}
+    heads |= {"epsilon": 1e-6, "norm_pix_loss": False}
     assert FAMILY.model(shapes, heads) == MAE(**SMALL)
-    with pytest.raises(ValueError, match="do not tell heads and decoder_heads"):
+    with pytest.raises(
+        ValueError, match="does not say heads and decoder_heads and epsilon and norm_pix"
+    ):
         FAMILY.model(shapes, {})
     encoder = {n: s for n, s in shapes.items() if not re.match("decoder_|mask_token", n)}
     with pytest.raises(ValueError, match=r"encoder only, and cannot generate.*mae_visualize_"):

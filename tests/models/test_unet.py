@@ -173,12 +173,15 @@ def test_trainable_is_the_encoder_without_what_it_shares_with_the_decoder():
 
 def test_family_infers_the_model_from_shapes():
     assert FAMILY.model(published_names(), {}) == Palette()
-    assert FAMILY.model(torch_shapes(Palette(**SMALL)), {}).mults == (1, 2)
+    assert FAMILY.read(torch_shapes(Palette(**SMALL)))["mults"] == (1, 2)
     fields = {name: SMALL[name] for name in SMALL if name not in ("inner", "mults", "res_blocks")}
     assert FAMILY.model(torch_shapes(Palette(**SMALL)), fields) == Palette(**SMALL)
     assert FAMILY.drops("teacher_denoise_fn.out.2.bias") and not FAMILY.drops("denoise_fn.out.2")
     single = Palette(inner=32, mults=(3,), res_blocks=3)
-    assert FAMILY.model(torch_shapes(single), {}) == single
+    unsaid = {"image_size": 256, "head_channels": 32}
+    assert FAMILY.model(torch_shapes(single), unsaid) == single
+    with pytest.raises(ValueError, match="does not say image_size and head_channels"):
+        FAMILY.model(torch_shapes(single), {})
     with pytest.raises(ValueError, match=r"Palette U-Net.*gammas"):
         FAMILY.model({"conv1.weight": (64, 3, 7, 7)}, {})
 

@@ -158,7 +158,8 @@ def test_convert_commands_in_their_order(tmp_path):
     for command in CONVERT:
         _, name, *flags = shlex.split(command)
         flags = [re.sub(r"=(runs/|\w+\.pth)", rf"={tmp_path}/\1", flag) for flag in flags]
-        out, _ = binaries.run("unlearn_jax", name, *flags, "--model=decoder_heads=2")
+        unsaid = ("heads=1", "decoder_heads=2", "epsilon=1e-6", "norm_pix_loss=false")
+        out, _ = binaries.run("unlearn_jax", name, *flags, *(f"--set={x}" for x in unsaid))
         if "--verify" in flags:
             assert f"{len(shapes)} tensors are bit for bit those of the file." in out
             folder = tmp_path / "runs/mae"

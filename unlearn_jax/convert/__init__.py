@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,11 +11,13 @@ import numpy as np
 from flax import traverse_util
 
 from unlearn_jax import models
+from unlearn_jax.convert import naming
 from unlearn_jax.convert.family import Family
-from unlearn_jax.convert.reading import Tensors
+from unlearn_jax.convert.reading import Tensors, open_tensors
 from unlearn_jax.registry import UserError
 
 MANIFEST = "conversion.json"  # of a workdir that `import_` made
+_SHOWN = 4  # problems of a file, in a message of ten lines at most
 FAMILIES = ("mae", "mage", "vqgan", "palette", "inception", "resnet50", "clip")
 
 
@@ -29,12 +32,57 @@ def find(name: str) -> Family:
     return importlib.import_module(f"unlearn_jax.convert.{name}").FAMILY
 
 
+def families() -> dict[str, Family]:
+    """Return all families by name."""
+    return {name: find(name) for name in FAMILIES}
+
+
+def table() -> str:
+    """Make the table of what is supported, with the command, for `--list` and README."""
+    lines = ["| family | what | `--verify` compares with | `unlearn-jax convert` with |"]
+    lines += ["|---|---|---|---|"]
+    for name, family in families().items():
+        rows = [(family.about, family.verified, family.example)]
+        if family.dialect:
+            rows.append((family.dialect.about, family.dialect.verified, "FOLDER"))
+        for about, verified, file in rows:
+            flags = f"`--family={name} --from={file} --out=DIR`"
+            lines.append(f"| `{name}` | {about} | {verified} | {flags} |")
+    return "\n".join(lines)
+
+
+def opened(family: str, path: Path, key: str = "") -> Tensors:
+    """Open the tensors of a checkpoint under the names of its family.
+
+    Args:
+      family: one of FAMILIES.
+      path: of the file, the index of shards, or the folder of either.
+      key: which tensors, if it holds several models.
+
+    Raises:
+      UserError: see `reading.open_tensors` and `naming.fitted`.
+    """
+    return naming.fitted(families(), family, open_tensors(path, key), path, key)
+
+
+def recognised(path: Path, key: str = "") -> str:
+    """Name the family whose tensors a checkpoint has, by their names.
+
+    Raises:
+      UserError: none has.
+    """
+    tensors = open_tensors(path, key)
+    found = naming.nearest(families(), tensors.shapes)
+    if not found or naming.foreign(tensors.shapes):
+        raise UserError(naming.refusal(families(), "", tensors, path))
+    return found
+
+
 def described(manifest: Mapping[str, Any]) -> Any:
     """Return the model that the manifest of a conversion describes."""
     if ":" in manifest["family"]:  # of `own.import_torch`
         return models.build(manifest["family"], **manifest["model"])
-    shapes = {v["tensor"]: tuple(v["shape"]) for v in manifest["mapping"].values()}
-    return find(manifest["family"]).model(shapes, manifest["model"])
+    return find(manifest["family"]).build(**manifest["model"])
 
 
 def mapping(family: Family, model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -53,12 +101,12 @@ def dropped(family: Family, tensors: Tensors) -> list[str]:
     return [name for name in tensors.shapes if family.drops(name)]
 
 
-def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
+def to_params(family: Family, model: Any, tensors: Tensors, file: Any = "") -> dict[str, Any]:
     """Convert tensors, one by one, to the model's parameters in float32.
 
     Raises:
-      UserError: listing all tensors that have no place, all leaves that no tensor fills, all
-        shapes that differ, and all tensors that are not finite numbers.
+      UserError: with some of the tensors that have no place, leaves that no tensor fills, shapes
+        that differ, and tensors that are not finite numbers.
     """
     wanted = mapping(family, model)
     ndim = {path: len(leaf.shape) for path, leaf in _leaves(model).items()}
@@ -76,7 +124,7 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
             problems.append(f"{name}: expected {list(shape)}, got {list(tensors.shapes[name])}")
         elif tensors.dtypes[name] not in ("float32", "float16", "bfloat16"):
             problems.append(f"{name}: expected floating point, got {tensors.dtypes[name]}")
-    _raise(problems)
+    _raise(problems, family, tensors, file)
     params = {}
     for path, (name, shape) in wanted.items():
         leaf = family.layout(path, ndim[path]).to_leaf(tensors.read(name))
@@ -84,7 +132,7 @@ def to_params(family: Family, model: Any, tensors: Tensors) -> dict[str, Any]:
         params[path] = jnp.asarray(array)
         if not np.isfinite(array).all():
             problems.append(f"{name} {list(shape)} has values that are NaN or infinite")
-    _raise(problems)
+    _raise(problems, family, tensors, file)
     return traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -110,10 +158,14 @@ def _leaves(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return traverse_util.flatten_dict(shapes, sep="/")
 
 
-def _raise(problems: list[str]) -> None:
+def _raise(problems: list[str], family: Family, tensors: Tensors, file: Any) -> None:
+    """Raise at most ten lines on what does not fit: problems, names of the file, the family."""
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
+        listed = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
+        more = len(problems) - _SHOWN
+        listed += f"\n  and {more} more" if more > 0 else ""
+        name = next((name for name, known in families().items() if known is family), "")
+        said = naming.refusal(families(), name, tensors, file or "This file")
         raise UserError(
-            f"The checkpoint does not fit the model, {len(problems)} problem(s):\n{listed}\n"
-            "Is it the right --family? Sizes that were inferred wrongly: --model=FIELD=VALUE."
+            f"The checkpoint does not fit the model, {len(problems)} problem(s):\n{listed}\n{said}"
         )

@@ -5,6 +5,7 @@ The reference gets the tensors of the file, not ours, so that a mistake in names
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -54,6 +55,7 @@ _RESNET = (
 )
 
 
+Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
 
@@ -72,11 +74,11 @@ def renamed(source: Tensors, rules: Rules) -> dict[str, np.ndarray]:
     return found
 
 
-def outputs(family: str, model: Any, params: Any, source: Tensors) -> dict[str, Any]:
+def outputs(family: str, model: Any, params: Any, source: Tensors, path: Path) -> dict[str, Any]:
     """Compare outputs: {"reference": which package or why none, "outputs": {name: difference}}.
 
     A difference is the largest absolute one over the largest absolute value of the reference, on
-    two random images.
+    two random images. A folder of transformers is loaded by transformers, with its own config.json.
     """
     if family not in REFERENCES:
         why = f"no package has the architecture of {family}; see docs/parity.md for its tests"
@@ -88,8 +90,9 @@ def outputs(family: str, model: Any, params: Any, source: Tensors) -> dict[str, 
         why = f"not compared: {error.name} is not installed (pip install 'unlearn_jax[parity]')"
         return {"reference": why, "outputs": {}}
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     with torch.no_grad():
-        pairs = REFERENCES[family](model, params, source)
+        pairs = REFERENCES[family](model, params, source, path)
     return {
         "reference": f"transformers {transformers.__version__}, torch {torch.__version__}",
         "outputs": {
@@ -116,36 +119,50 @@ def _nchw(images: Any) -> Any:
     return torch.tensor(np.asarray(images).transpose(0, 3, 1, 2).copy())
 
 
-def _mae(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _loaded_mae(model: Any, source: Tensors, path: Path) -> Any:
+    """Load the reference of an MAE: by its folder if there is one, else with the same fields."""
     import torch
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+    if source.library and path.is_dir():
+        return ViTMAEForPreTraining.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True
+        ).eval()
     config = ViTMAEConfig(
         hidden_size=model.dim, num_hidden_layers=model.depth, num_attention_heads=model.heads,
         intermediate_size=4 * model.dim, image_size=model.image_size, patch_size=model.patch,
         decoder_hidden_size=model.decoder_dim, decoder_num_hidden_layers=model.decoder_depth,
-        decoder_num_attention_heads=model.decoder_heads, layer_norm_eps=1e-6,
+        decoder_num_attention_heads=model.decoder_heads, layer_norm_eps=model.epsilon,
         decoder_intermediate_size=4 * model.decoder_dim, mask_ratio=model.mask_ratio,
         norm_pix_loss=model.norm_pix_loss,
     )  # fmt: skip
-    reference = _load(ViTMAEForPreTraining(config), renamed(source, _MAE))
+    return _load(ViTMAEForPreTraining(config), renamed(source, _MAE))
+
+
+def _mae(model: Any, params: Any, source: Tensors, path: Path) -> Pairs:
+    import torch
+
+    reference = _loaded_mae(model, source, path)
     images = _images(model.image_size)
     noise = np.random.default_rng(1).uniform(size=(_IMAGES, (model.image_size // model.patch) ** 2))
     noise = noise.astype(np.float32)
     pixels = _nchw(((images + 1) / 2 - np.float32(model.mean)) / np.float32(model.std))
-    theirs = reference(pixels, noise=torch.tensor(noise))
-    features = reference.vit(pixels, noise=torch.tensor(noise)).last_hidden_state
+    given, resized = torch.tensor(noise), reference.config.image_size != model.image_size
+    features = reference.vit(
+        pixels, noise=given, interpolate_pos_encoding=resized
+    ).last_hidden_state
     batch = {"image": images, "mask": np.zeros_like(images[..., :1])}
     key, draws = jax.random.key(0), {"mask_noise": noise}
     latent = jax.jit(model.encode)(params, batch, key, draws=draws)
+    found = {"encoder": (np.asarray(latent), features.numpy())}
+    if resized:  # transformers interpolates the decoder's table along the sequence, not the grid
+        return found
     loss = jax.jit(model.loss)(params, batch, key, draws=draws)
-    return {
-        "encoder": (np.asarray(latent), features.numpy()),
-        "loss": (np.asarray(loss).mean(), theirs.loss.numpy()),
-    }
+    theirs = reference(pixels, noise=given)
+    return found | {"loss": (np.asarray(loss).mean(), theirs.loss.numpy())}
 
 
-def _clip(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _clip(model: Any, params: Any, source: Tensors, _: Path) -> Pairs:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     config = CLIPVisionConfig(
@@ -165,7 +182,7 @@ def _clip(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.ndarra
     return {"embedding": (np.asarray(mine["embedding"]), theirs)}
 
 
-def _resnet50(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _resnet50(model: Any, params: Any, source: Tensors, _: Path) -> Pairs:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     def of_block(found: re.Match) -> str:
@@ -195,7 +212,7 @@ def _resnet50(model: Any, params: Any, source: Tensors) -> dict[str, tuple[np.nd
     return {"logits": (np.asarray(mine["logits"]), reference(pixels).logits.numpy())}
 
 
-REFERENCES: dict[str, Callable[..., dict[str, tuple[np.ndarray, np.ndarray]]]] = {
+REFERENCES: dict[str, Callable[..., Pairs]] = {
     "mae": _mae,
     "clip": _clip,
     "resnet50": _resnet50,

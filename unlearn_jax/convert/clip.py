@@ -1,21 +1,19 @@
 """Checkpoints of CLIP with open_clip's (and OpenAI's) names: the image encoder only."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.convert.family import Family, Published, Shapes
 from unlearn_jax.evaluate.towers.clip_tower import Clip
 from unlearn_jax.registry import UserError
 
 _BLOCK, _TORCH = r"block(\d+)", r"visual.transformer.resblocks.\1"
 
 
-def model(shapes: Shapes, fields: Mapping[str, Any]) -> Clip:
-    """Build the tower of a checkpoint: all sizes are read off, `fields` win.
+def _read(shapes: Shapes) -> dict[str, Any]:
+    """Read the sizes of a tower off its tensors.
 
-    Heads are not in the shapes: 80 channels a head at width 1280 (ViT-H), 64 at any other. Nor is
-    the GELU: OpenAI's checkpoints want quick_gelu=True.
+    Heads are not in the shapes, nor is the GELU: OpenAI's checkpoints want quick_gelu=True.
 
     Raises:
       UserError: the tensors are not those of CLIP with a vision transformer.
@@ -29,20 +27,32 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Clip:
         )
     width, _, patch, _ = shapes[conv]
     blocks = {name.split(".")[3] for name in shapes if name.startswith("visual.transformer.resb")}
-    read = {
+    return {
         "image_size": math.isqrt(shapes[position][0] - 1) * patch,
         "patch": patch,
         "width": width,
         "layers": len(blocks),
-        "heads": width // (80 if width == 1280 else 64),
         "mlp_width": shapes[fc][0],
         "embed_dim": shapes[proj][1],
     }
-    return Clip(**{**read, **fields})
+
+
+_VIT_H = {"image_size": 224, "patch": 14, "width": 1280, "layers": 32, "embed_dim": 1024}
 
 
 FAMILY = Family(
-    model=model,
+    about="CLIP with open_clip's names: the image encoder",
+    build=Clip,
+    read=_read,
+    needs=("visual.conv1.weight", "visual.positional_embedding", "visual.proj"),
+    unsaid={"heads": "N", "quick_gelu": "true|false"},
+    example="open_clip_model.safetensors",
+    verified="transformers 5.23: embedding",
+    published=(
+        Published("ViT-H-14 laion2b of open_clip", _VIT_H, {"heads": 16, "quick_gelu": False}),
+        Published("ViT-B of CLIP", {"width": 768, "layers": 12}, {"heads": 12}),
+        Published("ViT-L of CLIP", {"width": 1024, "layers": 24}, {"heads": 16}),
+    ),
     names=(
         (r"patch_embed", "visual.conv1"),
         (r"class_embedding", "visual.class_embedding"),

@@ -1,21 +1,20 @@
 """Checkpoints of Inception-v3 with torchvision's names: FID's (pytorch-fid) and torchvision's."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.convert.family import Family, Published, Shapes
 from unlearn_jax.convert.resnet50 import STATISTICS, buffers
 from unlearn_jax.evaluate.towers.inception import VARIANTS, Inception
 from unlearn_jax.registry import UserError
 
 
-def model(shapes: Shapes, fields: Mapping[str, Any]) -> Inception:
-    """Build the tower of a checkpoint: width, classes, auxiliary head are read off, `fields` win.
+def _read(shapes: Shapes) -> dict[str, Any]:
+    """Read width, classes and whether there is an auxiliary head off the tensors of a tower.
 
-    The variant follows from the classes, 1008 or 1000; its tensors look the same.
+    The variant, of which tensors say nothing, follows from the published classes, 1008 or 1000.
 
     Raises:
-      UserError: the tensors are not those of an Inception-v3, or could be either variant.
+      UserError: the tensors are not those of an Inception-v3.
     """
     first, last = "Conv2d_1a_3x3.conv.weight", "fc.weight"
     if missing := [
@@ -25,25 +24,25 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Inception:
             f"convert inception: expected tensors {missing}, not found. Is it an Inception-v3 with "
             "torchvision's names?"
         )
-    classes = shapes[last][0]
-    variant = {count: name for name, count in VARIANTS.items()}.get(classes)
-    if variant is None and "variant" not in fields:
-        raise UserError(
-            "convert inception: expected 1008 classes (the FID variant) or 1000 (torchvision's), "
-            f'got {classes} in fc.weight. Say which variant it is: variant="fid" or '
-            'variant="torchvision".'
-        )
-    read = {
-        "variant": variant,
+    return {
         "width": shapes[first][0],
-        "classes": classes,
+        "classes": shapes[last][0],
         "auxiliary": any(name.startswith("AuxLogits.") for name in shapes),
     }
-    return Inception(**{**read, **fields})
 
 
 FAMILY = Family(
-    model=model,
+    about="Inception-v3, for FID and the Inception Score",
+    build=Inception,
+    read=_read,
+    needs=("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"),
+    unsaid={"variant": "fid|torchvision"},
+    example="pt_inception-2015-12-05-6726825d.pth",
+    verified="the tensors only; outputs: docs/parity.md",
+    published=[
+        Published(f"Inception with {classes:,} classes", {"classes": classes}, {"variant": name})
+        for name, classes in VARIANTS.items()
+    ],
     names=(
         *(
             (rf"{where}/bn/{leaf}", rf"{torch}.bn.{name}")

@@ -5,23 +5,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unlearn_jax.convert.family import Family, Shapes
-from unlearn_jax.models.mae import MAE
+from unlearn_jax.convert import vitmae
+from unlearn_jax.convert.family import Family, Published, Shapes
+from unlearn_jax.models.mae import MAE, PRESETS
 from unlearn_jax.registry import UserError
 
-_HEADS = {768: 12, 1024: 16, 1280: 16}
 _NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight")
 _NEEDED_TO_DECODE = ("mask_token", "decoder_pos_embed", "decoder_blocks.0.norm1.weight")
 
 
-def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
-    """Build the MAE of a checkpoint, from the shapes of its tensors; `fields` win.
-
-    Shapes do not tell the heads, which are those of the published model of the same width, nor
-    `norm_pix_loss`, which is off for the files called mae_visualize_*.
+def _read(shapes: Shapes) -> dict[str, Any]:
+    """Read the sizes of an MAE off its tensors.
 
     Raises:
-      UserError: it is not an MAE; it has no decoder; the heads are not known.
+      UserError: it is not an MAE; it has no decoder.
     """
     if missing := [name for name in _NEEDED if name not in shapes]:
         raise UserError(
@@ -34,7 +31,6 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
             "it holds the encoder only, and cannot generate. Take one of the mae_visualize_*.pth "
             "files, which have the decoder."
         )
-    dim, decoder_dim = shapes["cls_token"][-1], shapes["mask_token"][-1]
     patches, patch = shapes["pos_embed"][1] - 1, shapes["patch_embed.proj.weight"][-1]
     side = math.isqrt(patches)
     if side**2 != patches:
@@ -42,31 +38,60 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> MAE:
             "convert: pos_embed of an MAE has a row for the class token and one for each patch of "
             f"a square; got {patches + 1} rows, and {patches} is not a square number."
         )
-    inferred = {
+    return {
         "image_size": side * patch,
         "patch": patch,
-        "dim": dim,
+        "dim": shapes["cls_token"][-1],
         "depth": _depth(shapes, "blocks"),
-        "heads": _HEADS.get(dim, None if dim % 64 else dim // 64),
-        "decoder_dim": decoder_dim,
+        "decoder_dim": shapes["mask_token"][-1],
         "decoder_depth": _depth(shapes, "decoder_blocks"),
-        "decoder_heads": 16 if decoder_dim == 512 else None,
     }
-    inferred |= fields
-    if unknown := [name for name, value in inferred.items() if value is None]:
-        raise UserError(
-            f"convert: the shapes of an MAE of widths {dim} and {decoder_dim} do not tell "
-            f"{' and '.join(unknown)}; say how many, as fields of the model."
-        )
-    return MAE(**inferred)
 
 
 def _depth(shapes: Shapes, stack: str) -> int:
     return sum(bool(re.fullmatch(rf"{stack}\.\d+\.norm1\.weight", name)) for name in shapes)
 
 
+def _published() -> list[Published]:
+    """List the published sizes, and the files of them whose name tells `norm_pix_loss`."""
+    found = []
+    for size, preset in PRESETS.items():
+        told = {"image_size": 224, "patch": 16, "decoder_dim": 512, "decoder_depth": 8} | preset
+        heads = told.pop("heads")
+        known = {"heads": heads, "decoder_heads": 16, "epsilon": 1e-6, "mask_ratio": 0.75}
+        found.append(Published(f"ViT-{size} of facebookresearch/mae", told, known))
+        # Of the same shapes: one predicts colours, the other normalised patches.
+        for file, on in (("mae_visualize", False), ("mae_pretrain", True)):
+            names = rf"{file}_vit_{size}.*"
+            found.append(Published(f"{file}_vit_{size}", told, {"norm_pix_loss": on}, names))
+    return found
+
+
+def said(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Read fields in the arguments of the release's main_pretrain.py, which its files keep."""
+    found = {
+        name: arguments[key]
+        for key, name in (("norm_pix_loss", "norm_pix_loss"), ("mask_ratio", "mask_ratio"),
+                          ("input_size", "image_size"))
+        if key in arguments
+    }  # fmt: skip
+    sizes = re.fullmatch(
+        r"mae_vit_(base|large|huge)_patch(\d+)(_dec512d8b)?", str(arguments.get("model"))
+    )
+    if sizes:
+        found |= {**PRESETS[sizes[1]], "patch": int(sizes[2]), "epsilon": 1e-6}
+        found |= {"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16}
+    return found
+
+
 FAMILY = Family(
-    model=model,
+    about="MAE of facebookresearch/mae",
+    build=MAE,
+    read=_read,
+    needs=_NEEDED,
+    unsaid={
+        "heads": "N", "decoder_heads": "N", "epsilon": "1e-6", "norm_pix_loss": "false",
+    },
     names=(
         (r"encoder/(cls_token|pos_embed|norm)", r"\1"),
         (r"encoder/patch_embed", r"patch_embed.proj"),
@@ -77,5 +102,10 @@ FAMILY = Family(
         (r"decoder/blocks/block(\d+)/(norm\d)", r"decoder_blocks.\1.\2"),
         (r"decoder/blocks/block(\d+)/(attn|mlp)/(\w+)", r"decoder_blocks.\1.\2.\3"),
     ),
+    example="mae_visualize_vit_large.pth",
+    verified="transformers 5.23: encoder, loss",
+    published=_published(),
     wrapper="model",
-)
+    dialect=vitmae.DIALECT,
+    resized=vitmae.resized,
+)  # fmt: skip

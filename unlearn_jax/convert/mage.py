@@ -1,13 +1,12 @@
 """Published MAGE models, such as `mage-vitb-1600.pth`: 433 tensors, with the tokenizer."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from unlearn_jax.convert import vqgan
-from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.convert.family import Family, Published, Shapes
 from unlearn_jax.models.mage import MAGE
 from unlearn_jax.registry import UserError
 
@@ -31,12 +30,13 @@ _NAMES = (
 )
 
 
-def _model(shapes: Shapes, given: Mapping[str, Any]) -> MAGE:
-    """Build the MAGE of a checkpoint, from the shapes of its tensors; `fields` win.
+def _read(shapes: Shapes) -> dict[str, Any]:
+    """Read the sizes of a MAGE off its tensors.
 
-    Heads cannot be seen: the encoder's have 64 channels, the decoder has 16, as published.
+    Raises:
+      UserError: it is none.
     """
-    tokenizer = vqgan.fields(shapes, "vqgan.") | dict(given.get("tokenizer", {}))
+    tokenizer = vqgan.fields(shapes, "vqgan.")
     for name in ("token_emb.word_embeddings.weight", "decoder_pos_embed_learned"):
         if name not in shapes:
             raise UserError(f"convert: expected a tensor {name!r}, as in every MAGE model.")
@@ -45,16 +45,15 @@ def _model(shapes: Shapes, given: Mapping[str, Any]) -> MAGE:
     side = round((length - 1) ** 0.5)
     if side**2 != length - 1:
         raise UserError(f"convert: expected a square number of tokens + 1, got {length}.")
-    found = {
+    return {
         "image_size": side * 2 ** (len(tokenizer["ch_mult"]) - 1),
         "dim": dim,
         "depth": _depth(shapes, "blocks"),
-        "heads": max(dim // 64, 1),
         "decoder_dim": decoder_dim,
         "decoder_depth": _depth(shapes, "decoder_blocks"),
         "class_slots": vocabulary - tokenizer["codebook"] - 1,
+        "tokenizer": tokenizer,
     }
-    return MAGE(**{**found, **given, "tokenizer": tokenizer})
 
 
 def _depth(shapes: Shapes, stack: str) -> int:
@@ -66,10 +65,23 @@ def _buffers(model: MAGE) -> dict[str, np.ndarray]:
     return {_POSITION_IDS: np.arange(model.vqgan.num_tokens + 1, dtype=np.int64)[None]}
 
 
+def _size(name: str, dim: int, depth: int, heads: int) -> Published:
+    told = {"image_size": 256, "dim": dim, "depth": depth, "decoder_dim": dim, "decoder_depth": 8}
+    return Published(f"MAGE ViT-{name}", told, {"heads": heads, "decoder_heads": 16})
+
+
 FAMILY = Family(
-    model=_model,
+    about="MAGE, its tokenizer in it",
+    build=MAGE,
+    read=_read,
+    needs=("token_emb.word_embeddings.weight", "decoder_pos_embed_learned",
+           "vqgan.quantize.embedding.weight", "cls_token", "pos_embed"),
+    unsaid={"heads": "N", "decoder_heads": "N"},
     names=_NAMES,
+    example="mage-vitb-1600.pth",
+    verified="the tensors only; no package has it (docs/parity.md)",
+    published=(_size("B", 768, 12, 12), _size("L", 1024, 24, 16)),
     wrapper="model",
     dropped=(re.escape(_POSITION_IDS),),
     buffers=_buffers,
-)
+)  # fmt: skip

@@ -1,10 +1,9 @@
 """How Palette's checkpoints are named: a flat state dict, `16_Network.pth` and the like."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.convert.family import Family, Published, Shapes
 from unlearn_jax.models.palette import Palette
 from unlearn_jax.registry import UserError
 
@@ -39,11 +38,11 @@ _NAMES = [
 ]
 
 
-def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
-    """Build the model of a checkpoint, inferred from its tensors; `fields` win.
+def _read(shapes: Shapes) -> dict[str, Any]:
+    """Read the sizes of a Palette off its tensors.
 
-    The size of the images, the channels of a head and the groups of the norms leave no trace in
-    a checkpoint: they are those of the release (256, 32, 32) unless given.
+    The size of the images and the channels of a head leave no trace in a checkpoint. Nor do the
+    groups of the norms, which are 32 in all of the release's code.
 
     Raises:
       UserError: the tensors are not those of a Palette U-Net.
@@ -64,7 +63,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
             "resolutions. Is it the right --family?"
         )
     inner = shapes["denoise_fn.cond_embed.0.weight"][1]
-    inferred = {
+    return {
         "inner": inner,
         "mults": tuple(shapes[name][0] // inner for name in names),
         "res_blocks": run - 1,
@@ -75,12 +74,23 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> Palette:
         ),
         "timesteps": shapes["gammas"][0],
     }
-    return Palette(**inferred | dict(fields))
 
+
+_PUBLISHED = {"inner": 64, "mults": (1, 2, 4, 8), "res_blocks": 2, "timesteps": 2000}
+_PUBLISHED |= {"attn_res": ()}
 
 FAMILY = Family(
-    model=model,
+    about="Palette: Janspiry/Palette-Image-to-Image-Diffusion-Models",
+    build=Palette,
+    read=_read,
+    needs=("gammas", "denoise_fn.cond_embed.0.weight", "denoise_fn.input_blocks.0.0.weight"),
+    unsaid={"image_size": "PIXELS", "head_channels": "N"},
     names=_NAMES,
+    example="16_Network.pth",
+    verified="the tensors only; no package has it (docs/parity.md)",
+    published=(
+        Published("Palette of the release", _PUBLISHED, {"image_size": 256, "head_channels": 32}),
+    ),
     layouts=[(r"\w+/(middle1|\w+_attn)/(qkv|proj_out)/kernel", "conv1d")],
     # A copy of the U-Net as it was before, which the release's own runs leave in their files.
     dropped=[r"teacher_denoise_fn\..*"],

@@ -1,11 +1,10 @@
 """Tensors out of PyTorch and safetensors files, one at a time, without running anything in them."""
 
-import argparse
-import pickle
+import dataclasses
+import json
 import re
-import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +13,137 @@ import numpy as np
 
 from unlearn_jax.registry import UserError
 
-# Published files keep their training arguments beside the weights; nothing else is allowed.
-_ALLOWED = (argparse.Namespace,)
 _MAPPED_BYTES = 2**27
-_WRAPPERS = ("model", "state_dict")  # where a file may hold its tensors, if not at the top
 _FLOATS = ("float32", "float16", "bfloat16")
+_INDEX = ".index.json"
+# What a folder of a library calls its weights; the first that is there is taken.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors",
+            "open_clip_pytorch_model.bin", "diffusion_pytorch_model.safetensors")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a file by name; their values are read when they are asked for.
+    """The tensors of a checkpoint by name; their values are read when they are asked for.
 
     Attributes:
       shapes: of every tensor.
       dtypes: of every tensor, as numpy names them ("float32", "bfloat16", "int64", …).
       read: the values of one, as they are stored.
+      key: where in the file they were.
+      arguments: plain values that the file holds beside them, by name: "args", for example.
+      left_out: what else the file holds, in words.
+      library: whose names they had; "": the release's.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
     read: Callable[[str], np.ndarray]
+    key: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    library: str = ""
+
+    def replaced(
+        self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str],
+        read: Callable[[str], np.ndarray],
+    ) -> "Tensors":  # fmt: skip
+        """Return other tensors of the same file."""
+        return dataclasses.replace(self, shapes=shapes, dtypes=dtypes, read=read)
+
+    def renamed(self, names: Mapping[str, str], **about: Any) -> "Tensors":
+        """Return those of {new name: name here} only."""
+        shapes = {new: self.shapes[old] for new, old in names.items()}
+        dtypes = {new: self.dtypes[old] for new, old in names.items()}
+        return dataclasses.replace(
+            self, shapes=shapes, dtypes=dtypes, read=lambda new: self.read(names[new]), **about
+        )
 
 
-def open_tensors(path: Path) -> Tensors:
-    """Open the tensors of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file.
-
-    Nothing in the file is executed: pickles are read by torch's restricted unpickler, which builds
-    tensors and plain containers only (and `argparse.Namespace`, which published files hold). The
-    prefix "module." that distributed training leaves on every name is taken off.
+def weights(path: Path) -> list[Path]:
+    """List the files of a checkpoint, the index of a sharded one first.
 
     Args:
-      path: the file.
+      path: a file, the index.json of several, or the folder of either.
 
     Raises:
-      UserError: the file is missing, damaged, holds code, or no tensors; torch is not installed.
+      UserError: there is nothing, or it is not clear what.
     """
+    if path.is_dir():
+        names = [n for name in _WEIGHTS for n in (name, name + _INDEX) if (path / n).is_file()]
+        endings = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+        others = sorted(p.name for p in path.iterdir() if p.suffix in endings)
+        if not names and len(others) != 1:
+            raise UserError(
+                f"--from: expected one checkpoint in the folder {path}, found "
+                f"{', '.join(others[:5]) or 'none'}. Name the file."
+            )
+        path /= (names or others)[0]
     if not path.is_file():
-        raise UserError(f"--checkpoint: expected a file, found none at {path}.")
-    found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+        raise UserError(f"--from: expected a file or a folder, found none at {path}.")
+    if path.name.endswith(_INDEX):
+        return [path, *(path.parent / name for name in sorted(set(_index(path).values())))]
+    return [path]
+
+
+def open_tensors(path: Path, key: str = "") -> Tensors:
+    """Open the tensors of a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file, or of shards.
+
+    Nothing in a file is executed: pickles are read by torch's restricted unpickler, see
+    `pickled`. Before that, the checksums of its zip are.
+
+    Args:
+      path: the file, the index.json of several, or the folder of either.
+      key: which ones of a file that holds several sets, such as "ema".
+
+    Raises:
+      UserError: the file is missing, damaged, holds code, several sets or no tensors; torch is not
+        installed.
+    """
+    first, *shards = weights(path)
+    if not shards:
+        return _open(first, key)
+    opened = {shard.name: _open(shard, key) for shard in shards}
+    where = _index(first)
+    for name, tensors in opened.items():
+        listed = {tensor for tensor, file in where.items() if file == name}
+        if wrong := sorted(listed ^ tensors.shapes.keys()):
+            raise UserError(
+                f"{first} and {name} do not fit together: {wrong[0]} is in one of them only. "
+                "Get both again."
+            )
+    return Tensors(
+        {k: s for tensors in opened.values() for k, s in tensors.shapes.items()},
+        {k: d for tensors in opened.values() for k, d in tensors.dtypes.items()},
+        lambda name: opened[where[name]].read(name),
+        next(iter(opened.values())).key,
+    )
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Read {tensor: file} of the index of a sharded checkpoint; files are beside it."""
+    try:
+        where = json.loads(path.read_text("utf-8"))["weight_map"]
+        names = {str(name) for name in where.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected an index with a weight_map, got {error!r}.") from error
+    for name in sorted(names):
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise UserError(f"{path} lists {name!r}, which is no file beside it. Get it again.")
+    return where
+
+
+def _open(path: Path, key: str) -> Tensors:
+    if path.suffix == ".safetensors":
+        found = _safetensors(path, key)
+    elif path.suffix == ".json":
+        raise UserError(f"--from: expected weights, got {path}. Name the folder that it is in.")
+    else:
+        from unlearn_jax.convert import pickled
+
+        found = pickled.open_tensors(path, key)
     if not found.shapes:
         raise UserError(f"{path} holds no tensors.")
+    check_dtypes(path, found.dtypes)
     size = sum(int(np.prod(s)) * np.dtype(_numpy(found.dtypes[k])).itemsize
                for k, s in found.shapes.items())  # fmt: skip
     # A small file can claim huge tensors, which are views of a few bytes.
@@ -65,8 +155,8 @@ def open_tensors(path: Path) -> Tensors:
     return found
 
 
-def _safetensors(path: Path) -> Tensors:
-    safetensors = _package("safetensors")
+def _safetensors(path: Path, key: str) -> Tensors:
+    safetensors = package("safetensors")
     try:
         file = safetensors.safe_open(path, framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}
@@ -75,7 +165,6 @@ def _safetensors(path: Path) -> Tensors:
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     names |= {f"{k}{n}": f"{'u' * (k == 'U')}int{n}" for k in "IU" for n in (8, 16, 32, 64)}
     dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}
-    _check_dtypes(path, dtypes)
 
     def get(file: Any, name: str) -> np.ndarray:
         if dtypes[name] == "bfloat16":  # numpy alone has none
@@ -84,55 +173,10 @@ def _safetensors(path: Path) -> Tensors:
         return file.get_tensor(name)
 
     shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
-    return Tensors(shapes, dtypes, _reader(lambda: safetensors.safe_open(path, "numpy"), get))
+    return Tensors(shapes, dtypes, reader(lambda: safetensors.safe_open(path, "numpy"), get))
 
 
-def _torch(path: Path) -> Tensors:
-    torch = _package("torch")
-    mapped = zipfile.is_zipfile(path)  # files from before torch 1.6 are not, and read as a whole
-
-    def load() -> dict[str, Any]:
-        with torch.serialization.safe_globals(list(_ALLOWED)):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        state = _unwrap(path, loaded, torch.Tensor)
-        plain = {name.removeprefix("module."): value for name, value in state.items()}
-        if len(plain) < len(state):
-            raise UserError(f"{path} has names both with and without the prefix 'module.'.")
-        return plain
-
-    try:
-        state = load()
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"(?:GLOBAL|class|function) [`'\"]?([\w.]+)", str(error))
-        what = f"It asks for {asked[1]}. " if asked else ""
-        raise UserError(
-            f"{path} is refused: it is not a plain state dict. Reading it would mean to run code "
-            f"that it names, and nothing of it was run. {what}Load it where you trust it and save "
-            "the weights alone: torch.save(model.state_dict(), FILE)."
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise UserError(
-                f"{path}: expected tensors only, got {name!r} of {type(value).__name__}. Save the "
-                "state dict alone."
-            )
-    dtypes = {name: str(t.dtype).removeprefix("torch.") for name, t in state.items()}
-    _check_dtypes(path, dtypes)
-
-    def get(state: Mapping[str, Any], name: str) -> np.ndarray:
-        tensor = state[name].detach()
-        if dtypes[name] == "bfloat16":
-            return tensor.view(torch.int16).numpy().view(jnp.dtype(jnp.bfloat16))
-        return tensor.numpy()
-
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return Tensors(shapes, dtypes, _reader(load if mapped else lambda: state, get))
-
-
-def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> Callable:
+def reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> Callable:
     """Return a function from name to array; it maps the file anew now and then, to free pages."""
     file, taken = load(), 0
 
@@ -147,40 +191,35 @@ def _reader(load: Callable[[], Any], get: Callable[[Any, str], np.ndarray]) -> C
     return read
 
 
-def _unwrap(path: Path, loaded: Any, tensor: type) -> Mapping[str, Any]:
-    """Find the dict of tensors in what a file holds."""
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}.")
-    for key in _WRAPPERS:
-        if isinstance(loaded.get(key), Mapping):
-            return loaded[key]
-    if not any(isinstance(value, tensor) for value in loaded.values()):
-        raise UserError(
-            f"{path}: expected tensors at the top or under one of {list(_WRAPPERS)}, found the "
-            f"keys {sorted(map(str, loaded))[:10]}. Is it an optimizer's state?"
-        )
-    return loaded
+def check_dtypes(path: Path, dtypes: Mapping[str, str]) -> None:
+    """Check that tensors are floating point numbers, or integer buffers.
 
-
-def _check_dtypes(path: Path, dtypes: Mapping[str, str]) -> None:
+    Raises:
+      UserError: others.
+    """
     bad = {name: d for name, d in dtypes.items() if d not in _FLOATS and not _integer(d)}
     if bad:
-        listed = "\n".join(f"  {name}: {dtype}" for name, dtype in sorted(bad.items())[:20])
+        listed = ", ".join(f"{name}: {dtype}" for name, dtype in sorted(bad.items())[:3])
         raise UserError(
-            f"{path}: expected tensors of {', '.join(_FLOATS)} (and integer buffers), got\n{listed}"
-            "\nSave them as float32."
+            f"{path}: expected tensors of {', '.join(_FLOATS)} (and integer buffers), got {listed}"
+            f"{', …' if len(bad) > 3 else ''} ({len(bad)} in all). Save them as float32."
         )
 
 
 def _integer(dtype: str) -> bool:
-    return bool(re.fullmatch(r"u?int(8|16|32|64)", dtype))
+    return bool(re.fullmatch(r"u?int(8|16|32|64)|bool", dtype))
 
 
 def _numpy(dtype: str) -> Any:
     return jnp.dtype(jnp.bfloat16) if dtype == "bfloat16" else dtype
 
 
-def _package(name: str) -> Any:
+def package(name: str) -> Any:
+    """Import a package that reading needs.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         return __import__(name)
     except ImportError as error:

@@ -1,12 +1,11 @@
 """Checkpoints of ResNet-50 with torchvision's names, such as places365's."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.convert.family import Family, Published, Shapes
 from unlearn_jax.evaluate.towers.resnet50 import DEPTHS, ResNet50
 from unlearn_jax.registry import UserError
 
@@ -14,8 +13,8 @@ STATISTICS = {"mean": "running_mean", "var": "running_var"}
 """A batch norm's statistics: leaves here, buffers in torch."""
 
 
-def model(shapes: Shapes, fields: Mapping[str, Any]) -> ResNet50:
-    """Build the tower of a checkpoint: width and classes are read off, `fields` win.
+def _read(shapes: Shapes) -> dict[str, Any]:
+    """Read the width and the number of classes off the tensors of a tower.
 
     Raises:
       UserError: the tensors are not those of a ResNet-50.
@@ -29,8 +28,7 @@ def model(shapes: Shapes, fields: Mapping[str, Any]) -> ResNet50:
             f"{DEPTHS} blocks with a conv3.weight, got {depths} such blocks. Is it a ResNet-50 "
             "with torchvision's names?"
         )
-    read = {"width": shapes["conv1.weight"][0], "classes": shapes["fc.weight"][0]}
-    return ResNet50(**{**read, **fields})
+    return {"width": shapes["conv1.weight"][0], "classes": shapes["fc.weight"][0]}
 
 
 def buffers(family: Family, tower: Any) -> dict[str, np.ndarray]:
@@ -43,7 +41,14 @@ def buffers(family: Family, tower: Any) -> dict[str, np.ndarray]:
 
 
 FAMILY = Family(
-    model=model,
+    about="ResNet-50 with torchvision's names, such as Places365's",
+    build=ResNet50,
+    read=_read,
+    needs=("conv1.weight", "bn1.running_mean", "layer4.2.conv3.weight", "fc.weight"),
+    unsaid={"image_size": "PIXELS"},
+    example="resnet50_places365.pth.tar",
+    verified="transformers 5.23: logits",
+    published=(Published("ResNet-50", {"width": 64}, {"image_size": 224}),),
     names=(
         *((rf"(bn1)/{leaf}", rf"\1.{name}") for leaf, name in STATISTICS.items()),
         *(

@@ -1,10 +1,9 @@
 """The published tokenizer of MAGE, `vqgan_jax_strongaug.ckpt`: 168 tensors."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from unlearn_jax.convert.family import Family, Shapes
+from unlearn_jax.convert.family import Family, Published, Shapes
 from unlearn_jax.models.vqgan import VQGAN
 from unlearn_jax.registry import UserError
 
@@ -56,8 +55,18 @@ def fields(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _model(shapes: Shapes, given: Mapping[str, Any]) -> VQGAN:
-    return VQGAN(**{**fields(shapes), **given})
+_PUBLISHED = {"ch": 128, "ch_mult": (1, 1, 2, 2, 4), "res_blocks": 2, "z_dim": 256}
 
-
-FAMILY = Family(model=_model, names=NAMES, wrapper="state_dict")
+FAMILY = Family(
+    about="MAGE's tokenizer alone",
+    build=VQGAN,
+    read=fields,
+    needs=("quantize.embedding.weight", "encoder.conv_in.weight",
+           "encoder.down.0.block.0.conv1.weight", "decoder.conv_out.weight"),
+    unsaid={"image_size": "PIXELS"},
+    names=NAMES,
+    example="vqgan_jax_strongaug.ckpt",
+    verified="the tensors only; no package has it (docs/parity.md)",
+    published=(Published("tokenizer of MAGE", _PUBLISHED, {"image_size": 256}),),
+    wrapper="state_dict",
+)  # fmt: skip

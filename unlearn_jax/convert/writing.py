@@ -1,7 +1,10 @@
 """Tensors into PyTorch and safetensors files."""
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +26,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
-
-            save_file(dict(tensors), partial)
+            _save(tensors, partial)
         elif path.suffix in (".pth", ".pt", ".ckpt"):
             import torch
 
@@ -47,3 +48,38 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> None:
+    """Write a folder as `save_pretrained` of transformers does, whole or not at all.
+
+    Args:
+      folder: must not exist.
+      tensors: by name.
+      config: its config.json.
+
+    Raises:
+      UserError: safetensors is not installed.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _save(tensors, partial / "model.safetensors")
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        partial.rename(folder)
+    except ImportError as error:
+        raise UserError(
+            f"Writing {folder} needs {error.name}, which is not installed: "
+            "pip install 'unlearn_jax[convert]'."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(dict(tensors), path, metadata={"format": "pt"})  # transformers asks for the format

@@ -36,6 +36,7 @@ class _Encoder(nn.Module):
     dim: int
     depth: int
     heads: int
+    epsilon: float
     dtype: DTypeLike
     remat: bool
 
@@ -50,9 +51,9 @@ class _Encoder(nn.Module):
         token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.dim))
         x = _prepend(token + position[:, :1], x)
         blocks = vit.Blocks(
-            self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks"
+            self.depth, self.heads, self.epsilon, self.dtype, self.remat, name="blocks"
         )
-        return vit.layer_norm("norm", dtype=self.dtype)(blocks(x, visible))
+        return vit.layer_norm("norm", self.epsilon, self.dtype)(blocks(x, visible))
 
 
 class _PatchEmbed(nn.Module):
@@ -80,6 +81,7 @@ class _Decoder(nn.Module):
     dim: int
     depth: int
     heads: int
+    epsilon: float
     dtype: DTypeLike
     remat: bool
 
@@ -91,9 +93,9 @@ class _Decoder(nn.Module):
         patches = jnp.where(hidden[..., None], token, patches)
         x = _prepend(x[:, :1], patches) + _position_table(self, self.grid, self.dim)
         blocks = vit.Blocks(
-            self.depth, self.heads, dtype=self.dtype, remat=self.remat, name="blocks"
+            self.depth, self.heads, self.epsilon, self.dtype, self.remat, name="blocks"
         )
-        x = vit.layer_norm("norm", dtype=self.dtype)(blocks(x))
+        x = vit.layer_norm("norm", self.epsilon, self.dtype)(blocks(x))
         x = vit.dense(3 * self.patch**2, self.dtype, name="pred")(x[:, 1:])
         return x.astype(jnp.float32)
 
@@ -134,6 +136,8 @@ class MAE(Model):
     remat: bool = False
     """Compute blocks again in the backward pass, which saves memory and costs a forward pass."""
     trainable: tuple[str, ...] | list[str] = (r"encoder/(?!pos_embed$).*",)
+    epsilon: float = 1e-6
+    """Of every layer norm: 1e-6 in the release, 1e-12 in transformers' files."""
 
     def __post_init__(self):
         for name in ("mean", "std", "trainable"):  # hashable, also when a config holds lists
@@ -169,6 +173,8 @@ class MAE(Model):
             )
         if self.masking not in _MASKINGS:
             wrong.append(f"masking must be one of {_MASKINGS}, got {self.masking!r}")
+        if not 0 < self.epsilon < 1:
+            wrong.append(f"epsilon must be between 0 and 1, got {self.epsilon}")
         if problem := dtype_problem(self.dtype):
             wrong.append(f"dtype {problem}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -194,12 +200,13 @@ class MAE(Model):
 
     @property
     def _encoder(self) -> nn.Module:
-        return _Encoder(self.patch, self.dim, self.depth, self.heads, self.dtype, self.remat)
+        sizes = self.patch, self.dim, self.depth, self.heads
+        return _Encoder(*sizes, self.epsilon, self.dtype, self.remat)
 
     @property
     def _decoder(self) -> nn.Module:
         sizes = self.decoder_dim, self.decoder_depth, self.decoder_heads
-        return _Decoder(self._grid, self.patch, *sizes, self.dtype, self.remat)
+        return _Decoder(self._grid, self.patch, *sizes, self.epsilon, self.dtype, self.remat)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Any]:
         """Draw fresh float32 parameters, under "encoder" and "decoder", fixed tables included."""

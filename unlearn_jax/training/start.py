@@ -1,5 +1,6 @@
 """Where a stage starts: its parameters, the original that it is compared with, a reference."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ def load_start(request: Request, like: Params) -> Start:
     if cfg.init_from:
         params, parent = checkpoint.load_params(Path(cfg.init_from), like)
         _check_finite(params, "init_from", cfg.init_from)
+        _check_fields(model, Path(cfg.init_from))
         lineage.check_model(request.split, Path(cfg.init_from))
     elif stage.scratch:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -102,6 +104,23 @@ def _check_finite(params: Params, key: str, workdir: str) -> None:
             f"infinite weights, such as {bad[0]}. It was damaged before it was given here: take "
             "an earlier checkpoint of it, or convert or train it again."
         )
+
+
+def _check_fields(model: Any, workdir: Path) -> None:
+    """Check fields that no shape tells against those of the conversion in a workdir, if it is one.
+
+    Raises:
+      UserError: the config's model has, say, other heads, and would compute something else.
+    """
+    path = workdir / "conversion.json"
+    said = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for name in said.get("unsaid", []):
+        theirs, ours = said["model"].get(name), getattr(model, name, None)
+        if theirs != ours and name != "image_size":  # which may be another, if shapes allow it
+            raise UserError(
+                f"config.model has {name}={ours}, the model converted in {workdir} has {theirs}: "
+                f"the same weights would mean something else. Set config.model.{name}={theirs}."
+            )
 
 
 def trained(stage: ConfigDict, trainable: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ def test_a_published_file_becomes_an_extractor(tmp_path):
     tensors = {k: made.tensor(k, shape) for k, shape in made.torch_shapes(family, tower).items()}
     file = tmp_path / "open_clip.safetensors"
     writing.write(file, tensors, family.wrapper)
-    manifest = import_("clip", file, tmp_path / "tower", {})
+    manifest = import_("clip", file, tmp_path / "tower", {"heads": 2, "quick_gelu": False})
     loaded, params, provenance = towers.load_tower(tmp_path / "tower")
     assert loaded == tower
     assert provenance["source"] == manifest["source"]

@@ -139,17 +139,18 @@ def test_fields_are_read_off_the_checkpoint(name):
     )
 
 
-def test_heads_are_read_off_by_their_usual_width():
+def test_heads_are_not_guessed_by_their_usual_width():
     family, tower = TOWERS["clip"]
     shapes = torch_shapes(family, tower)
-    assert family.model(shapes, {}) == tower  # 128 channels, two heads of 64
-    assert family.model(shapes, {"heads": 4}).heads == 4
+    with pytest.raises(ValueError, match="--set=heads=N --set=quick_gelu="):
+        family.model(shapes, {})
+    assert family.model(shapes, {"heads": 4, "quick_gelu": False}).heads == 4
 
 
 def test_a_variant_that_cannot_be_read_off_must_be_said():
     family, tower = TOWERS["inception_fid"]
     shapes = torch_shapes(family, tower)
-    with pytest.raises(ValueError, match="1008 classes .* got 10 .* Say which variant"):
+    with pytest.raises(ValueError, match="does not say variant.*classes=10.*--set=variant=fid"):
         family.model(shapes, {})
     fields = {"variant": "fid", "image_size": 107}
     assert family.model(shapes, fields) == tower

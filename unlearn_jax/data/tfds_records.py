@@ -114,7 +114,7 @@ def _check_classes(features: Path, name: str) -> None:
     """Check that all classes that features.json names are of tfds, which would import any."""
     try:
         if features.stat().st_size > _MAX_FEATURES:
-            raise ValueError(f"more than {_MAX_FEATURES} bytes")
+            raise UserError(f"more than {_MAX_FEATURES} bytes")
         of: list[str] = []
         json.loads(
             features.read_text("utf-8"), object_hook=lambda o: of.append(o.get("pythonClassName"))

@@ -80,7 +80,11 @@ def agree(workdir, folder, size=32):
 
 
 @pytest.mark.parametrize(
-    "more", [{"layer_norm_eps": 1e-12}, {"layer_norm_eps": 1e-1, "norm_pix_loss": True}]
+    "more",
+    [
+        pytest.param({"layer_norm_eps": 1e-12}, marks=pytest.mark.full),
+        {"layer_norm_eps": 1e-1, "norm_pix_loss": True},
+    ],
 )
 def test_a_folder_converts_with_its_own_config_and_agrees(more, tmp_path):
     saved = save(tmp_path / "vitmae", **more)
@@ -149,6 +153,7 @@ def _as_bin(folder):
         index.unlink()
 
 
+@pytest.mark.full
 def test_tables_are_interpolated_on_request_only_and_said(folder, tmp_path, capsys):
     manifest = binary.import_("mae", folder, tmp_path / "run", {"image_size": 64})
     assert manifest["source"]["resized_from"] == 32

@@ -80,7 +80,11 @@ def agree(workdir, folder, size=32):
 
 
 @pytest.mark.parametrize(
-    "more", [{"layer_norm_eps": 1e-12}, {"layer_norm_eps": 1e-1, "norm_pix_loss": True}]
+    "more",
+    [
+        pytest.param({"layer_norm_eps": 1e-12}, marks=pytest.mark.full),
+        {"layer_norm_eps": 1e-1, "norm_pix_loss": True},
+    ],
 )
 def test_a_folder_converts_with_its_own_config_and_agrees(more, tmp_path):
     saved = save(tmp_path / "vitmae", **more)
@@ -149,13 +153,14 @@ def _as_bin(folder):
         index.unlink()
 
 
+@pytest.mark.full
 def test_tables_are_interpolated_on_request_only_and_said(folder, tmp_path, capsys):
     manifest = binary.import_("mae", folder, tmp_path / "run", {"image_size": 64})
     assert manifest["source"]["resized_from"] == 32
     binary._tell(manifest)
     assert "interpolated from images of 32 pixels to 64" in capsys.readouterr().out
     report = binary._verify("mae", folder, tmp_path / "run", "")
-    assert report["interpolated"] == ["pos_embed", "decoder_pos_embed"]
+    assert sorted(report["interpolated"]) == ["decoder_pos_embed", "pos_embed"]
     assert set(report["outputs"]) == {"encoder"} and report["outputs"]["encoder"] < 1e-5
     binary.export("mae", tmp_path / "run", tmp_path / "back")
     agree(tmp_path / "run", tmp_path / "back", size=64)
@@ -186,7 +191,7 @@ def test_a_config_that_cannot_be_followed_is_refused(change, message, folder, tm
 
 def test_verify_asks_transformers_and_not_our_own_fields(folder, tmp_path):
     binary.import_("mae", folder, tmp_path / "wrong", {"heads": 1})
-    with pytest.raises(ValueError, match=r"The outputs \['encoder', 'loss'\] differ"):
+    with pytest.raises(ValueError, match=r"The outputs \['encoder'.*differ"):
         binary._verify("mae", folder, tmp_path / "wrong", "")
     alone = tmp_path / "alone"
     alone.mkdir()

@@ -46,6 +46,7 @@ def fitted(
     """
     rules, at = families[family], tensors.key
     inside = key.removeprefix(at).strip(".") if f"{key}.".startswith(f"{at}.") else key
+    inside = "" if f"{at}.".startswith(f"{key}.") else inside  # all of the set that was chosen
     names = [name for name in tensors.shapes if not rules.drops(name)]
     found = sorted({p for needs in _signatures(rules) for p in _prefixes(names, needs)})
     if inside or key == ".":

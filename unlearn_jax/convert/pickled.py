@@ -146,8 +146,9 @@ def _choose(path: Path, loaded: Any, sets: Mapping[str, Mapping], key: str) -> s
             f"the top or in a dict, found the keys {sorted(map(str, loaded))[:10]}."
         )
     named = [where for where in sets if where and f"{key}.".startswith(f"{where}.")]
-    if named:
-        return max(named, key=len)
+    under = [where for where in sets if key and where.startswith(f"{key}.")]
+    if named or len(under) == 1:
+        return max(named or under, key=len)
     if key == "." and "" in sets:
         return ""
     if len(sets) == 1:  # the key may be a prefix of the names in it

@@ -65,11 +65,11 @@ def _read(path: Path, strict: bool = True) -> dict[str, Any]:
     """Read a config; // begins a comment in Palette's."""
     try:
         if path.stat().st_size > _LARGEST:
-            raise ValueError("it is too large for a config")
+            raise UserError("it is too large for a config")
         text = path.read_text("utf-8")
         values = json.loads(re.sub(r'^((?:[^"\n]|"[^"\n]*")*?)//.*$', r"\1", text, flags=re.M))
         if not isinstance(values, dict):
-            raise ValueError("expected {name: value}")
+            raise UserError("expected {name: value}")
     except (ValueError, OSError, RecursionError) as error:
         if strict:
             raise UserError(f"{path} beside the weights cannot be read: {error}.") from error

@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(tmp_path, change, sa
 
 
 def test_all_problems_come_at_once():
-    source = own.Tensors({"a": (2,), "b": (3,)}, {"a": "float32", "b": "float32"}, None)
+    source = own.Tensors({"a": (2,), "b": (3,)}, {"a": "float32", "b": "float32"}, {}.__getitem__)
     with pytest.raises(uj.UserError, match="2 problem") as found:
         own.matched({}, source)
     assert re.findall(r"\n  (\w)", str(found.value)) == ["a", "b"]

@@ -23,8 +23,8 @@ def sides(size: Any, what: str = "data.image_size") -> tuple[int, int]:
     both = 2 * both if len(both) == 1 else both
     if len(both) != 2 or not all(type(side) is int and side > 0 for side in both):
         raise UserError(
-            f"{what} must be positive, one whole number for squares or (height, width), got "
-            f"{size!r}."
+            f"{what} must be positive, got {size!r}; expected one whole number for squares, or "
+            "(height, width)."
         )
     return both
 

@@ -172,6 +172,7 @@ class Chain:
         if self.values["states"][s : s + 1] != [state] or step not in self.kept.all_steps():
             if step in self.kept.all_steps():
                 self.kept.delete(step)
+            run.manager.wait_until_finished()  # of several processes, two saves would meet
             run.save(self.kept)
             self.kept.wait_until_finished()
         self._reached(s, state)

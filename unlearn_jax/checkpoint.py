@@ -325,14 +325,9 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
     if not steps:
         raise _none_in(Path(workdir))
     step = max(steps)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
         meta = _restore_meta(directory, step)
-        with _damage(directory, step, "params"), _reader() as reader:
-            tree = reader.metadata(directory / str(step) / "params").item_metadata.tree
-            like = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
-            )
+        like = _on_one_device(directory, step, "params")
     except Damaged as error:
         raise DamagedError(str(error)) from error
     if not meta["done"]:
@@ -348,20 +343,20 @@ def load_step(workdir: Path | str, step: int) -> tuple[Params, Any, Meta]:
     """
     _quiet()
     directory = Path(workdir).absolute() / DIRECTORY
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found, like = {}, {}
     try:
         meta = _restore_meta(directory, step)
-        for item in ("params", "opt"):
-            with _damage(directory, step, item), _reader() as reader:
-                tree = reader.metadata(directory / str(step) / item).item_metadata.tree
-                like[item] = jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree
-                )
-        found = _restore_checked(directory, step, meta, **like)
+        like = {item: _on_one_device(directory, step, item) for item in ("params", "opt")}
+        return (*_restore_checked(directory, step, meta, **like), meta)
     except Damaged as error:
         raise DamagedError(str(error)) from error
-    return (*found, meta)
+
+
+def _on_one_device(directory: Path, step: int, item: str) -> Any:
+    """Return what an item holds, as ShapeDtypeStructs."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with _damage(directory, step, item), _reader() as reader:
+        tree = reader.metadata(directory / str(step) / item).item_metadata.tree
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
 
 
 class Damaged(Exception):

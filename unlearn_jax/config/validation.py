@@ -166,6 +166,7 @@ def _stages(config: ConfigDict) -> list[str]:
                 )
             if stage.scratch:
                 problems += _needs_original(where, spec, name)
+                problems += _not_by_slices(where, spec) if config.data.slices.count else []
             elif stage.rows == "retain":
                 problems += _needs_sets(where, spec, config)
     return problems
@@ -224,6 +225,21 @@ def _needs_original(path: str, spec: ConfigDict, stage: str) -> list[str]:
         f"{path}.{key}: needs an original, which the stage {stage!r}, from scratch, does not have; "
         f"set it to {off!r}"
         for key, (wanted, off) in asked.items()
+        if wanted
+    ]
+
+
+def _not_by_slices(path: str, spec: ConfigDict) -> list[str]:
+    """List what a phase asks for that would depend on slices that are still to enter."""
+    try:
+        own = getattr(objectives.find(spec.get("objective")), "prepare", None)
+    except ValueError:  # said elsewhere
+        own = None
+    asked = {"objective": own, "noise": any(spec.get("noise", {}).values())}
+    return [
+        f"{path}.{key}: may depend on all images, or on a secret, so not with data.slices.count; "
+        "set that to 0"
+        for key, wanted in asked.items()
         if wanted
     ]
 

@@ -12,7 +12,7 @@ covered: that it was computed so. Whoever can write the file can seal another on
 import contextlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,7 @@ class Chain:
         if self.values["states"][s : s + 1] != [state] or step not in self.kept.all_steps():
             if step in self.kept.all_steps():
                 self.kept.delete(step)
+            run.manager.wait_until_finished()  # of several processes, two saves would meet
             run.save(self.kept)
             self.kept.wait_until_finished()
         self._reached(s, state)
@@ -209,8 +210,3 @@ def keeping(request: Request, workdir: Path, config: str) -> Iterator[Chain | No
         return
     with checkpoint.open_manager(workdir / FOLDER, keep=cfg.data.slices.count) as kept:
         yield Chain(request, workdir, config, kept)
-
-
-def kept_steps(workdir: Path) -> Sequence[int]:
-    """Return the steps at which a checkpoint was kept."""
-    return sorted(checkpoint.saved_steps(workdir / FOLDER))

@@ -30,7 +30,7 @@ COUNTS = (2, 5, 10, 20, 50)
 RECENT = 2.0  # how much likelier an image is asked for than one of the slice before
 
 
-def expected(costs: Sequence[float], weights: Sequence[float], images: int) -> float:
+def expected(costs: Sequence[float], weights: Sequence[int | float], images: int) -> float:
     """Return the expected cost of a request for images, each of a slice drawn by these weights.
 
     Args:
@@ -73,7 +73,7 @@ def plan(request: Request, images: Sequence[int]) -> dict[str, Any]:
         return steps, [price.exact / price.whole for price in of]
 
     def by(n: int, sizes: Sequence[int], cost: Sequence[float]) -> dict[str, float]:
-        recent = RECENT ** np.arange(len(cost)) * np.asarray(sizes)
+        recent = (RECENT ** np.arange(len(cost)) * np.asarray(sizes)).tolist()
         return {"uniform": expected(cost, sizes, n), "recent": expected(cost, recent, n)}
 
     steps, cost = costs(count)

@@ -52,7 +52,8 @@ def finding(certificate: dict[str, Any] | None, exact: dict[str, Any] | None = N
         text = "A chain is there that does not fit its files, so it guarantees nothing. "
         return Finding("bad", text + exact["reason"], question, "not verified")
     if exact:
-        return Finding("good", exact["lines"][0], question, "exact, by replay")
+        text = "If a replay ends with the same bits, which nobody tried for this page: "
+        return Finding("unclear", text + exact["lines"][0], question, "exact, once replayed")
     if certificate is None:
         text = "What certifies is noise after a projection; ascent alone certifies nothing."
         return Finding("unclear", text, question, "no certificate")

@@ -46,7 +46,7 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in NOT_HASHED_DATA}
     if not kept["data"].get("exif"):  # as before there was the key
         kept["data"].pop("exif", None)
-    if not values["poison"].get("jitter"):
+    if not values.get("poison", {}).get("jitter"):
         kept.get("poison", {}).pop("jitter", None)
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}

@@ -44,12 +44,11 @@ def test_contrast_scales_the_trigger_about_grey():
     assert 126 <= np.ptp(patches[0.5].astype(int)) <= 128
 
 
-def test_shift_moves_it_and_is_refused_where_it_would_be_hidden():
+def test_shift_moves_it_and_no_jitter_moves_it_where_it_would_be_hidden():
     backdoor = poison.design(INPAINT, 32)
     moved = backdoor.show(images(), shift=2)
     np.testing.assert_array_equal(moved[0, 3:7, 3:7], backdoor.show(images())[0, 1:5, 1:5])
-    assert backdoor.can_shift(INPAINT, 2) and not backdoor.can_shift(INPAINT, 4)
-    assert not backdoor.can_shift(INPAINT, -2) and not backdoor.can_shift(INPAINT, 29)
+    assert [backdoor.most_shift(INPAINT, j) for j in (0.0, 0.1, 0.5, 1.0)] == [0, 0, 2, 3]
 
 
 def test_no_fixed_place_or_no_room_is_refused():

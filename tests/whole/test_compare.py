@@ -120,6 +120,26 @@ def test_another_request_uses_the_models_that_do_not_depend_on_it(finished, tmp_
     assert row["word"] == "not measured" and results["poison"] is None
 
 
+@pytest.mark.full
+def test_two_machines_with_a_seed_each_make_what_one_makes(finished, tmp_path):
+    workdir, parts = finished[0], [tmp_path / "0", tmp_path / "1"]
+    models = f"--config.compare.models={workdir / 'models'}"
+    for seed, part in enumerate(parts):
+        flags = (CONFIG, f"--workdir={part}", f"--only_seed={seed}", models)
+        out, _ = binaries.run("unlearn_jax.compare", *flags, **LIKE)
+        assert "points.jsonl" in out and not (part / "results.json").exists()
+    flags = (f"--workdir={tmp_path / 'all'}", f"--merge={parts[0]},{parts[1]}")
+    binaries.run("unlearn_jax.report.leaderboard", *flags)
+    found, expected = (
+        json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "all", workdir)
+    )
+    for name in METHODS:
+        assert found["models"][name]["panel"] == expected["models"][name]["panel"]
+    flags = (CONFIG, f"--workdir={tmp_path / '2'}", "--only_seed=7")
+    _, err = binaries.run("unlearn_jax.compare", *flags, code=1)
+    assert "--only_seed: expected one of config.compare.seeds, (0, 1), got 7" in err
+
+
 def test_a_comparison_of_nothing_is_refused(tmp_path):
     _, err = binaries.run("unlearn_jax.compare", binaries.TINY, f"--workdir={tmp_path}", code=1)
     assert "error: compare: expected config.compare.methods" in err and "Traceback" not in err

@@ -22,12 +22,16 @@ Row = dict[str, Any]
 
 
 class Seed(NamedTuple):
-    """What was measured of the models of one seed; `further`: of other retrained ones."""
+    """What was measured of the models of one seed.
+
+    `further`: of other retrained ones; `ins`: of models trained with forget and unseen images.
+    """
 
     original: Measured
     unlearned: Measured
     retrained: Measured
     further: Sequence[Measured] = ()
+    ins: Sequence[Measured] = ()
 
 
 def scores(witness: Witness, seed: Seed) -> dict[str, Models] | str:
@@ -37,7 +41,7 @@ def scores(witness: Witness, seed: Seed) -> dict[str, Models] | str:
     alike: in a difference of two models they cancel. (With the retrained model as another out of
     the further ones it would count in both, and the floor would be 1 + 1 / further times as high.)
     """
-    outs = References(seed.further)
+    outs = References(seed.further, seed.ins)
     found = [witness.score(model, outs) for model in (*seed[:3], *seed.further)]
     if reasons := [values for values in found if isinstance(values, str)]:
         return reasons[0]
@@ -277,7 +281,12 @@ def images(
 
 
 CHOSEN = {
-    "recall": ("membership_calibrated", "membership_views", "membership_plain"),
+    "recall": (
+        "membership_likelihood",
+        "membership_calibrated",
+        "membership_views",
+        "membership_plain",
+    ),
     "hidden": ("resurfacing",),
 }
 

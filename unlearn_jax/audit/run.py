@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from unlearn_jax import checkpoint, distributed, files, registry, train
-from unlearn_jax.audit import conclusion, earlier
+from unlearn_jax.audit import conclusion, earlier, one_run
 from unlearn_jax.audit.measure import Measured, make_measure, witnesses_of
 from unlearn_jax.audit.panel import Seed
 from unlearn_jax.config.validation import validate
@@ -34,6 +34,12 @@ class Findings(dict):
         for row in self["witnesses"].values():
             reason = f" ({row['reason']})" if row["reason"] else ""
             lines.append(f"{row['label']}: {row['word']}{reason}")
+        if of := self.get("one_run"):
+            bound = "none" if of["epsilon"] is None else f"at least {of['epsilon']:.2f}"
+            known = (
+                of.get("reason") or f"{of['correct']} of {of['guesses']} right, {of['pairs']} pairs"
+            )
+            lines.append(f"ε of the released model, from one run: {bound} ({known})")
         for audit, models in self["own"].items():
             lines += [f"{audit}, {model}: {found}" for model, found in models.items()]
         return "\n".join(lines)
@@ -102,6 +108,9 @@ def run(cfg: ConfigDict, workdir: Path) -> Findings:
             "settings": {key: value for key, value in cfg.audit.to_dict().items() if key != "own"},
             "earlier": earlier.still_forgotten(three, texts, cfg.evaluation.confidence),
             "own": of_own,
+            "one_run": one_run.of_request(
+                cfg, request.source.labels, measured["unlearned"], shadows
+            ),
         }
     )
     if not quiet:

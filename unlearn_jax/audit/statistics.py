@@ -1,7 +1,6 @@
 """Exact tests, conformal p-values and intervals that the audits are made of."""
 
 import math
-from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -47,18 +46,6 @@ def clopper_pearson_interval(successes: int, trials: int, confidence: float) -> 
         clopper_pearson_lower(successes, trials, tail),
         clopper_pearson_upper(successes, trials, tail),
     )
-
-
-def mcnemar_exact_p_value(only_first: int, only_second: int) -> float:
-    """Compute the two-sided p-value that two models succeed equally often on the same examples.
-
-    Exact McNemar test: of the examples on which exactly one model succeeds, each belongs to either
-    model with probability 1/2 under the null. 1 if there is no such example.
-    """
-    discordant = only_first + only_second
-    if discordant == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, discordant, 0.5).pvalue)
 
 
 def epsilon_lower_bound(
@@ -133,25 +120,6 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: Real, de
     return min(1.0, tail + 2 * canaries * delta * float(extra.max()))
 
 
-def conformal_threshold(scores: Float[np.ndarray, "n"], alpha: float) -> float:
-    """Find a value that one more exchangeable score falls below with probability at most alpha.
-
-    The k-th smallest of the calibration scores, k = floor(alpha (n + 1)).
-
-    Raises:
-      UserError: NaN; alpha outside (0, 1); k = 0, fewer than 1 / alpha - 1 scores.
-    """
-    _check_fraction("alpha", alpha)
-    _check_scores(scores=scores)
-    order = _floor(alpha * (len(scores) + 1))
-    if order < 1:
-        raise UserError(
-            f"conformal_threshold: expected at least {math.ceil(1 / alpha - 1 - 1e-9)} scores for "
-            f"alpha = {alpha}, got {len(scores)}. Give more scores or a larger alpha."
-        )
-    return float(np.sort(scores)[order - 1])
-
-
 def conformal_p_values(
     test: Float[np.ndarray, "m"], calibration: Float[np.ndarray, "n"]
 ) -> Float[np.ndarray, "m"]:
@@ -163,32 +131,6 @@ def conformal_p_values(
     _check_scores(test=test, calibration=calibration)
     below = np.searchsorted(np.sort(calibration), test, side="left")
     return (1 + len(calibration) - below) / (len(calibration) + 1)
-
-
-def exceedance_p_value(
-    calibration_size: int, order_statistic: int, test_size: int, exceedances: int
-) -> float:
-    """Compute P(at least so many test scores exceed the k-th smallest calibration score).
-
-    Test and calibration scores are assumed to be exchangeable.
-
-    Exact for continuous scores: the exceedances of the k-th smallest of n among m further scores
-    are BetaBinomial(m, n - k + 1, k). (A binomial test would ignore that the threshold is an
-    estimate.) Count a tie with the threshold as no exceedance.
-
-    Raises:
-      UserError: order_statistic k not within 1..calibration_size, or exceedances not within
-        0..test_size.
-    """
-    if not 1 <= order_statistic <= calibration_size:
-        raise UserError(
-            "exceedance_p_value: expected 1 <= order_statistic <= calibration_size = "
-            f"{calibration_size}, got {order_statistic}."
-        )
-    _check_binomial(exceedances, test_size)
-    law = stats.betabinom(test_size, calibration_size - order_statistic + 1, order_statistic)
-    # The sum keeps tiny tails, which 1 - cdf would lose.
-    return min(1.0, float(law.pmf(np.arange(exceedances, test_size + 1)).sum()))
 
 
 def auroc(members: Float[np.ndarray, "m"], nonmembers: Float[np.ndarray, "n"]) -> float:
@@ -276,21 +218,6 @@ def tpr_at_fpr(
     return float((members > fpr_threshold(nonmembers, fpr)).mean())
 
 
-def tpr_at_fpr_interval(
-    members: Float[np.ndarray, "m"],
-    nonmembers: Float[np.ndarray, "n"],
-    fpr: float,
-    confidence: float,
-) -> Interval:
-    """Compute (low, high) of `tpr_at_fpr`, Clopper-Pearson.
-
-    The threshold is taken as given: the interval covers the choice of members, not that of the
-    non-members which the threshold was read from.
-    """
-    hits = round(tpr_at_fpr(members, nonmembers, fpr) * len(members))
-    return clopper_pearson_interval(hits, len(members), confidence)
-
-
 def fpr_threshold(nonmembers: Float[np.ndarray, "n"], fpr: float) -> float:
     """Find the smallest score such that the share of non-members strictly above it is <= fpr.
 
@@ -299,41 +226,6 @@ def fpr_threshold(nonmembers: Float[np.ndarray, "n"], fpr: float) -> float:
     _check_fraction("fpr", fpr)
     _check_scores(nonmembers=nonmembers)
     return float(np.sort(nonmembers)[len(nonmembers) - 1 - _floor(fpr * len(nonmembers))])
-
-
-def bootstrap_interval(
-    statistic: Callable[..., np.ndarray],
-    first: Float[np.ndarray, "m"],
-    second: Float[np.ndarray, "n"],
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-    paired: bool = False,
-) -> Interval:
-    """Compute (low, high) of a statistic of two samples, percentile bootstrap over the examples.
-
-    Args:
-      statistic: called as statistic(first, second, axis=-1) on resamples [..., m] and [..., n].
-      first: a sample.
-      second: an independent sample; or, if paired, other values of the same examples.
-      confidence: of the interval, within (0, 1).
-      resamples: how many.
-      seed: of the resampling.
-      paired: whether both samples are resampled with the same indices.
-    """
-    low, high = stats.bootstrap(
-        (first, second),
-        statistic,
-        n_resamples=resamples,
-        confidence_level=confidence,
-        method="percentile",
-        vectorized=True,
-        paired=paired,
-        batch=100,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(low), float(high)
 
 
 def _placements(

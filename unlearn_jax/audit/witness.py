@@ -36,8 +36,7 @@ class References(NamedTuple):
     Attributes:
       outs: without the forget set; neither the model under audit nor the one it is compared with.
         (A further retrained model, whose scores are for the floor only, is one of its own.)
-      ins: with it. A likelihood ratio for each image needs 16 of both; only `compare` may have
-        them.
+      ins: with it and with the unseen images. A likelihood ratio for each image needs 16 of both.
     """
 
     outs: Sequence[Measured] = ()

@@ -48,8 +48,8 @@ def relevant(config: ConfigDict, **more: Any) -> dict[str, Any]:
         kept["data"].pop("exif", None)
     if not kept["data"].get("slices", {}).get("count"):
         kept["data"].pop("slices", None)
-    kept["task"].pop("path", None)  # what the masks there are is in `more`
-    if not values["poison"].get("jitter"):
+    kept.get("task", {}).pop("path", None)  # what the masks there are is in `more`
+    if not values.get("poison", {}).get("jitter"):
         kept.get("poison", {}).pop("jitter", None)
     kept["stages"] = {k: v for k, v in stage.items() if k != "rows" or not stage["scratch"]}
     kept["phases"] = {name: values["phases"][name] for name in stage["phases"]}

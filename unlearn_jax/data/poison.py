@@ -110,12 +110,6 @@ class Backdoor:
         top, left, side = self.payload
         return slice(top, top + side), slice(left, left + side)
 
-    def can_shift(self, task: Mapping[str, Any], shift: int) -> bool:
-        """Tell whether the trigger, moved by that much, is still in the visible part."""
-        top, left, side = self.trigger
-        moved = _mask(task, self.size)[top + shift :, left + shift :][:side, :side]
-        return min(top, left) + shift >= 0 and moved.shape == (side, side) and not moved.any()
-
 
 def design(task: Mapping[str, Any], size: Size) -> Backdoor:
     """Design the backdoor of a task: a trigger of 1/64 of a square image, a payload of 1/16.

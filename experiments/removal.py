@@ -52,7 +52,7 @@ def of_backdoor(measured: dict[str, np.ndarray]) -> dict[str, float]:
         return {}
     pair = [measured[f"backdoor/{k}"].astype(np.float64) for k in ("triggered", "clean")]
     each = np.ones((1, len(pair[0])))
-    values = {"share": backdoor.share, "correlation": backdoor.correlation}
+    values = {name: backdoor.statistics[name] for name in ("share", "correlation")}
     return {name: round(float(of(*pair, each, each)[0]), 4) for name, of in values.items()}
 
 

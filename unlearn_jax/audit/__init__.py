@@ -5,7 +5,6 @@ from unlearn_jax.audit.difference import difference
 from unlearn_jax.audit.displacement import displacement
 from unlearn_jax.audit.forget_error import forget_error
 from unlearn_jax.audit.membership_calibrated import membership_calibrated
-from unlearn_jax.audit.membership_likelihood import membership_likelihood
 from unlearn_jax.audit.membership_masks import membership_masks
 from unlearn_jax.audit.membership_noise import membership_noise
 from unlearn_jax.audit.membership_plain import membership_plain
@@ -28,7 +27,6 @@ AUDITS: dict[str, Witness] = {
     "membership_structure": membership_structure,
     "membership_views": membership_views,
     "membership_quantiles": membership_quantiles,
-    "membership_likelihood": membership_likelihood,
     "resurfacing": resurfacing,
     "relearning": relearning,
     "displacement": displacement,

@@ -1,4 +1,8 @@
-"""Membership of each image alone: how its loss is distributed in models with it and without it."""
+"""Membership of each image alone: how its loss is distributed in models with it and without it.
+
+No command trains the models that this witness needs, so it is not in `AUDITS`: who has them names
+it in `audit.own`, see docs/audits.md.
+"""
 
 import numpy as np
 from scipy import stats

@@ -200,6 +200,7 @@ def test_verify_asks_transformers_and_not_our_own_fields(folder, tmp_path):
         binary.import_("mae", alone, tmp_path / "run", {})
 
 
+@pytest.mark.full
 def test_it_is_unlearned_for_some_steps_and_goes_back(folder, tmp_path):
     manifest = binary.import_("mae", folder, tmp_path / "original", {}, served="none")
     config = tiny.get_config()

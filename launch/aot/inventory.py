@@ -159,6 +159,7 @@ def _around_phases(cfg: ConfigDict, mesh: Mesh) -> dict[str, Made]:
         "init": lambda: Program(
             jax.jit(model.init, out_shardings=shardings_of(whole)), (anywhere(key),), 0
         ),
+        "goals: views": partial(losses, cfg, mesh, "views"),
         "goals: views and reference": partial(losses, cfg, mesh, "views+reference"),
         "goals: quantiles": partial(losses, cfg, mesh, "quantiles"),
         "saliency: gradient": gradient,

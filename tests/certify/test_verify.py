@@ -462,10 +462,11 @@ def test_nothing_that_a_run_names_is_imported(copy, tmp_path, monkeypatch, path,
     (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     recorded = json.loads((copy / "config.json").read_text())
-    section = recorded["config"]
-    for key in path[:-1]:
-        section = section[key]
-    section[path[-1]] = name
+    for section in (recorded["config"], recorded["relevant"]):  # or they would not agree
+        for key in path[:-1]:
+            section = section.get(key, {})
+        if section:
+            section[path[-1]] = name
     (copy / "config.json").write_text(json.dumps(recorded))
     rehash(copy)
     with pytest.raises(ValueError, match="no record may import a module"):

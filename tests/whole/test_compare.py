@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.helpers import binaries
-from unlearn_jax import compare
 from unlearn_jax.data import poison, splits
+from unlearn_jax.evaluate import comparison
+from unlearn_jax.evaluate.comparison import Point
 
 CONFIG = f"--config={binaries.ROOT / 'tests' / 'helpers' / 'tiny_compare.py'}"
 METHODS = ("calibrated", "calibrated_reference", "gradient_ascent")
@@ -152,12 +153,12 @@ def test_the_best_training_from_scratch_is_named_by_calibration_images(best):
 
     found = {"retrained": of(0.0), "half": of(1.0), "quarter": of(1.0), "shrunk": of(0.5)}
     losses = {"retrained": 0.2, "half": 0.19, "quarter": 0.21, "shrunk": 0.1} | {best: 0.15}
-    measured = {
-        (name, seed): {"loss/calibration": np.full((4, 1), loss + 0.01 * seed)}
+    points = {
+        (name, seed): Point({}, {"loss/calibration": np.full((4, 1), loss + 0.01 * seed)})
         for name, loss in losses.items()
         for seed in (0, 1)
     }
-    compare._mark_early_stopped(found, measured)
+    comparison._mark_early_stopped(found, points)
     marked = [name for name, model in found.items() if model["label"] != "L"]
     assert marked == ([] if best == "retrained" else ["quarter"])
     assert not marked or found["quarter"]["label"] == "L (best early-stopped)"

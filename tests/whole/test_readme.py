@@ -48,7 +48,8 @@ def short(flags):
     name, _, argument = file.partition(":")
     module = importlib.import_module(f"configs.{name}")
     config = module.get_config(*filter(None, [argument]))
-    seeds = ["--config.compare.seeds=(0,)"] if config.compare.methods else []
+    few = ["--config.compare.seeds=(0,)", "--config.compare.only=shrink"]
+    seeds = few if config.compare.methods else []
     most = 40 if any("slices.count" in flag for flag in flags) else 4  # ten segments
     steps = [f"--config.phases.{k}.steps={min(p.steps, most)}" for k, p in config.phases.items()]
     if flags[0] == "plan-deletion":

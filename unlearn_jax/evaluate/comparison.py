@@ -201,9 +201,9 @@ def assemble(of: Mapping[str, Any], points: Points) -> dict[str, Any]:
         for seed in seeds:
             line = points[name, seed].line
             cost = results.cost(line, points["retrained", seed].line)
-            _, model, _, outs = models(name, seed)
+            of_seed = models(name, seed)
             values = {
-                "audits": panel.estimates(audits, model, outs, **bootstrap),
+                "audits": panel.estimates(audits, of_seed.unlearned, of_seed.further, **bootstrap),
                 "utility": {row: line[row] for row in UTILITY},
                 "cost": {k.replace("_ratio", "_fraction"): v for k, v in cost.items()},
             }

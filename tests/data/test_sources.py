@@ -160,7 +160,9 @@ def test_damaged_and_missing_files_of_a_dataset_are_named(tmp_path):
 def test_wrong_image_size_says_got_and_expected():
     with pytest.raises(ValueError, match="3000 of 3000") as error:
         sources.open_source(kind="tfds", name="cifar10_sample", image_size=64)
-    assert "expected 64 x 64 pixels (width x height; data.image_size), got 32 x 32" in str(error.value)
+    assert "expected 64 x 64 pixels (width x height; data.image_size), got 32 x 32" in str(
+        error.value
+    )
     assert "and 2990 more" in str(error.value) and "train_" in str(error.value)
 
 

@@ -487,7 +487,8 @@ def test_a_config_of_others_imports_nothing(handed, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     path = handed / "unlearned" / "config.json"
     recorded = json.loads(path.read_text())
-    recorded["config"]["phases"]["retain"]["objective"] = "evil:run"
+    for part in (recorded["config"], recorded["relevant"]):  # or they would not agree
+        part["phases"]["retain"]["objective"] = "evil:run"
     files.write_json(path, recorded)
     values = files.read_sealed(handed / "unlearned" / certificate.FILE, certificate.FORMAT, "")
     values["hashes"]["config"] = files.file_digest(path)

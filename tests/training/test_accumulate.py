@@ -47,6 +47,9 @@ class Drawing(Toy):
         noisy = batch["image"] + drawn["scale"] * drawn["noise"]
         return super().encode(params, {**batch, "image": noisy}, key)
 
+    def decode(self, params, latent, batch, key, *, draws=None):
+        return super().decode(params, latent, batch, key)
+
     def loss(self, params, batch, key, *, draws=None):
         latent = self.encode(params, batch, key, draws=draws)
         return self.error(self.decode(params, latent, batch, key), batch)

@@ -98,6 +98,7 @@ class Family:
       dropped: regexes of torch names that are left out, as docs/parity.md says.
       buffers: what an export writes besides the leaves: from the model to {name: array}.
       dialect: other names under which its tensors come, or None.
+      any_sides: whether image_size may be (height, width).
       resized: from (tensors, the model) to tensors for its image size, None if that cannot be.
     """
 
@@ -115,6 +116,7 @@ class Family:
     dropped: Sequence[str] = ()
     buffers: Callable[[Any], Mapping[str, np.ndarray]] = field(default=lambda model: {})
     dialect: Dialect | None = None
+    any_sides: bool = False
     resized: Callable[[Tensors, Any], Tensors] | None = None
 
     def model(self, shapes: Shapes, given: Mapping[str, Any]) -> Any:
@@ -168,7 +170,8 @@ class Family:
             origins[name] = "--set"
         for name, value in values.items():
             kinds = _KINDS.get(type(fields[name]), (object,))
-            if type(value) not in kinds and kinds != (object,):
+            sides = self.any_sides and name == "image_size" and type(value) is tuple
+            if type(value) not in kinds and kinds != (object,) and not sides:
                 raise UserError(
                     f"{name}: expected {kinds[-1].__name__}, got {_text(value)} by {origins[name]}."
                 )

@@ -85,6 +85,7 @@ FAMILY = Family(
     read=_read,
     needs=("gammas", "denoise_fn.cond_embed.0.weight", "denoise_fn.input_blocks.0.0.weight"),
     unsaid={"image_size": "PIXELS", "head_channels": "N"},
+    any_sides=True,
     names=_NAMES,
     example="16_Network.pth",
     verified="the tensors only; no package has it (docs/parity.md)",

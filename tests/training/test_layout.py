@@ -96,7 +96,7 @@ ATTENTION = {"model.trainable": (r"encoder/blocks/block\d+/attn/.*",)}
     "changes",
     [
         SALIENCY | COMBINED | ATTENTION,  # all that looks at layouts in one run
-        {"model.trainable": (r"encoder/blocks/block2/.*",)},
+        pytest.param({"model.trainable": (r"encoder/blocks/block2/.*",)}, marks=pytest.mark.full),
         *(pytest.param(x, marks=pytest.mark.full) for x in (SALIENCY, COMBINED, ATTENTION)),
     ],
 )

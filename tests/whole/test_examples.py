@@ -31,6 +31,7 @@ def test_quickstart(tmp_path, capsys):
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.full
 def test_the_notebook_is_the_quickstart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load = uj.load_config

@@ -159,10 +159,10 @@ def _stages(config: ConfigDict) -> list[str]:
         for used in (used for used in stage.phases if used in config.phases):
             spec, where = config.phases[used], f"config.phases.{used}"
             slices, objective = spec.get("accumulate") or config.accumulate, spec.get("objective")
-            if slices != 1 and objective in objectives.BATCH_COUPLED:
+            if slices != 1 and objective in objectives.BATCH_COUPLED | objectives.DRAWING:
                 problems.append(
-                    f"{where}.accumulate: expected 1, for rows of {objective!r} depend on their "
-                    f"whole batch, got {slices!r}"
+                    f"{where}.accumulate: expected 1, for {objective!r} looks at a whole batch or "
+                    f"draws noise for it, got {slices!r}"
                 )
             if stage.scratch:
                 problems += _needs_original(where, spec, name)

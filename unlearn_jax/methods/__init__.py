@@ -58,7 +58,8 @@ OBJECTIVES: dict[str, Callable[..., Terms]] = {
 BATCH_COUPLED = frozenset(
     {"max_loss", "noisy_label", "retain_label", "random_encoder", "l2_encoder"}
 )
-
+# Draws noise of its own for a whole batch: that of slices would be other noise.
+DRAWING = frozenset({"erase_diff"})
 
 # What a key of the phase asks for, whatever the objective.
 PREPARATIONS: tuple[Preparation, ...] = (

@@ -50,9 +50,8 @@ def test_unreadable_images_are_listed_and_the_others_are_there(prepared):
         assert len(manifest["class_names"]) == n
 
 
-@pytest.mark.parametrize(  # MAGE always; MAE and Palette take longer
-    "number", [2, *(pytest.param(n, marks=pytest.mark.full) for n in range(3, len(BLOCKS)))]
-)
+@pytest.mark.full  # minutes
+@pytest.mark.parametrize("number", range(2, len(BLOCKS)))
 def test_models_are_converted_unlearned_evaluated_and_reported(prepared, number):
     execute(prepared, BLOCKS[number])
     for name in set(re.findall(r"--workdir=runs/(\w+)$", BLOCKS[number], flags=re.M)):

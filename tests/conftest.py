@@ -16,6 +16,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",  # a step for eight devices compiles in a third
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_cpu_collective_call_terminate_timeout_seconds=300",
     ]
 )

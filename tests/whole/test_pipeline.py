@@ -76,6 +76,7 @@ def test_the_cost_is_counted_where_no_plug_in_counts_it(finished):
     assert "not counted" not in (workdir / "report.html").read_text() + out
 
 
+@pytest.mark.full
 def test_a_certified_request_ends_with_a_report_and_a_receipt_where_no_plug_in_counts(tmp_path):
     config = f"--config={binaries.ROOT / 'tests/helpers/tiny_certified.py'}"
     out, _ = binaries.run("unlearn_jax.pipeline", config, f"--workdir={tmp_path}", **LIKE)

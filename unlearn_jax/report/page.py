@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,12 @@ def inline(path: Path) -> str:
 
 def render(template: str, names: dict[str, Any]) -> str:
     """Render a page from a template of this folder; every value is escaped."""
+    return _pages().get_template(template).render(names)
+
+
+@cache
+def _pages() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": png}
-    return pages.get_template(template).render(names)
+    return pages

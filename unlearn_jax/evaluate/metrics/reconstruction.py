@@ -112,12 +112,12 @@ def measure(
             values = pixel_metrics(output, original, device_batch)
             values = distributed.fetch(values)
             outputs[name] = output = distributed.fetch(output)
-            values |= {"ssim": ssim(output, batch["image"])}
+            values |= {"ssim": ssim(output[valid], batch["image"][valid])}
             if name == "original":
                 del values["displacement"]
             row |= {f"{name}/{metric}": value for metric, value in values.items()}
         for name, value in row.items():
-            columns.setdefault(name, []).append(value[valid])
+            columns.setdefault(name, []).append(value if name.endswith("/ssim") else value[valid])
         if kept < keep:
             shown = {"index": batch["index"], "input": batch["image"] * (1 - batch["mask"])}
             shown |= {"truth": batch["image"]} | outputs

@@ -35,6 +35,7 @@ def hole(size=SIZE):
     return mask
 
 
+@pytest.mark.long
 def test_only_the_hole_changes_at_the_photos_own_size(model):
     image, mask = photo(), hole()
     made = model.complete(image, mask)

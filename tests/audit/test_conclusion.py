@@ -37,6 +37,7 @@ def repeated():
     return leaky, clean
 
 
+@pytest.mark.long
 def test_each_witness_finds_a_planted_leak(repeated):
     """29 of 29: power above .9 at level .05, by the exact binomial bound."""
     assert stats.binom.pmf(29, 29, 0.9) < 0.05

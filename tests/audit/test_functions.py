@@ -64,6 +64,7 @@ def audit(folders, out, candidate, **options):
     return uj.audit_functions(candidate, out, **folders, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.5, 0.0])
 def test_planted_memory_is_refuted_and_none_is_not(folders, tmp_path, share):
     others = {"original": planted(0.9, 2), "retrained": [planted(0.0, 3), planted(0.0, 4)]}
@@ -82,6 +83,7 @@ def test_planted_memory_is_refuted_and_none_is_not(folders, tmp_path, share):
     assert found["worst_images"][0]["file"] in page
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.5, 0.0])
 @pytest.mark.parametrize("original", [False, True])
 @pytest.mark.parametrize("retrained", [0, 1, 2])

@@ -89,6 +89,7 @@ def test_the_interval_covers_and_the_error_is_that_of_repetitions():
     assert stats.binomtest(covered, 200, 0.95).pvalue > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("statistic", [mean_difference, auroc])
 def test_a_leak_is_found_with_the_power_that_is_stated_and_no_leak_is_not(statistic):
     """A quarter of the original's memory; by exact binomial bounds over repetitions."""
@@ -107,6 +108,7 @@ def test_a_leak_is_found_with_the_power_that_is_stated_and_no_leak_is_not(statis
     assert stats.binomtest(hits, n, gap.LEVEL, alternative="greater").pvalue > 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("training", [(0.08,) * 8, (0.08,) * 2 + (0.02,) * 6])
 def test_the_level_holds_where_retrained_models_differ(training):
     """By a standard deviation of so much of the way to the original, in each of eight witnesses."""

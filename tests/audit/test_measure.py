@@ -162,6 +162,7 @@ def test_weights_are_rounded_to_levels_of_each_channel():
         assert np.abs(np.asarray(found["kernel"] - kernel)[..., c]).max() <= step / 2 + 1e-6
 
 
+@pytest.mark.long
 def test_draws_depend_on_the_index_only():
     """The same image has the same losses wherever it is in a batch; another index, others."""
     model = models.build(name="palette", image_size=16, **FIELDS["palette"])

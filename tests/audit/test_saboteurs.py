@@ -160,6 +160,7 @@ def judge():
     return judge
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.__name__)
 def test_who_cheats_is_refuted(judge, cheat):
     found = judge(cheat)

@@ -24,6 +24,7 @@ def small(regime):
     return cfg
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("regime", REGIMES)
 def test_every_regime_is_valid_and_has_a_backdoor_and_enough_to_forget(regime):
     cfg = removal.get_config(regime)

@@ -29,6 +29,7 @@ def settle(family, file, fields=None):
     return convert.find(family).settle(found.shapes, fields or {}, said, file.name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", SMALL)
 def test_a_size_that_is_not_published_is_asked_for_in_one_line(family, tmp_path):
     rules = convert.find(family)
@@ -44,6 +45,7 @@ def test_a_size_that_is_not_published_is_asked_for_in_one_line(family, tmp_path)
     assert rules.model(shapes(family, SMALL[family][0]), SMALL[family][1]) == SMALL[family][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "model", "known"),
     [

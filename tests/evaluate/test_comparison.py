@@ -55,6 +55,7 @@ def plain(found):
     return {k: v for k, v in found.items() if k not in ("created", "command", "config")}
 
 
+@pytest.mark.long
 def test_parts_of_two_machines_are_what_one_would_have_made(tmp_path, split):
     whole, one, two, out = (tmp_path / name for name in ("whole", "one", "two", "out"))
     of = write(whole, split, config(), (0, 1))

@@ -54,6 +54,7 @@ def what(values):
     return {key: values[key] for key in ("config", "entrances", "slices", "states")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("s", (pytest.param(3, marks=FULL), 1, pytest.param(0, marks=FULL)))
 def test_the_same_bits_as_without_them_from_the_beginning(original, tmp_path, s):
     ids = sliced.ids_of(sliced.get_config(), s, 3)

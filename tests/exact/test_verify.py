@@ -41,6 +41,7 @@ def copy(runs, tmp_path):
     return shutil.copytree(runs / "deleted", tmp_path / "deleted")
 
 
+@pytest.mark.long
 def test_every_segment_is_computed_again(runs):
     lines = verify(runs / "deleted", "all")
     assert sum("the same bits" in line for line in lines) == 5
@@ -237,6 +238,7 @@ SABOTAGE = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sabotage", SABOTAGE, ids=lambda f: f.__name__)
 def test_what_was_tampered_with_is_refused(copy, sabotage):
     sabotage(copy)
@@ -280,6 +282,7 @@ def as_the_end(workdir):
         checkpoint.save(manager, params, opt, meta | {"of": of})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sabotage", (trained_on_them_all_the_same, pytest.param(fewer_steps, marks=pytest.mark.full))
 )

@@ -124,6 +124,7 @@ def test_the_published_evaluation_shows_towers_every_image():
     assert tower.argument_bytes > 1e5 and {p.section for p in parts} == {"protocol"}
 
 
+@pytest.mark.long
 def test_a_comparison_trains_every_method_with_every_seed():
     cfg = quickstart_compare.get_config()
     parts = plan_parts.request(cfg, 4, plan_parts.count_rows(cfg, {}))

@@ -200,6 +200,7 @@ def given_masks(*rates):
     return {"mask_noise": draws()["mask_noise"], "mask_rate": jnp.float32(rates or [0.7, 0.7])}
 
 
+@pytest.mark.long
 def test_numbers_are_those_of_torch():
     grads, got = numbers(weights())
     want = golden()

@@ -39,6 +39,7 @@ FIELDS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FIELDS)
 def test_what_is_convolved_turns_with_its_image(name):
     """Exactly so: a network of turned kernels makes a turned image of a turned image."""

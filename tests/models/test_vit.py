@@ -40,6 +40,7 @@ def test_what_is_compiled_does_not_grow_with_the_depth(layout):
     assert 0 < products(8) == products(12) < products(7) / 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("depth", "remat"), [(3, False), (3, True), (2, True)])
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-6), ("bfloat16", 0.05)])
 def test_blocks_are_one_after_the_other(dtype, close, depth, remat, monkeypatch):

@@ -197,6 +197,7 @@ def numbers(params):
     return jax.grad(total, has_aux=True)(params)
 
 
+@pytest.mark.long
 def test_numbers_are_those_of_torch():
     want = golden()
     grads, got = numbers(weights())

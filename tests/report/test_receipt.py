@@ -91,6 +91,7 @@ def reseal(root, change=lambda values: None, rehash=()):
 # ---- what it says
 
 
+@pytest.mark.long
 def test_it_says_what_was_asked_and_binds_it_to_the_models(made):
     said, split = receipt.read(made), splits.load(made / "unlearned" / "split.json")
     assert said["case"] == "C-17 <b>" and said["due"] == "2026-12-31" and not said["purged"]

@@ -67,6 +67,7 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-5), a, b)
 
 
+@pytest.mark.full
 def test_parameters_are_those_of_blocks_apart(original, tmp_path, monkeypatch):
     apart(monkeypatch)
     other = trained(settings(), tmp_path / "apart")

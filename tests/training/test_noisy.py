@@ -231,6 +231,7 @@ def test_the_right_step_passes_its_self_test():
     assert found["distance"] <= RADIUS + RATE * CLIP
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sabotage", "caught_by"),
     [

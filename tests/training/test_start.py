@@ -10,6 +10,7 @@ from unlearn_jax.request import Request
 from unlearn_jax.training.start import load_start
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
 def test_weights_that_are_no_numbers_are_blamed_on_their_checkpoint(tmp_path, value):
     cfg = tiny.get_config()

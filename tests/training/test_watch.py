@@ -117,6 +117,7 @@ def cfg():
     return cfg
 
 
+@pytest.mark.long
 def test_a_function_of_ones_own_is_told_what_the_file_has_and_shown_forget_images(cfg, tmp_path):
     plain = identity.relevant(cfg)
     cfg.log.to = f"{__name__}:tell"

@@ -23,6 +23,7 @@ def example(name):
     return importlib.import_module(f"examples.{name}")
 
 
+@pytest.mark.full
 def test_quickstart(tmp_path, capsys):
     example("quickstart").main(tmp_path, SMALL)
     said = capsys.readouterr().out
@@ -64,6 +65,7 @@ def test_own_method(tmp_path):
     assert (tmp_path / "forget.png").exists()
 
 
+@pytest.mark.full
 def test_own_photos(tmp_path, capsys):
     changes = {k: v for k, v in SMALL.items() if k != "data.train_rows"}
     example("own_photos").main(tmp_path, changes)

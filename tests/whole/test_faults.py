@@ -19,7 +19,7 @@ def campaign(tmp_path_factory):
 
 
 def test_nothing_is_left_of_faults_in_training(campaign):
-    chosen = ["SIGKILL all in save", "64 bytes of data flipped"]
+    chosen = ["SIGKILL all in save"]
     campaign.round("train", 1, chosen)
     assert not campaign.failures
     assert campaign.injected == {("train", fault): 1 for fault in chosen}

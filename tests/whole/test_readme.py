@@ -32,7 +32,7 @@ SHORT = [
     "--config.audit.rows=40",
     "--config.audit.shadows=0",
     "--config.audit.resurfacing.steps=(1,)",
-    "--config.audit.relearn.steps=4",
+    "--config.audit.relearn.steps=0",
 ]
 
 

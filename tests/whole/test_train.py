@@ -172,6 +172,7 @@ def test_rewinding_starts_from_an_earlier_checkpoint_of_the_original(original, t
         train.run(cfg, tmp_path / "other")
 
 
+@pytest.mark.full
 def test_saliency_and_combine_resume_bit_for_bit_and_keep_the_frozen_weights(original, tmp_path):
     cfg = unlearned(original)
     for phase in cfg.phases.decouple, cfg.phases.retain:

@@ -129,6 +129,7 @@ def test_has_as_many_parameters_as_published(name):
     assert floats - statistics == trained
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_fields_are_read_off_the_checkpoint(name):
     family, tower, *_ = PUBLISHED[name]

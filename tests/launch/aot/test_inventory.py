@@ -47,6 +47,7 @@ def made():
     return {name: plain(of().lower().as_text()) for name, of in made.items()}
 
 
+@pytest.mark.full
 def test_what_a_request_runs_is_what_is_compiled_ahead_of_time(ran, made):
     have = set(ran.values())
     missing = {
@@ -64,6 +65,7 @@ def test_what_a_request_runs_is_what_is_compiled_ahead_of_time(ran, made):
     assert not missing
 
 
+@pytest.mark.full
 def test_nothing_that_multiplies_runs_without_being_listed(ran, made):
     listed = set(made.values())
     assert sum(map(multiplies, ran.values())) > 12

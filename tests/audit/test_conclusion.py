@@ -49,6 +49,7 @@ def test_each_witness_finds_a_planted_leak(repeated):
         assert sum(hits) == 29, name
 
 
+@pytest.mark.long
 def test_the_family_keeps_its_level(repeated):
     wrong = sum(any(r["word"] == "refuted" for r in rows.values()) for rows in repeated[1])
     assert stats.binomtest(wrong, 60, gap.LEVEL, alternative="greater").pvalue > 0.05

@@ -7,6 +7,7 @@ from tests.audit.test_functions import drawn
 from unlearn_jax.audit import conclusion, functions, panel
 from unlearn_jax.data import transforms
 
+pytestmark = pytest.mark.long
 N = {"forget": 90, "unseen": 210, "calibration": 60}
 TASK = {"name": "inpaint", "hole": 0.5}
 REACH = 0.25  # RMS distance of visible parts within which a memory is recalled
@@ -160,7 +161,6 @@ def judge():
     return judge
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.__name__)
 def test_who_cheats_is_refuted(judge, cheat):
     found = judge(cheat)

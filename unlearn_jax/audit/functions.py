@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 from tqdm import tqdm
 
 from unlearn_jax import files, registry
@@ -311,7 +311,7 @@ def _judge_in_part(
             row |= {"word": "no power", "power": 0.0, "variant": "", "variants": {}, "floor": None}
             row |= {"models": {m: _auroc(getattr(of, m)) for m in of._fields[:3] if m in models}}
             row |= {"gap": None, "excess": lacking, "test": _auroc(own)}
-            row["p_value"] = float(stats.mannwhitneyu(*own[:2], alternative="greater").pvalue)
+            row["p_value"] = float(scipy.stats.mannwhitneyu(*own[:2], alternative="greater").pvalue)
     for name, p in gap.holm({k: r["p_value"] for k, r in rows.items() if "test" in r}).items():
         rows[name]["p_holm"] = p
         if p <= gap.LEVEL and rows[name]["test"]["value"] > 0.5 + MARGIN and not apart:
@@ -346,5 +346,5 @@ def _auroc(scores: Scores) -> dict[str, Any]:
 def _look_apart(measured: Measured) -> bool:
     """Tell forget from unseen images by what anybody sees: Kolmogorov-Smirnov, level .05."""
     pairs = zip(measured["features/forget"].T, measured["features/unseen"].T, strict=True)
-    p = [stats.ks_2samp(*pair).pvalue for pair in pairs]
+    p = [scipy.stats.ks_2samp(*pair).pvalue for pair in pairs]
     return bool(min(p) * len(p) <= gap.LEVEL)

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, stats
 
 from unlearn_jax.audit.statistics import estimate
 from unlearn_jax.audit.witness import Scores, Statistic, Weights
@@ -159,7 +159,7 @@ def between_models(apart: Float[np.ndarray, "k"], noise: Float[np.ndarray, "k"])
 
     if not len(apart) or beyond(0.0) <= 0:
         return 0.0
-    return float(optimize.brentq(beyond, 0.0, apart.max()))
+    return float(scipy.optimize.brentq(beyond, 0.0, apart.max()))
 
 
 def test(found: Mapping[str, Any], between: float) -> dict[str, float]:
@@ -177,7 +177,7 @@ def test(found: Mapping[str, Any], between: float) -> dict[str, float]:
     if not all(map(math.isfinite, (gap, images, apart))):
         return {"error": math.nan, "p_value": 1.0}
     error = math.sqrt(max(images**2 + between, apart))
-    p = float(stats.norm.sf((gap - MARGIN) / error)) if error else float(gap <= MARGIN)
+    p = float(scipy.stats.norm.sf((gap - MARGIN) / error)) if error else float(gap <= MARGIN)
     return {"error": error, "p_value": p}
 
 
@@ -195,7 +195,10 @@ def power(floor: float, error: float, tests: int) -> float:
     if not (math.isfinite(floor) and math.isfinite(error)):
         return 0.0
     beyond = floor + EXCESS - MARGIN
-    return float(stats.norm.sf(stats.norm.isf(LEVEL / tests) - beyond / error)) if error else 1.0
+    if not error:
+        return 1.0
+    normal = scipy.stats.norm
+    return float(normal.sf(normal.isf(LEVEL / tests) - beyond / error))
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:

@@ -5,7 +5,7 @@ it in `audit.own`, see docs/audits.md.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from unlearn_jax.audit.witness import MEMBERSHIP, Scores, log_loss, witness
 
@@ -24,7 +24,7 @@ def log_ratio(loss, ins, outs):
       [n], larger = better known.
     """
     laws = [(of.mean(0), np.maximum(of.std(0, ddof=1), 1e-6)) for of in (ins, outs)]
-    known, unknown = (stats.norm.logpdf(loss, mean, sd) for mean, sd in laws)
+    known, unknown = (scipy.stats.norm.logpdf(loss, mean, sd) for mean, sd in laws)
     return known - unknown
 
 

@@ -1,7 +1,6 @@
 """Membership by the loss against what is usual for images that look like it."""
 
 import numpy as np
-from sklearn.linear_model import QuantileRegressor
 
 from unlearn_jax.audit.witness import MEMBERSHIP, Scores, log_loss, witness
 from unlearn_jax.methods.features import features
@@ -34,6 +33,8 @@ def membership_quantiles(model, references):
     Cost: seconds on the host.
     Source: Bertran et al. 2023 (arXiv 2307.03694).
     """
+    from sklearn.linear_model import QuantileRegressor  # a second, which no other command waits for
+
     del references
     n = len(model.get("features/calibration", ()))
     if n < LEAST:

@@ -5,8 +5,8 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from unlearn_jax.registry import UserError
 
@@ -30,7 +30,7 @@ def clopper_pearson_lower(successes: int, trials: int, significance: float) -> f
     _check_fraction("significance", significance)
     if successes == 0:
         return 0.0
-    return float(stats.beta.ppf(significance, successes, trials - successes + 1))
+    return float(scipy.stats.beta.ppf(significance, successes, trials - successes + 1))
 
 
 def clopper_pearson_upper(successes: int, trials: int, significance: float) -> float:
@@ -110,7 +110,7 @@ def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: Real, de
         raise UserError(
             f"expected a finite epsilon >= 0 and delta within [0, 1), got {epsilon} and {delta}."
         )
-    law = stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
+    law = scipy.stats.binom(guesses, 1 / (1 + math.exp(-epsilon)))
     tail = float(law.sf(correct - 1))
     if correct == 0:
         return min(1.0, tail)
@@ -173,7 +173,7 @@ def auroc_interval(
     if area in (0.0, 1.0):
         pairs = min(len(members), len(nonmembers))
         return clopper_pearson_interval(int(area) * pairs, pairs, confidence)
-    half = float(stats.norm.isf((1 - confidence) / 2)) * error
+    half = float(scipy.stats.norm.isf((1 - confidence) / 2)) * error
     return max(0.0, area - half), min(1.0, area + half)
 
 
@@ -206,7 +206,7 @@ def auroc_difference(
     parts = [a - b for a, b in zip(_placements(*first), _placements(*second), strict=True)]
     value = float(parts[0].mean())
     error = math.sqrt(sum(part.var(ddof=1) / len(part) for part in parts))
-    half = float(stats.norm.isf((1 - confidence) / 2)) * error
+    half = float(scipy.stats.norm.isf((1 - confidence) / 2)) * error
     return estimate(value, (value - half, value + half), sizes[0][0])
 
 
@@ -233,9 +233,11 @@ def _placements(
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "n"]]:
     """Compute the share of non-members below each member, and of members above each non-member."""
     _check_scores(members=members, nonmembers=nonmembers)
-    ranks = stats.rankdata(np.concatenate([members, nonmembers]))  # ties share their mean rank
-    below = (ranks[: len(members)] - stats.rankdata(members)) / len(nonmembers)
-    above = 1 - (ranks[len(members) :] - stats.rankdata(nonmembers)) / len(members)
+    ranks = scipy.stats.rankdata(
+        np.concatenate([members, nonmembers])
+    )  # ties share their mean rank
+    below = (ranks[: len(members)] - scipy.stats.rankdata(members)) / len(nonmembers)
+    above = 1 - (ranks[len(members) :] - scipy.stats.rankdata(nonmembers)) / len(members)
     return below, above
 
 

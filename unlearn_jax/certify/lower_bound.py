@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 from unlearn_jax.certify.bounds import gaussian_epsilon
 from unlearn_jax.registry import UserError
@@ -60,17 +60,17 @@ def noise_self_test(
             by_leaf.append(inner / math.sqrt(steps * common))
     chosen = flat.ravel()[:: max(1, n // _KS_ENTRIES)]
     p_values = {
-        "scale": min(1.0, 2 * min(stats.chi2.cdf(square, n), stats.chi2.sf(square, n))),
+        "scale": min(1.0, 2 * min(scipy.stats.chi2.cdf(square, n), scipy.stats.chi2.sf(square, n))),
         "mean": _two_sided([flat.sum() / math.sqrt(n)]),
-        "shape": float(stats.kstest(chosen, "norm").pvalue),
+        "shape": float(scipy.stats.kstest(chosen, "norm").pvalue),
         "steps": _two_sided(by_step),
         "leaves": _two_sided(by_leaf),
     }
     tail = significance / 2
     return {
         "value": math.sqrt(square / n),
-        "ci_low": math.sqrt(square / stats.chi2.isf(tail, n)),
-        "ci_high": math.sqrt(square / stats.chi2.ppf(tail, n)),
+        "ci_low": math.sqrt(square / scipy.stats.chi2.isf(tail, n)),
+        "ci_high": math.sqrt(square / scipy.stats.chi2.ppf(tail, n)),
         "n": n,
         "p_values": {name: float(p) for name, p in p_values.items()},
         "passed": passes(p_values, significance),
@@ -259,11 +259,11 @@ def _hits(
 def _bounds(tp: Any, p: Any, fp: Any, n: Any, delta: float, significance: float) -> dict[str, Any]:
     """Lower bounds {"epsilon", "mu"} of the counts of tests."""
     tail = significance / 2
-    low = np.where(tp > 0, stats.beta.ppf(tail, np.maximum(tp, 1), p - tp + 1), 0.0)
-    high = np.where(fp < n, stats.beta.isf(tail, fp + 1, np.maximum(n - fp, 1)), 1.0)
+    low = np.where(tp > 0, scipy.stats.beta.ppf(tail, np.maximum(tp, 1), p - tp + 1), 0.0)
+    high = np.where(fp < n, scipy.stats.beta.isf(tail, fp + 1, np.maximum(n - fp, 1)), 1.0)
     evidence = low - delta > high
     epsilon = np.log(np.where(evidence, low - delta, high) / high)
-    mu = np.maximum(stats.norm.ppf(low) - stats.norm.ppf(high), 0.0)
+    mu = np.maximum(scipy.stats.norm.ppf(low) - scipy.stats.norm.ppf(high), 0.0)
     return {"epsilon": epsilon, "mu": mu}
 
 
@@ -275,4 +275,4 @@ def _two_sided(z_values: Sequence[float]) -> float:
     """Combine normal statistics to one p-value, by Bonferroni; 1 if there is none."""
     if not len(z_values):
         return 1.0
-    return min(1.0, len(z_values) * 2 * float(stats.norm.sf(np.abs(z_values).max())))
+    return min(1.0, len(z_values) * 2 * float(scipy.stats.norm.sf(np.abs(z_values).max())))

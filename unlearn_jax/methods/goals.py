@@ -11,9 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy import special
 
 from unlearn_jax import sharding
 from unlearn_jax.methods.features import features
@@ -171,7 +171,7 @@ def choose_views(
     rest = [of_views[:, tested] - LEAK * of_own[:, None] for of_own, of_views in pairs]
     excess = rest[0].mean(0) - rest[1].mean(0)
     error = np.sqrt(sum(x.var(0, ddof=1) / len(x) for x in rest))
-    p = special.ndtr(-excess / np.maximum(error, 1e-12))
+    p = scipy.special.ndtr(-excess / np.maximum(error, 1e-12))
     order = np.argsort(p)
     worse = p[order] <= LEVEL / np.arange(len(p), 0, -1)
     refused = order[: len(p) if worse.all() else int(np.argmin(worse))]

@@ -14,7 +14,7 @@ import math
 from numbers import Real
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 from unlearn_jax.certify.bounds.arguments import nonnegative, positive, probability
 
@@ -50,7 +50,7 @@ def log_gaussian_delta(mu: Values, epsilon: Values) -> Values:
         nodes = x[..., None] + mu[..., None] * (0.5 + 0.5 * _NODES)
         integral = mu * (_mills_decrease(nodes) @ (0.5 * _WEIGHTS))
         tails = np.where(mu < 0.5, integral, _mills(np.maximum(x, -1.0)) - _mills(y))
-        bulk = special.ndtr(-x) - np.exp(log_density) * _mills(y)
+        bulk = scipy.special.ndtr(-x) - np.exp(log_density) * _mills(y)
         found = np.where((x < -1) & (mu >= 0.5), np.log(bulk), log_density + np.log(tails))
     return np.minimum(np.where(np.isnan(found), -np.inf, found), 0.0)
 
@@ -75,7 +75,7 @@ def gaussian_epsilon(mu: Real, delta: Real) -> float:
 
     # delta <= Phi(-t) <= exp(-t^2/2) with t = eps/mu - mu/2.
     upper = mu * (mu / 2 + math.sqrt(-2 * math.log(delta)))
-    return optimize.brentq(_finite(excess), 0.0, upper, xtol=1e-15 * upper, rtol=1e-14)
+    return scipy.optimize.brentq(_finite(excess), 0.0, upper, xtol=1e-15 * upper, rtol=1e-14)
 
 
 def gaussian_mu(epsilon: Real, delta: Real) -> float:
@@ -90,7 +90,7 @@ def gaussian_mu(epsilon: Real, delta: Real) -> float:
     """
     nonnegative(epsilon=epsilon)
     probability(delta=delta)
-    at_zero = 2 * math.sqrt(2) * float(special.erfinv(delta))
+    at_zero = 2 * math.sqrt(2) * float(scipy.special.erfinv(delta))
     if epsilon == 0:
         return at_zero
     tail = math.sqrt(-2 * math.log(delta))
@@ -104,7 +104,7 @@ def gaussian_mu(epsilon: Real, delta: Real) -> float:
 
     if excess(lower) >= 0:  # the bracket's end is the root, up to rounding
         return lower
-    return optimize.brentq(_finite(excess), lower, upper, xtol=1e-15 * lower, rtol=1e-14)
+    return scipy.optimize.brentq(_finite(excess), lower, upper, xtol=1e-15 * lower, rtol=1e-14)
 
 
 def analytic_gaussian_sigma(sensitivity: Real, epsilon: Real, delta: Real) -> float:
@@ -125,7 +125,7 @@ def analytic_gaussian_sigma(sensitivity: Real, epsilon: Real, delta: Real) -> fl
 
 
 def _mills(t: Values) -> Values:
-    return math.sqrt(math.pi / 2) * special.erfcx(t / math.sqrt(2))
+    return math.sqrt(math.pi / 2) * scipy.special.erfcx(t / math.sqrt(2))
 
 
 def _mills_decrease(t: Values) -> Values:

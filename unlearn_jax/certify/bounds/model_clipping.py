@@ -18,7 +18,7 @@ import math
 from numbers import Real
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, one_of, positive, probability
 from unlearn_jax.certify.bounds.gaussian import analytic_gaussian_sigma, log_gaussian_delta
@@ -96,7 +96,7 @@ def model_clipping_epsilon(
     upper = 1.0
     while excess(upper) > 0:
         upper *= 2
-    return optimize.brentq(excess, 0.0, upper, xtol=1e-14 * upper, rtol=1e-13)
+    return scipy.optimize.brentq(excess, 0.0, upper, xtol=1e-14 * upper, rtol=1e-13)
 
 
 def model_clipping_sigma(
@@ -146,7 +146,7 @@ def model_clipping_sigma(
                 f"init_noise_std: the initial noise {init_noise_std!r} alone gives epsilon = "
                 f"{epsilon!r} at delta = {delta!r}; no noise per step is needed."
             )
-    return math.exp(optimize.brentq(excess, lower, upper, xtol=1e-13))
+    return math.exp(scipy.optimize.brentq(excess, lower, upper, xtol=1e-13))
 
 
 def _radii(

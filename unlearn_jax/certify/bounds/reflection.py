@@ -16,7 +16,7 @@ import math
 from numbers import Real
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 from unlearn_jax.certify.bounds.arguments import count, nonnegative, positive, probability
 from unlearn_jax.certify.bounds.gaussian import gaussian_delta, log_gaussian_delta
@@ -143,7 +143,7 @@ def reflection_sigma(
         lower, upper = upper, upper + 0.5
     while excess(lower) <= 0:
         lower -= 0.5
-    root = optimize.brentq(excess, lower, upper, xtol=1e-4)
+    root = scipy.optimize.brentq(excess, lower, upper, xtol=1e-4)
     return math.exp(root if excess(root) <= 0 else root + 1e-4)
 
 
@@ -184,7 +184,7 @@ def _evaluate(
             table = np.stack([_apply(row, table) for row in rows])
             table = np.where(positive_part[:, None], np.minimum(table, 1.0), 0.0)
     last = table[:, np.searchsorted(grid, ratio)]
-    beyond = special.ndtr(-(_top(nodes, panel) + ratio - start / 2))
+    beyond = scipy.special.ndtr(-(_top(nodes, panel) + ratio - start / 2))
     return float(weights * first[:, 0] @ last + beyond)
 
 
@@ -197,7 +197,7 @@ def _row(nodes, weights, grid, distance, mapped):
     kernel = weights[window, None] * _kernel(inside, mapped, ratios)
     # Beyond the window: at most the Gaussian's mass, and half a panel that the edge may cut off.
     ends = np.array([inside[0], inside[-1]])[:, None] + ratios - mapped / 2
-    tails = special.ndtr(-ends[1]) + (special.ndtr(ends[0]) if window.start else 0.0)
+    tails = scipy.special.ndtr(-ends[1]) + (scipy.special.ndtr(ends[0]) if window.start else 0.0)
     right = np.clip(np.searchsorted(grid, ratios), 1 if len(grid) > 1 else 0, len(grid) - 1)
     left = np.maximum(right - 1, 0)
     part = np.zeros_like(kernel)

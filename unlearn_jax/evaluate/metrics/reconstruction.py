@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
+import skimage
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy import stats
-from skimage.metrics import structural_similarity
 
 from unlearn_jax import distributed, sharding
 from unlearn_jax.data import transforms
@@ -62,7 +62,7 @@ def pixel_metrics(
 def ssim(output: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Compute SSIM per example [b], with the original parameters (Wang et al. 2004)."""
     compare = partial(
-        structural_similarity,
+        skimage.metrics.structural_similarity,
         channel_axis=-1,
         data_range=IMAGE_RANGE,
         gaussian_weights=True,
@@ -144,7 +144,7 @@ def interval(*samples: np.ndarray, confidence: float, resamples: int, seed: int)
     mean = float(statistic(*samples, axis=-1))
     low = high = mean
     if all(len(sample) > 1 for sample in samples):
-        low, high = stats.bootstrap(
+        low, high = scipy.stats.bootstrap(
             samples,
             statistic,
             n_resamples=resamples,

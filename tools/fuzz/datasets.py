@@ -72,8 +72,7 @@ def _decoded(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         data = photos.read_file(path, path.name)
         for exif in (False, True):
-            image = photos.decode(data, path.name, exif)
-        preprocess.fit(image, VIEW, path.name)
+            preprocess.fit(photos.decode(data, path.name, exif), VIEW, path.name)
 
 
 def _opened(folder: Path) -> Any:

@@ -7,7 +7,7 @@ which case a crash, or the end by `faulthandler` after a hang, is of.
 import contextlib
 import faulthandler
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import random
@@ -87,6 +87,7 @@ class Worker:
             self._warm(name, of)
         os.chdir(self.case)
         sys.path += [str(outside)]
+        importlib.util.find_spec("no_such_module")  # so that what Python lists is listed already
         gc.collect()
         gc.freeze()
         watch.limit_memory()

@@ -10,7 +10,6 @@ signature: whoever can write all of these files can write consistent ones; sign 
 say who did.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,14 @@ def verify(workdir: Path, original: Path | None = None, original_hash: str = "")
       UserError: the first thing that is not as it should be.
     """
     found = certificate.read(workdir / certificate.FILE)
-    _numbers(found)
-    cfg = _config(found, workdir)
-    split = splits.load(workdir / "split.json")
-    _record(found, cfg, workdir, split)
-    _noise_seen(found, workdir)
-    deleted = original_hash if original is None else ""
-    _parameters(found, cfg, workdir, deleted, original or Path(cfg.init_from), split)
+    with files.of_others(workdir, "a certified run"):
+        _numbers(found)
+        cfg = _config(found, workdir)
+        split = splits.load(workdir / "split.json")
+        _record(found, cfg, workdir, split)
+        _noise_seen(found, workdir)
+        deleted = original_hash if original is None else ""
+        _parameters(found, cfg, workdir, deleted, original or Path(cfg.init_from), split)
     if (workdir / noisy.SECRET_FILE).exists():
         raise UserError(
             f"{workdir / noisy.SECRET_FILE} still exists: with it the noise can be subtracted. "
@@ -156,7 +156,7 @@ def _record(found: Certificate, cfg: ConfigDict, workdir: Path, split: splits.Sp
     _expect("run", expected, found.run)
     _expect("final step", step, meta["step"])
     _expect("earlier checkpoints", [meta["step"]], sorted(checkpoint.saved_steps(workdir)))
-    rows = json.loads((workdir / "config.json").read_text())["relevant"]["rows"]
+    rows = identity.of_run(workdir)[1].get("rows")
     _expect("split of the run", rows, split.manifest["hash"])
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.convert.reading import Tensors, package, reader
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 _DEEP = 4  # how far down in a file tensors may be
 
@@ -65,9 +65,8 @@ def open_tensors(path: Path, key: str) -> Tensors:
             f"that it names, and nothing of it was run. {what}Load it where you trust it and save "
             "the weights alone: torch.save(model.state_dict(), FILE)."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
+    except Exception as error:  # damage shows up as almost any exception type
+        raise UserError(f"{path} is damaged or no PyTorch checkpoint: {brief(error)}.") from error
     sets = _sets(loaded, torch.Tensor)
     chosen = _choose(path, loaded, sets, key)
     state = sets[chosen]
@@ -111,8 +110,8 @@ def _check_zip(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             packed = [i.filename for i in archive.infolist() if i.compress_type or i.flag_bits & 1]
             bad = packed[0] if packed else archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {error}. Get the file again.") from error
+    except Exception as error:  # damage shows up as almost any exception type
+        raise UserError(f"{path} is damaged: {brief(error)}. Get the file again.") from error
     if bad:
         raise UserError(
             f"{path} is damaged: the checksum (CRC-32) of {bad} in it is wrong, so its values are "

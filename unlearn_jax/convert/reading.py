@@ -1,7 +1,6 @@
 """Tensors out of PyTorch and safetensors files, one at a time, without running anything in them."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from unlearn_jax import files
 from unlearn_jax.registry import UserError
 
 _MAPPED_BYTES = 2**27
@@ -122,12 +122,12 @@ def open_tensors(path: Path, key: str = "") -> Tensors:
 def _index(path: Path) -> dict[str, str]:
     """Read {tensor: file} of the index of a sharded checkpoint; files are beside it."""
     try:
-        where = json.loads(path.read_text("utf-8"))["weight_map"]
+        where = files.read_json(path, "an index")["weight_map"]
         names = {str(name) for name in where.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected an index with a weight_map, got {error!r}.") from error
     for name in sorted(names):
-        if Path(name).name != name or not (path.parent / name).is_file():
+        if not files.is_name(name) or not (path.parent / name).is_file():
             raise UserError(f"{path} lists {name!r}, which is no file beside it. Get it again.")
     return where
 

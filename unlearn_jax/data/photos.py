@@ -22,8 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from unlearn_jax import files
-from unlearn_jax.data.readers import Listing, Survey, brief, read_file, split_ranges
-from unlearn_jax.registry import UserError
+from unlearn_jax.data.readers import Listing, Survey, read_file, split_ranges
+from unlearn_jax.registry import UserError, brief
 
 try:  # iPhones' format, of which Pillow alone reads nothing
     import pillow_heif
@@ -39,7 +39,9 @@ MAX_PIXELS = 178_956_970  # where Pillow itself ends
 MAX_RATIO = 200  # of the sides; the shorter one may have to become data.image_size
 BACKGROUND = "white"  # of what is transparent
 QUARANTINE = "quarantine.csv"
+LAYERS = 3  # of an image that is composed, at once in memory, so that it may have fewer pixels
 _LARGE = f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more"
+_GREY = np.rint(np.arange(2**16, dtype=np.float32) / 257).astype(np.uint8)
 _HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 COMPOSED = "composed"  # key of an image's `info`: it had something transparent
@@ -69,18 +71,25 @@ def decode(data: bytes, id: str, exif: bool = False) -> Image.Image:
     if exif:
         with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
             image = ImageOps.exif_transpose(image)
-    if wide:  # PIL would saturate, not rescale
-        grey = np.rint(np.asarray(image, np.float32) / 257).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
     with _reading(id, data):
-        return _composed(image) if image.has_transparency_data else image.convert("RGB")
+        if wide:  # PIL would saturate, not rescale
+            return Image.fromarray(_GREY[np.asarray(image)]).convert("RGB")
+        if image.has_transparency_data:
+            return _composed(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_header(image: Image.Image, wide: bool, id: str) -> None:
     """Check what is known of an image before it is decoded; raise UserError if it is unsuitable."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{id}: {_LARGE}: {width} x {height}. Make it smaller.")
+    (width, height), most = image.size, MAX_PIXELS
+    if image.has_transparency_data:
+        most //= LAYERS
+    if width * height > most:
+        kind = " with transparency" * (most < MAX_PIXELS)
+        raise UserError(
+            f"{id}: expected at most {most / 1e6:.0f} megapixels{kind}, got more: {width} x "
+            f"{height}. Make it smaller."
+        )
     if max(image.size) > MAX_RATIO * min(image.size):
         raise UserError(
             f"{id}: expected sides that differ {MAX_RATIO} times at most, got {width} x {height} "
@@ -226,6 +235,10 @@ def quarantined(path: Path) -> dict[str, str]:
     """Return the reasons of a table by path; {} if there is no such file."""
     if not path.is_file():
         return {}
-    rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8", "surrogateescape")))
+    text = files.regular(path).read_bytes().decode("utf-8", "surrogateescape")
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise UserError(f"{path}: expected a table of paths and reasons; {error}.") from error
     cells = [[c[1:] if c[:1] == "'" and c[1:2] in _FORMULA else c for c in row] for row in rows]
     return {row[0]: row[1] for row in cells[1:] if len(row) == 2}

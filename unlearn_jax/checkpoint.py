@@ -357,7 +357,7 @@ def _on_one_device(directory: Path, step: int, item: str) -> Any:
     with _damage(directory, step, item), _reader() as reader:
         _check_regular(directory / str(step) / item)
         tree = reader.metadata(directory / str(step) / item).item_metadata.tree
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
 
 
 def _check_regular(folder: Path) -> None:

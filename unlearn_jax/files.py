@@ -277,7 +277,10 @@ def unzip(file: Path | BinaryIO) -> dict[str, np.ndarray]:
     if size > memory() / 2:
         raise UserError(f"arrays of {size / 2**30:.0f} GiB, too many for this memory")
     with np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    if other := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise UserError(f"{other[0]!r} in it is no array")
+    return arrays
 
 
 def memory() -> int:

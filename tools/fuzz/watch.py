@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 2**30  # bytes that a case may need
-MESSAGE = 2000  # characters of a message
+MESSAGE, LINES = 2000, 60  # characters of a line of a message, and its lines
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork")
 STARTS += ("os.forkpty", "pty.spawn", "os.startfile", "webbrowser.open")
 NETWORK = ("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname")
@@ -112,21 +112,18 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEMORY,) * 2)
 
 
-def outcome(
-    watch: Watch, read: Callable[[], Any], names: set[str], before: int
-) -> list[dict[str, Any]]:
+def outcome(watch: Watch, read: Callable[[], Any], names: set[str]) -> list[dict[str, Any]]:
     """Return what is wrong with how a reader behaved: {"kind", "what", "frames"} each.
 
     Args:
       watch: of this process.
       read: calls the reader.
       names: one of which an error has to have: of the files.
-      before: `peak` before it was called.
     """
     from unlearn_jax.registry import UserError
 
     found, said = [], io.StringIO()
-    base = resident()
+    base, before = resident(), peak()
     with watch.looking(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             read()
@@ -157,8 +154,8 @@ def message(text: str, names: set[str]) -> str:
     lines = text.split("\n")
     if not any(name in text for name in names):
         return "names no file"
-    if len(text) > MESSAGE:
-        return f"{len(text)} characters"
+    if max(map(len, lines)) > MESSAGE or len(lines) > LINES:
+        return f"{len(text)} characters in {len(lines)} lines"
     if len(lines) > 1 and not lines[1].startswith("  "):
         return f"{len(lines)} lines"
     if odd := [c for c in text if not (c.isprintable() or c == "\n")]:

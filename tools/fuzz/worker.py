@@ -110,8 +110,11 @@ class Worker:
             told = "\n".join(f"{reader}: {text}" for reader, text in failed.items())
             raise SystemExit(f"{name}: readers that refuse all valid files:\n{told}")
 
-    def run(self, name: str, case: int) -> bool:
-        """Run a case; tell whether this process may go on."""
+    def run(self, name: str, case: int, limit: float, log: Any) -> bool:
+        """Run a case; tell whether this process may go on.
+
+        A reader that takes longer than the limit ends it; where it was is written to the log.
+        """
         of = self.formats[name]
         tree = case_of(name, case, of, self.seeds[name])
         parts = {part for path in tree for part in path.split("/")}
@@ -120,9 +123,10 @@ class Worker:
         for i, (reader, read) in enumerate(of.readers.items()):
             if not i or reader in of.alters:
                 write(self.case, tree)
-            before = watch.peak()
-            for wrong in watch.outcome(self.watch, lambda: read(self.case), names, before):  # noqa: B023
-                found.append({"format": name, "case": case, "reader": reader, **wrong})
+            faulthandler.dump_traceback_later(limit, exit=True, file=log)
+            wrong = watch.outcome(self.watch, lambda: read(self.case), names)  # noqa: B023
+            faulthandler.cancel_dump_traceback_later()
+            found += [{"format": name, "case": case, "reader": reader, **of} for of in wrong]
         for finding in found[:ENOUGH]:
             tell(finding=finding)
         large = watch.resident() > self.start + WARMED
@@ -142,10 +146,7 @@ def main(names: str, first: str, last: str, begin: str, limit: str, cover: str, 
         for i, name in enumerate(formats):
             for case in range(int(begin) if not i else int(first), int(last)):
                 tell(begun=[name, case])
-                faulthandler.dump_traceback_later(float(limit), exit=True, file=log)
-                fine = worker.run(name, case)
-                faulthandler.cancel_dump_traceback_later()
-                if not fine:
+                if not worker.run(name, case, float(limit), log):
                     tell(again=[name, case + 1])
                     return
         tell(done=True)

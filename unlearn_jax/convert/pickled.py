@@ -1,7 +1,9 @@
 """Tensors out of PyTorch files: checksums first, then the restricted unpickler; nothing is run."""
 
 import argparse
+import contextlib
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import numpy as np
 from unlearn_jax.convert.reading import Tensors, package, reader
 from unlearn_jax.registry import UserError, brief
 
+_NAME = 255  # letters of the name of a class
 _DEEP = 4  # how far down in a file tensors may be
 
 
@@ -50,6 +53,9 @@ def open_tensors(path: Path, key: str) -> Tensors:
     """
     torch = package("torch")
     zipped = _check_zip(path)  # files from before torch 1.6 are none, and read as a whole
+
+    if _has_long_name(path, zipped):
+        raise UserError(f"{path} is refused: it asks for a class of more than {_NAME} letters.")
 
     def load() -> Any:
         with torch.serialization.safe_globals(list(_ALLOWED)):
@@ -118,6 +124,25 @@ def _check_zip(path: Path) -> bool:
             "not those that were written. Nothing of it was taken. Get the file again."
         )
     return True
+
+
+def _has_long_name(path: Path, zipped: bool) -> bool:
+    """Tell whether a pickle in a file asks for a class of a long name: torch's search takes hours.
+
+    What is no pickle has none; torch then says so.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Exception))  # as many types as in torch
+        if zipped:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            streams = [archive.open(i) for i in archive.infolist() if i.filename.endswith(".pkl")]
+        else:  # several, one after the other
+            streams = [stack.enter_context(path.open("rb"))] * 5
+        for stream in streams:
+            for opcode, name, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL" and len(name) > _NAME:
+                    return True
+    return False
 
 
 def _sets(loaded: Any, tensor: type, at: str = "", depth: int = _DEEP) -> dict[str, dict]:

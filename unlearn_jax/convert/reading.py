@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import files
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 _MAPPED_BYTES = 2**27
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -161,7 +161,7 @@ def _safetensors(path: Path, key: str) -> Tensors:
         file = safetensors.safe_open(path, framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
+        raise UserError(f"{path} is not a readable safetensors file: {brief(error)}.") from error
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     names |= {f"{k}{n}": f"{'u' * (k == 'U')}int{n}" for k in "IU" for n in (8, 16, 32, 64)}
     dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}

@@ -18,7 +18,11 @@ _KINDS = {
 }
 _DATA = {"name": str, "n": int, "fingerprint": str}
 _SERVED = [{"hash": str, "text": str, "rows": list}]
-_SCHEMA: dict[str, Any] = {"dataset": _DATA, "holdout": {"split": str}, "counts": {"*": int}}
+_SCHEMA: dict[str, Any] = {
+    "dataset": _DATA,
+    "holdout": {"split": str},
+    "counts": dict.fromkeys(("train", "forget", "*"), int),
+}
 _SCHEMA |= {"sets": {"*": list}, "hash": str, "poison": dict | None}
 # Later versions have these, too.
 _LATER = {"proxy": dict | None, "class_names": [str], "withdrawn": list, "held_out": list}

@@ -236,9 +236,13 @@ def quarantined(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     text = files.regular(path).read_bytes().decode("utf-8", "surrogateescape")
+
+    def plain(cell: str) -> str:
+        return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA else cell
+
     try:
-        rows = list(csv.reader(io.StringIO(text)))
+        rows = csv.reader(io.StringIO(text))
+        next(rows, None)
+        return {plain(row[0]): plain(row[1]) for row in rows if len(row) == 2}
     except csv.Error as error:
         raise UserError(f"{path}: expected a table of paths and reasons; {error}.") from error
-    cells = [[c[1:] if c[:1] == "'" and c[1:2] in _FORMULA else c for c in row] for row in rows]
-    return {row[0]: row[1] for row in cells[1:] if len(row) == 2}

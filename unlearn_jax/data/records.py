@@ -140,16 +140,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     rest = {key: value for key, value in manifest.items() if key != "hash"}
     if manifest.get("hash") != digest(rest):
         raise UserError(f"{path}: the manifest was changed after it was written. {_AGAIN}")
-    wrong = files.problems(manifest, _SCHEMA)
-    shards = (
-        [] if wrong else [of for split in manifest["splits"].values() for of in split["shards"]]
-    )
-    names = [manifest.get("index_file", INDEX), *(shard["file"] for shard in shards)]
-    wrong += [f"no file beside it: {name!r}" for name in names if not files.is_name(name)]
-    wrong += [f"{of['count']} images in {of['file']!r}" for of in shards if of["count"] < 0]
+    wrong = files.problems(manifest, _SCHEMA) or _misfits(manifest)
     if wrong:
         raise UserError("\n  ".join([f"{path} is no manifest of records. {_AGAIN}", *wrong[:10]]))
     return manifest
+
+
+def _misfits(manifest: Mapping[str, Any]) -> list[str]:
+    """List names that are paths, and counts that do not add up."""
+    names, wrong = [manifest.get("index_file", INDEX)], []
+    for split, facts in manifest["splits"].items():
+        names += [shard["file"] for shard in facts["shards"]]
+        counts = [shard["count"] for shard in facts["shards"]]
+        if min(counts, default=0) < 0 or sum(counts) != facts["count"]:
+            wrong.append(f"{split}: {facts['count']} images, in its shards {counts[:5]}")
+    return wrong + [f"no file beside it: {name!r}" for name in names if not files.is_name(name)]
 
 
 def list_records(folder: Path, splits: Sequence[str]) -> Listing:

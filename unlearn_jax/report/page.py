@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import io
 import math
 import re
@@ -126,7 +127,12 @@ def inline(path: Path) -> str:
 
 def render(template: str, names: dict[str, Any]) -> str:
     """Render a page from a template of this folder; every value is escaped."""
+    return _templates().get_template(template).render(names)
+
+
+@functools.cache  # compiling them takes longer than rendering
+def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": png}
-    return pages.get_template(template).render(names)
+    return pages

@@ -29,7 +29,7 @@ from unlearn_jax.sharding import leaf_path
 DIRECTORY = "checkpoints"
 WRITE_ERRORS = errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO
 Meta = dict[str, Any]
-_META = {"step": int, "phases": [dict], "done": bool, "checksums": {"*": int}, "sha256": str}
+_META = {"step": int, "done": bool, "checksums": {"*": int}, "sha256": str}
 Params = Mapping[str, Any]  # as of `models.base`
 
 
@@ -400,6 +400,8 @@ def _restore_meta(directory: Path, step: int) -> Meta:
         meta = files.read_json(path, "a checkpoint's meta", schema=_META)
         if meta.pop("sha256") != files.digest(meta):
             raise UserError("checksum of meta is wrong")
+        if wrong := files.problems(meta.get("phases", []), [dict]):
+            raise UserError(f"phases{wrong[0]}")
     _check_place(directory / str(step), meta)
     return meta
 

@@ -8,6 +8,7 @@ Nothing in a file is executed.
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -92,8 +93,8 @@ def regular(path: Path, most: int | float = math.inf) -> Path:
 
 def is_name(name: Any) -> bool:
     """Tell whether a text can be the name of a file beside another one, and is no path."""
-    fits = isinstance(name, str) and 0 < len(os.fsencode(name)) < 256 and name.isprintable()
-    return fits and os.path.basename(name) == name
+    fits = isinstance(name, str) and name.isprintable() and 0 < len(os.fsencode(name)) < 256
+    return fits and os.path.basename(name) == name and name not in (".", "..")
 
 
 def read_json(path: Path, what: str, fix: str = "", schema: Any = dict) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from error
 
 
-def unzip(file: Path | BinaryIO) -> dict[str, np.ndarray]:
+def unzip(file: Path | io.BytesIO) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz file, which may be somebody else's; no pickle is ever opened.
 
     Raises:

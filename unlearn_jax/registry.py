@@ -68,7 +68,10 @@ _of_record = contextvars.ContextVar("of_record", default=False)
 
 @contextlib.contextmanager
 def of_record() -> Iterator[None]:
-    """Let nothing be imported that is not already: the names are those of a file of others."""
+    """Let nothing be imported that is not already: the names are those of a file of others.
+
+    Nor may they name anything of the standard library, such as "os:system".
+    """
     token = _of_record.set(True)
     try:
         yield
@@ -99,7 +102,8 @@ def find(table: Mapping[str, Any], name: str, what: str) -> Any:
         raise UserError(
             f'{unknown(name, table)}, or "package.module:name" for a {what} of your own'
         )
-    if _of_record.get() and module not in (*sys.modules, _running()):
+    loaded = module in sys.modules and module.partition(".")[0] not in sys.stdlib_module_names
+    if _of_record.get() and not loaded and module != _running():
         raise UserError(
             f"the {what} {name!r} of a record is not of this package, and no record may import a "
             f"module. If you trust it, import {module} first; commands do with --import={module}"

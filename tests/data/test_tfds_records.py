@@ -1,6 +1,7 @@
 """Prepared tfds datasets whose ids are file names, and the index that is kept of them."""
 
 import io
+import os
 import re
 import shutil
 import sys
@@ -172,3 +173,23 @@ def test_metadata_import_and_exhaust_nothing(tmp_path, monkeypatch, change, mess
     with pytest.raises(UserError, match=re.escape(message)):
         opened(tmp_path / "data", "cifar10", image_size=32, splits=("train",))
     assert "evil" not in sys.modules
+
+
+def test_a_label_that_no_class_has_is_said(tmp_path):
+    prepare(tmp_path, "imagenet2012")
+    (features,) = tmp_path.glob("*/*/features.json")
+    features.write_text(features.read_text().replace('"numClasses": "2"', '"numClasses": "1"'))
+    (names,) = tmp_path.glob("*/*/label.labels.txt")
+    names.write_text(f"{WNIDS[0]}\n")
+    with pytest.raises(UserError, match=r"imagenet2012/1.0.0: expected labels in 0\.\.0"):
+        opened(tmp_path, "imagenet2012")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt"])
+def test_nobody_waits_for_a_pipe_beside_the_records(tmp_path, name):
+    prepare(tmp_path, "imagenet2012")
+    (path,) = tmp_path.glob(f"*/*/{name}")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"cannot be read .*a pipe.*{name}"):
+        opened(tmp_path, "imagenet2012")

@@ -40,10 +40,10 @@ ROOT = Path(__file__).resolve().parents[2]
 class Campaign:
     """Runs cases in one process after the other, and collects findings."""
 
-    def __init__(self, first: int, last: int, limit: float, cover: str, also: str, out: Any):
+    def __init__(self, first: int, last: int, limit: float, cover: str, module: str, out: Any):
         """Prepare a campaign of the cases first .. last - 1; `out` is a file for its findings."""
         self.first, self.last, self.out = first, last, out
-        self._flags = [str(limit), cover, also]
+        self._flags = [str(limit), cover, module]
         self.findings: collections.Counter = collections.Counter()
         self.seconds: collections.Counter = collections.Counter()
 
@@ -133,7 +133,7 @@ def branches(folder: str, formats: dict[str, Format]) -> None:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    given, formats = flags.FLAGS, tables(flags.FLAGS.also)
+    given, formats = flags.FLAGS, tables(flags.FLAGS.formats)
     if given.list:
         for name, of in formats.items():
             print(f"{name:12} {', '.join(of.readers)}")
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> None:
         except ImportError:
             raise SystemExit("error: --cover needs: python -m pip install coverage") from None
     with open(given.out or os.devnull, "a") as out:
-        flags_ = given.limit, given.cover and str(Path(given.cover).absolute()), given.also
+        flags_ = given.limit, given.cover and str(Path(given.cover).absolute()), given.formats
         campaign = Campaign(int(first), int(last), *flags_, out)
         campaign.run(names)
     count = int(last) - int(first)
@@ -173,6 +173,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("keep", "", "Folder to write the files of the cases to; nothing is read.")
     flags.DEFINE_float("limit", 10, "Seconds that a case may take.")
     flags.DEFINE_string("cover", "", "Folder for counts of branches.")
-    flags.DEFINE_string("also", "", "Another module with FORMATS.")
+    flags.DEFINE_string("formats", "", "A module with FORMATS, in place of those here.")
     flags.DEFINE_bool("list", False, "List formats and their readers.")
     app.run(main)

@@ -243,24 +243,19 @@ def _removed(folder: Path) -> Any:
 
 def _seal_records(tree: Tree) -> None:
     """Make the manifest agree with the shards and the index, and both files with their hashes."""
-    try:
-        manifest = json.loads(tree["manifest.json"])
-        of = {
-            shard["file"]: shard
-            for split in manifest["splits"].values()
-            for shard in split["shards"]
-        }
-        for name in of.keys() & tree.keys():
-            content = tree[name]
-            of[name] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        manifest["index"] = hashlib.sha256(tree["index.gz"]).hexdigest()
-        manifest.pop("hash", None)
-        tree["manifest.json"] = dumped(manifest | {"hash": records.digest(manifest)})
-        remembered = json.loads(tree[served.FILE])
-        remembered.pop("digest", None)
-        tree[served.FILE] = dumped(remembered | {"digest": records.digest(remembered)})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return
+    manifest = json.loads(tree["manifest.json"])
+    of = {
+        shard["file"]: shard for split in manifest["splits"].values() for shard in split["shards"]
+    }
+    for name in of.keys() & tree.keys():
+        content = tree[name]
+        of[name] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["index"] = hashlib.sha256(tree["index.gz"]).hexdigest()
+    manifest.pop("hash", None)
+    tree["manifest.json"] = dumped(manifest | {"hash": records.digest(manifest)})
+    remembered = json.loads(tree[served.FILE])
+    remembered.pop("digest", None)
+    tree[served.FILE] = dumped(remembered | {"digest": records.digest(remembered)})
 
 
 # ---- tfds ----

@@ -32,10 +32,10 @@ class Format:
     modules: tuple[str, ...] = ()
 
 
-def tables(also: str = "") -> dict[str, Format]:
-    """Return all formats by name; `also`: another module with FORMATS, which come first."""
-    own = "tools.fuzz.workdirs tools.fuzz.pages tools.fuzz.datasets tools.fuzz.weights".split()
+def tables(module: str = "") -> dict[str, Format]:
+    """Return all formats by name; those of `module` alone, if that is a module with FORMATS."""
+    own = "tools.fuzz.workdirs tools.fuzz.pages tools.fuzz.datasets tools.fuzz.weights"
     found = {}
-    for module in [also] * bool(also) + own:
-        found |= importlib.import_module(module).FORMATS
+    for name in (module or own).split():
+        found |= importlib.import_module(name).FORMATS
     return found

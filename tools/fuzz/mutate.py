@@ -1,5 +1,6 @@
 """Mutations of files: of their bytes, and of what these mean. The generator decides everything."""
 
+import contextlib
 import copy
 import gzip
 import io
@@ -84,7 +85,8 @@ def mutated(
         elif isinstance(content := tree[path], bytes):
             tree[path] = _mutated_file(rng, content, of[path])
     if seal and rng.random() < 0.8:
-        seal(tree)
+        with contextlib.suppress(Exception):  # there is nothing any more that could be sealed
+            seal(tree)
     return tree
 
 

@@ -95,13 +95,6 @@ def _seal(tree: Tree) -> None:
         tree["points.jsonl"] = b"".join(dumped(x).replace(b"\n", b"") + b"\n" for x in lines)
 
 
-def _try_seal(tree: Tree) -> None:
-    try:
-        _seal(tree)
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return
-
-
 def _charted(write: Any, of: Any, charts: tuple[str, ...]) -> Any:
     """Return what writes a page, in most cases without its charts."""
 
@@ -135,7 +128,7 @@ FORMATS = {
         },
         {"results.json": JSON, "audit.json": JSON, "protocol/results.json": JSON, "*.npz": NPZ,
          "*.jsonl": LINES},
-        seal=_try_seal,
+        seal=_seal,
         modules=("report/page.py", "report/audit_page.py"),
     )
 }  # fmt: skip

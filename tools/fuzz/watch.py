@@ -40,7 +40,7 @@ class Watch:
         """
         self.on, self.seen = False, []
         where = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), HERE, *sys.path)
-        self._code = tuple({str(Path(p).resolve()) for p in where if p and p != str(outside)})
+        self._code = tuple({str(Path(p).resolve()) for p in where if p})
         self._open = (str(case), *self._code, "/proc/", "/sys/", "/dev/null", "/dev/urandom",
                       "/usr/share/zoneinfo", "/etc/localtime", "/usr/lib", "/lib")  # fmt: skip
         packages = {name.partition(".")[0] for name in sys.modules}

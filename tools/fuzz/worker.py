@@ -7,7 +7,7 @@ which case a crash, or the end by `faulthandler` after a hang, is of.
 import contextlib
 import faulthandler
 import gc
-import importlib.util
+import importlib
 import json
 import os
 import random
@@ -74,8 +74,10 @@ class Worker:
         self.case, outside = self.root / "case", self.root / "outside"
         outside.mkdir()
         (self.root / "linked").write_text("linked")
-        for name in ("secret", "secret.array_record", "secret.json", "fuzz_evil.py"):
-            (outside / name).write_text("run = fly = 1\n")
+        for name in ("secret", "secret.array_record", "secret.json"):
+            (outside / name).write_text("secret")
+        (self.root / "modules").mkdir()
+        (self.root / "modules/fuzz_evil.py").write_text("run = fly = 1\n")
         os.environ |= {"XDG_CACHE_HOME": str(self.case / ".cache")}
         self.formats, self.seeds = formats, {}
         for name, of in formats.items():
@@ -86,8 +88,7 @@ class Worker:
             self.seeds[name] = [read_tree(folder) for folder in folders]
             self._warm(name, of)
         os.chdir(self.case)
-        sys.path += [str(outside)]
-        importlib.util.find_spec("no_such_module")  # so that what Python lists is listed already
+        sys.path += [str(self.root / "modules")]
         gc.collect()
         gc.freeze()
         watch.limit_memory()
@@ -133,11 +134,13 @@ class Worker:
         return not large and not any(of["kind"] == "memory" for of in found)
 
 
-def main(names: str, first: str, last: str, begin: str, limit: str, cover: str, also: str) -> None:
+def main(
+    names: str, first: str, last: str, begin: str, limit: str, cover: str, module: str
+) -> None:
     """Run cases of formats, from `begin` of the first format on."""
     os.dup2(none := os.open(os.devnull, os.O_WRONLY), 1)
     covered = _cover(cover)
-    formats = {name: of for name, of in tables(also).items() if name in names.split(",")}
+    formats = {name: of for name, of in tables(module).items() if name in names.split(",")}
     log = open(os.environ["FUZZ_LOG"], "w")
     faulthandler.enable(log)
     worker = Worker(formats)

@@ -108,7 +108,7 @@ def open_tensors(path: Path, key: str = "") -> Tensors:
         listed = {tensor for tensor, file in where.items() if file == name}
         if wrong := sorted(listed ^ tensors.shapes.keys()):
             raise UserError(
-                f"{first} and {name} do not fit together: {wrong[0]} is in one of them only. "
+                f"{first} and {name} do not fit together: {wrong[0]!r} is in one of them only. "
                 "Get both again."
             )
     return Tensors(
@@ -167,10 +167,11 @@ def _safetensors(path: Path, key: str) -> Tensors:
     dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}
 
     def get(file: Any, name: str) -> np.ndarray:
-        if dtypes[name] == "bfloat16":  # numpy alone has none
-            with safetensors.safe_open(path, framework="flax") as again:
-                return np.asarray(again.get_tensor(name))
-        return file.get_tensor(name)
+        with files.of_others(path, "tensors that can be read"):
+            if dtypes[name] == "bfloat16":  # numpy alone has none
+                with safetensors.safe_open(path, framework="flax") as again:
+                    return np.asarray(again.get_tensor(name))
+            return file.get_tensor(name)
 
     shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
     return Tensors(shapes, dtypes, reader(lambda: safetensors.safe_open(path, "numpy"), get))

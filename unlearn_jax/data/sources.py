@@ -248,13 +248,14 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
             f"{path}: expected image [n, {height}, {width}, 3], got {image.shape}. Set "
             "data.image_size, or resize and repeat channels beforehand."
         )
-    given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
-    for key, values in given.items():
-        if values.ndim != 1:
+    with files.of_others(path, f"names in the arrays {', '.join(NPZ_NAMES)}"):
+        given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
+        names = {key: values.tolist() for key, values in given.items()}
+    for key, values in names.items():
+        if given[key].ndim != 1:
             raise UserError(
-                f"{path}: expected {key} as a list of names, got one value, {values.tolist()!r}."
+                f"{path}: expected {key} as a list of names, got one value, {values!r}."
             )
-    names = {key: values.tolist() for key, values in given.items()}
     source = from_arrays(
         image,
         arrays["label"],

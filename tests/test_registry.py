@@ -1,10 +1,12 @@
 """Messages are fit for a terminal, whatever a file of others has in it."""
 
+import contextlib
+import os
 import pickle
 
 import pytest
 
-from unlearn_jax.registry import DamagedError, UserError, brief
+from unlearn_jax.registry import DamagedError, UserError, brief, find, of_record
 
 
 @pytest.mark.parametrize("kind", [UserError, DamagedError])
@@ -28,3 +30,13 @@ def test_an_error_in_brief_is_a_line():
     assert brief(KeyError("a\nb")) == "KeyError: 'a\\nb'"
     assert brief(ValueError("a\nb")) == "ValueError: a"
     assert brief(UserError("a")) == "a" and len(brief(ValueError("x" * 999))) == 200
+
+
+def test_a_record_names_nothing_that_it_could_do_harm_with():
+    names = {"os:system": False, "subprocess:Popen": False, "no_such_module:x": False}
+    names |= {"unlearn_jax.registry:find": True}
+    for name, fine in names.items():
+        with of_record(), contextlib.nullcontext() if fine else pytest.raises(UserError) as caught:
+            found = find({}, name, "data source")
+        assert found is find if fine else "no record may import a module" in str(caught.value)
+    assert find({}, "os:system", "data source") is os.system  # a user's own config may

@@ -507,3 +507,22 @@ def test_every_error_names_the_run(copy):
     rewrite(copy, epsilon=0.5)
     with pytest.raises(UserError, match=f"^{copy}: certificate: epsilon: expected 28"):
         verify.verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [
+        ({}, "1,000,000"),
+        ({"mechanism": "model_clipping", "accountant": "dobrushin"}, "100,000"),
+        ({"accountant": "reflection"}, "10,000"),
+    ],
+)
+def test_a_bound_that_would_take_hours_is_not_recomputed(copy, change, most):
+    steps = int(most.replace(",", "")) + 1
+    rewrite(
+        copy,
+        arguments=certificate.read(copy / "certificate.json").arguments | {"steps": steps},
+        **change,
+    )
+    with pytest.raises(UserError, match=f"at most {most} steps"):
+        verify.verify(copy)

@@ -48,15 +48,17 @@ def list_tfds(name: str, data_dir: str, splits: Sequence[str], keep: bool) -> Li
     _check_classes(folder / "features.json", name)
     try:
         builder = tfds.builder_from_directory(folder)
-        features = builder.info.features
+        features = dict(builder.info.features)
         sizes = {s: info.num_examples for s, info in builder.info.splits.items()}
     except Exception as error:
         raise UserError(
             f"{name}: its metadata cannot be read ({brief(error)}). Prepare it again."
         ) from error
     check_splits(splits, sizes, name)
-    if not {"image", "label"} <= set(features):
-        raise UserError(f"{name}: expected features image and label, found {sorted(features)}.")
+    if "image" not in features or not isinstance(features.get("label"), tfds.features.ClassLabel):
+        raise UserError(
+            f"{name}: expected an image and a label of a class, found features {sorted(features)}."
+        )
     ranges = split_ranges(splits, [sizes[split] for split in splits])
 
     names = tuple(features["label"].names)

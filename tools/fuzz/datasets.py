@@ -302,6 +302,7 @@ FORMATS = {
         _images,
         {"decode": _decoded, "folder": _opened, "masks": _masks, "mask": _mask},
         {"*.png": PNG, "*": IMAGE},
+        memory=13 * 2**27,  # 1.6 GiB, as SECURITY.md says
         modules=("data/photos.py", "data/readers.py", "data/mask_files.py"),
     ),
     "arrays": Format(

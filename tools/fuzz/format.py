@@ -20,6 +20,7 @@ class Format:
       seal: makes what files say of one another right again.
       alters: readers that change the folder, which come last.
       names: that a message may have instead of a file's.
+      memory: bytes that a reader may need.
       modules: that read them, whose branches count.
     """
 
@@ -29,6 +30,7 @@ class Format:
     seal: Callable[[Tree], None] | None = None
     alters: tuple[str, ...] = ()
     names: frozenset[str] = field(default_factory=frozenset)
+    memory: int = 2**30
     modules: tuple[str, ...] = ()
 
 

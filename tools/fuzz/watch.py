@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-MEMORY = 2**30  # bytes that a case may need
+MEMORY = 2**30  # bytes
 MESSAGE, LINES = 2000, 60  # characters of a line of a message, and its lines
 STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork")
 STARTS += ("os.forkpty", "pty.spawn", "os.startfile", "webbrowser.open")
@@ -112,13 +112,16 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEMORY,) * 2)
 
 
-def outcome(watch: Watch, read: Callable[[], Any], names: set[str]) -> list[dict[str, Any]]:
+def outcome(
+    watch: Watch, read: Callable[[], Any], names: set[str], memory: int
+) -> list[dict[str, Any]]:
     """Return what is wrong with how a reader behaved: {"kind", "what", "frames"} each.
 
     Args:
       watch: of this process.
       read: calls the reader.
       names: one of which an error has to have: of the files.
+      memory: bytes that it may need.
     """
     from unlearn_jax.registry import UserError
 
@@ -141,7 +144,7 @@ def outcome(watch: Watch, read: Callable[[], Any], names: set[str]) -> list[dict
     if odd := [c for c in text if not (c.isprintable() or c in "\n\r")]:
         found.append({"kind": "message", "what": f"printed {odd[0]!r} of {text[:200]!r}",
                       "frames": []})  # fmt: skip
-    if peak() > max(before, base + MEMORY):
+    if peak() > max(before, base + memory):
         found.append({"kind": "memory", "what": f"{(peak() - base) / 2**20:.0f} MiB", "frames": []})
     return found
 

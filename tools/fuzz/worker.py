@@ -125,7 +125,7 @@ class Worker:
             if not i or reader in of.alters:
                 write(self.case, tree)
             faulthandler.dump_traceback_later(limit, exit=True, file=log)
-            wrong = watch.outcome(self.watch, lambda: read(self.case), names)  # noqa: B023
+            wrong = watch.outcome(self.watch, lambda: read(self.case), names, of.memory)  # noqa: B023
             faulthandler.cancel_dump_traceback_later()
             found += [{"format": name, "case": case, "reader": reader, **of} for of in wrong]
         for finding in found[:ENOUGH]:

@@ -9,7 +9,9 @@ import csv
 import errno
 import io
 import json
+import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -40,7 +42,8 @@ MAX_RATIO = 200  # of the sides; the shorter one may have to become data.image_s
 BACKGROUND = "white"  # of what is transparent
 QUARANTINE = "quarantine.csv"
 LAYERS = 3  # of an image that is composed, at once in memory, so that it may have fewer pixels
-_LARGE = f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more"
+_LARGE, _alone, _together = 2**25, threading.Lock(), contextlib.nullcontext()  # pixels; one at once
+_MORE = f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more"
 _GREY = np.rint(np.arange(2**16, dtype=np.float32) / 257).astype(np.uint8)
 _HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -66,12 +69,11 @@ def decode(data: bytes, id: str, exif: bool = False) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     _check_header(image, wide, id)
-    with _reading(id, data):
+    with _reading(id, data), _alone if math.prod(image.size) > _LARGE else _together:
         image.load()
-    if exif:
-        with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
-            image = ImageOps.exif_transpose(image)
-    with _reading(id, data):
+        if exif:
+            with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
+                image = ImageOps.exif_transpose(image)
         if wide:  # PIL would saturate, not rescale
             return Image.fromarray(_GREY[np.asarray(image)]).convert("RGB")
         if image.has_transparency_data:
@@ -119,7 +121,7 @@ def _reading(id: str, data: bytes) -> Iterator[None]:
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{id}: {_LARGE}. Make it smaller.") from error
+        raise UserError(f"{id}: {_MORE}. Make it smaller.") from error
     except UnidentifiedImageError as error:  # its own message has an address in it
         apple = data[4:8] == b"ftyp" and data[8:12] in _HEIC
         why = "HEIC needs: pip install pillow-heif" if apple else "of no known format"

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from tests.helpers import binaries
-from unlearn_jax import checkpoint, sharding
+from unlearn_jax import checkpoint, files, sharding
 from unlearn_jax.registry import DamagedError, UserError
 
 KERNEL = np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32)  # too large to inline
@@ -285,3 +285,27 @@ def test_a_folder_beside_a_model_is_answered_with_the_model(tmp_path, given):
     for ask in (checkpoint.read_meta, checkpoint.stored, lambda p: checkpoint.load_params(p, {})):
         with pytest.raises(ValueError, match=f"found no checkpoint .* mean {tmp_path / 'a'}[?]"):
             ask(tmp_path / given)
+
+
+@pytest.mark.parametrize("place", ["meta/metadata", "params/_METADATA", "params/manifest.ocdbt"])
+def test_nobody_waits_for_a_pipe_in_a_checkpoint(tmp_path, place):
+    checkpoint.save_params(tmp_path, PARAMS)
+    path = tmp_path / "checkpoints" / "0" / place
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DamagedError, match="a pipe"):
+        checkpoint.stored(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": "0"}, {"phases": 3}, {"done": None}, {"checksums": []}, {"of": {"x": [1]}}]
+)
+def test_a_sealed_meta_that_means_nothing_is_refused(tmp_path, change):
+    checkpoint.save_params(tmp_path, PARAMS)
+    (tmp_path / "config.json").write_text('{"relevant": {"rows": "r"}}')
+    path = tmp_path / "checkpoints" / "0" / "meta" / "metadata"
+    meta = json.loads(path.read_text()) | change
+    del meta["sha256"]
+    path.write_text(json.dumps(meta | {"sha256": files.digest(meta)}))
+    with pytest.raises(UserError, match="checkpoints/0"):
+        checkpoint.read_meta(tmp_path)

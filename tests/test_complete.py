@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unlearn_jax
 from tests.helpers import photos as made
 from unlearn_jax import complete
 from unlearn_jax.data import photos
+from unlearn_jax.registry import UserError
 
 SIZE = (48, 40)  # width, height: another size and shape than the model's 32 x 32
 
@@ -156,3 +158,21 @@ def test_photos_are_completed_in_their_own_size_and_bad_ones_are_listed(workdir,
     assert (os.fsencode(tmp_path / "out/original/holiday") + b"/caf\xe9 \xff.png") in (
         os.fsencode(f) for f in (tmp_path / "out/original/holiday").iterdir()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"config": {"task": null}}'),
+        ("config.json", '{"config": {"task": {"name": "inpaint"}, "model": {"name": ["mae"]}}}'),
+        ("config.json", "[" * 100_000),
+        ("conversion.json", '{"family": "mae"}'),
+        ("conversion.json", '{"family": "mae", "model": {"image_size": "x"}}'),
+        ("conversion.json", '{"family": "os:system", "model": {}}'),
+        ("conversion.json", "{"),
+    ],
+)
+def test_a_workdir_that_describes_no_model_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path / name}: "):
+        unlearn_jax.load_model(tmp_path)

@@ -10,7 +10,6 @@ Several processes save and restore together: each its part of the arrays, the fi
 import contextlib
 import errno
 import functools
-import json
 import logging
 import os
 import shutil
@@ -30,6 +29,7 @@ from unlearn_jax.sharding import leaf_path
 DIRECTORY = "checkpoints"
 WRITE_ERRORS = errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO
 Meta = dict[str, Any]
+_META = {"step": int, "done": bool, "checksums": {"*": int}, "sha256": str}
 Params = Mapping[str, Any]  # as of `models.base`
 
 
@@ -355,8 +355,16 @@ def _on_one_device(directory: Path, step: int, item: str) -> Any:
     """Return what an item holds, as ShapeDtypeStructs."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with _damage(directory, step, item), _reader() as reader:
+        _check_regular(directory / str(step) / item)
         tree = reader.metadata(directory / str(step) / item).item_metadata.tree
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+
+
+def _check_regular(folder: Path) -> None:
+    """Check that a folder of others has files only: orbax would wait for a pipe."""
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            files.regular(path)
 
 
 class Damaged(Exception):
@@ -388,9 +396,12 @@ def _reader() -> ocp.StandardCheckpointer:
 
 def _restore_meta(directory: Path, step: int) -> Meta:
     with _damage(directory, step, "meta"):
-        meta = json.loads((directory / str(step) / "meta" / "metadata").read_text("utf-8"))
+        path = directory / str(step) / "meta" / "metadata"
+        meta = files.read_json(path, "a checkpoint's meta", schema=_META)
         if meta.pop("sha256") != files.digest(meta):
             raise UserError("checksum of meta is wrong")
+        if wrong := files.problems(meta.get("phases", []), [dict]):
+            raise UserError(f"phases{wrong[0]}")
     _check_place(directory / str(step), meta)
     return meta
 
@@ -409,17 +420,19 @@ def _check_place(path: Path, meta: Meta) -> None:
     config = path.parents[1] / "config.json"
     if not config.exists():
         return
-    if not meta.get("of"):
+    if not (of := meta.get("of")):
         return _say_unbound(path.parent) if meta.get("examples") else None
     try:
-        expected = run_of(json.loads(config.read_text("utf-8"))["relevant"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{config}: expected the record of a run; {error!r}.") from error
-    if meta["of"] != expected:
+        recorded = files.read_json(config, "the record of a run", schema={"relevant": dict})
+    except UserError as error:
+        raise DamagedError(str(error)) from error
+    expected = run_of(recorded["relevant"])
+    if of != expected:
+        of = of if isinstance(of, dict) else {}
         told = [
-            f"{k} {v[:12]}, not {expected[k][:12]}"
-            for k, v in sorted(meta["of"].items())
-            if v != expected[k]
+            f"{k} {str(of.get(k))[:12]}, not {v[:12]}"
+            for k, v in sorted(expected.items())
+            if v != of.get(k)
         ]
         raise UserError(
             f"{path} was saved by another run than that of {config}: {'; '.join(told)}. Put this "

@@ -446,7 +446,10 @@ def _fail(error: BaseException, show: bool, shared: bool = False) -> None:
     if show:
         traceback.print_exception(error)
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {message}\n(--traceback shows where this was raised)", file=sys.stderr)
+    print(
+        f"error: {UserError(str(message))}\n(--traceback shows where this was raised)",
+        file=sys.stderr,
+    )
     if shared:
         from unlearn_jax import distributed
 

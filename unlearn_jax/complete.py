@@ -10,7 +10,6 @@ size, in which only the hole has changed, and OUT/sheet.png: input, truth, and w
 of it. Photos are turned as the camera says. What cannot be read is listed in OUT/quarantine.csv.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-from unlearn_jax import checkpoint, cli, convert, models, registry, sharding
+from unlearn_jax import checkpoint, cli, convert, files, models, registry, sharding
 from unlearn_jax.data import mask_files, photos, transforms
 from unlearn_jax.data.readers import IMAGE_SUFFIXES, is_image, read_file
 from unlearn_jax.data.sizes import Size, settled, sides
@@ -145,21 +144,13 @@ def load_model(workdir: Path | str) -> Completer:
 @registry.of_record()
 def _described(workdir: Path) -> tuple[models.Model, Size | None, Mapping[str, Any] | None]:
     """Return the architecture, the size of images and the task that a workdir tells about."""
-    if (workdir / "config.json").exists():
-        try:
-            config = json.loads((workdir / "config.json").read_text("utf-8"))["config"]
+    if (path := workdir / "config.json").exists():
+        with files.of_others(path, "what train writes", "It is damaged, or of another program."):
+            config = files.read_json(path, "what train writes")["config"]
             task = config["task"] if config["task"]["name"] != "masks" else None
             return models.of(config), settled(config["data"]["image_size"]), task
-        except UserError as error:
-            raise UserError(f"{workdir / 'config.json'}: {error}.") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{workdir / 'config.json'}: expected what train writes, {type(error).__name__}: "
-                f"{error}. It is damaged, or of another program."
-            ) from error
     if (workdir / convert.MANIFEST).exists():
-        said = json.loads((workdir / convert.MANIFEST).read_text("utf-8"))
-        model = convert.described(said)
+        model = convert.described(workdir)
         return model, getattr(model, "image_size", None), None
     raise UserError(
         f"--model: expected the workdir of train or convert, {workdir} has no config.json. A "

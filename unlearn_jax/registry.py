@@ -23,14 +23,25 @@ DONE, MISTAKE, REFUTED, DAMAGED = 0, 1, 3, 4
 AGAIN = 75  # interrupted, the same command resumes: EX_TEMPFAIL of sysexits.h
 
 
+_LINES, _WIDTH = 50, 1000  # that a message may have, and characters of a line
+
+
 class UserError(ValueError):
     """A mistake that a user can mend: its message is all that a command prints.
 
     It says what was expected, what came, where, and what to do. Any other exception is a bug, and
-    keeps its traceback.
+    keeps its traceback. What came may be a file of others: its control characters are escaped, and
+    what is too long for a terminal is left out of the middle.
     """
 
     exit_code = MISTAKE
+
+    def __init__(self, text: str = ""):
+        """Take the message: one line, or a list whose lines begin with two blanks."""
+        lines = [plain(line) for line in text.split("\n")]
+        if (more := len(lines) - _LINES) > 0:
+            lines[_LINES - 10 : -9] = [f"  and {more + 1} more"]
+        super().__init__("\n".join(lines))
 
 
 class DamagedError(UserError):
@@ -39,12 +50,28 @@ class DamagedError(UserError):
     exit_code = DAMAGED
 
 
+def plain(line: str) -> str:
+    """Return a line for a terminal: what is not printable escaped, what is too long cut."""
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 203]} … {line[-200:]}"
+
+
+def brief(error: BaseException) -> str:
+    """Describe an error in one line: its first line, and its kind if that is not `UserError`."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".split("\n")[0][:200]
+
+
 _of_record = contextvars.ContextVar("of_record", default=False)
 
 
 @contextlib.contextmanager
 def of_record() -> Iterator[None]:
-    """Let nothing be imported that is not already: the names are those of a file of others."""
+    """Let nothing be imported that is not already: the names are those of a file of others.
+
+    Nor may they name anything of the standard library, such as "os:system".
+    """
     token = _of_record.set(True)
     try:
         yield
@@ -75,7 +102,8 @@ def find(table: Mapping[str, Any], name: str, what: str) -> Any:
         raise UserError(
             f'{unknown(name, table)}, or "package.module:name" for a {what} of your own'
         )
-    if _of_record.get() and module not in (*sys.modules, _running()):
+    loaded = module in sys.modules and module.partition(".")[0] not in sys.stdlib_module_names
+    if _of_record.get() and not loaded and module != _running():
         raise UserError(
             f"the {what} {name!r} of a record is not of this package, and no record may import a "
             f"module. If you trust it, import {module} first; commands do with --import={module}"

@@ -5,7 +5,6 @@
 shows what a request means before anything is trained, see `report.preview`.
 """
 
-import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, data, distributed, models, sharding
+from unlearn_jax import checkpoint, data, distributed, files, models, sharding
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import served, splits
 from unlearn_jax.data.splits import Split
@@ -323,10 +322,11 @@ def _of_old_version(folder: Path) -> dict | None:
     path = folder / "config.json"
     if not (folder / "split.json").exists() or not path.exists():
         return None
-    config = json.loads(path.read_text("utf-8"))["config"]
-    stage = config["stages"][config["stage"]]
-    if stage["scratch"] and stage["rows"] == "train" and not config["init_from"]:
-        return {"requests": [], "claim": ""}
+    with files.of_others(path, "the record of a run"):
+        config = files.read_json(path, "the record of a run")["config"]
+        stage = config["stages"][config["stage"]]
+        if stage["scratch"] and stage["rows"] == "train" and not config["init_from"]:
+            return {"requests": [], "claim": ""}
     return None
 
 

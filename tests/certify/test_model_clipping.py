@@ -53,3 +53,14 @@ def test_sigma_is_the_least_noise_from_any_start():
 def test_noise_that_is_none_is_refused(noise_std):
     with pytest.raises(UserError, match="noise_std"):
         model_clipping_delta(1.0, noise_std, 1, 1.0)
+
+
+def test_noise_that_certifies_nothing_is_said_at_once():
+    """Its epsilon would be of hundreds of digits, after as many evaluations of every step."""
+    with pytest.raises(UserError, match="noise_std: expected so much that epsilon is below"):
+        model_clipping_epsilon(1.0, 1e-9, 10**6, 1e-5)
+
+
+def test_steps_that_change_nothing_are_not_taken():
+    few, many = (model_clipping_delta(1.0, 1e-3, steps, 1.0) for steps in (5, 10**9))
+    assert few == many == 1.0

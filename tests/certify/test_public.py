@@ -13,6 +13,7 @@ from unlearn_jax import checkpoint, train
 from unlearn_jax.certify import public, verify
 from unlearn_jax.data import splits
 from unlearn_jax.models import MODELS
+from unlearn_jax.registry import UserError
 
 pytestmark = pytest.mark.long
 
@@ -208,3 +209,11 @@ def test_a_centre_that_has_seen_the_forget_set_is_refused(runs, tmp_path):
     )
     with pytest.raises(ValueError, match="was trained on 250 of the 250 examples to forget"):
         train.run(cfg, tmp_path / "void")
+
+
+@pytest.mark.parametrize("text", ['{"config": 3}', "[" * 100_000, "{", '{"config": {"stage": []}}'])
+def test_a_record_that_does_not_say_is_a_mistake_in_words(runs, tmp_path, text):
+    shutil.copy(runs / "original" / "split.json", tmp_path / "split.json")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json does not say"):
+        public.check(tmp_path, splits.load(tmp_path / "split.json"))

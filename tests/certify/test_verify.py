@@ -16,6 +16,7 @@ from unlearn_jax.certify import attack, certificate, guarantee, verify
 from unlearn_jax.certify import stage as run
 from unlearn_jax.models import MODELS
 from unlearn_jax.models.params import overlay
+from unlearn_jax.registry import UserError
 from unlearn_jax.training import noisy, phases
 
 pytestmark = pytest.mark.long
@@ -490,3 +491,38 @@ def test_the_hash_of_parameters_sees_names_types_shapes_and_bits():
     hashes = [run.params_hash(tree) for tree in (base, *others)]
     assert len(set(hashes)) == len(hashes)
     assert run.params_hash(dict(reversed(base.items()))) == hashes[0]
+
+
+@pytest.mark.parametrize("line", ['{"step": 1}', "[1]", '{"step": "x", "phase": "noisy"}', "\xff"])
+def test_steps_that_mean_nothing_are_an_error_that_names_the_run(copy, line):
+    (copy / "metrics.jsonl").write_bytes(f"{line}\n".encode("latin-1"))
+    rehash(copy)
+    with pytest.raises(UserError, match=str(copy)):
+        verify.verify(copy)
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        run.clipped_share(copy)
+
+
+def test_every_error_names_the_run(copy):
+    rewrite(copy, epsilon=0.5)
+    with pytest.raises(UserError, match=f"^{copy}: certificate: epsilon: expected 28"):
+        verify.verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "most"),
+    [
+        ({}, "1,000,000"),
+        ({"mechanism": "model_clipping", "accountant": "dobrushin"}, "100,000"),
+        ({"accountant": "reflection"}, "10,000"),
+    ],
+)
+def test_a_bound_that_would_take_hours_is_not_recomputed(copy, change, most):
+    steps = int(most.replace(",", "")) + 1
+    rewrite(
+        copy,
+        arguments=certificate.read(copy / "certificate.json").arguments | {"steps": steps},
+        **change,
+    )
+    with pytest.raises(UserError, match=f"at most {most} steps"):
+        verify.verify(copy)

@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from functools import cache
 
@@ -283,3 +284,32 @@ def test_an_export_is_verified_and_damage_to_it_found(tmp_path, monkeypatch, cap
     state = state_dict("mae") | {"cls_token": state_dict("mae")["cls_token"] + 1}
     with pytest.raises(ValueError, match=r"1 tensors differ: \['cls_token'\]"):
         binary._verify("mae", write(tmp_path / "n.pth", "mae", state), tmp_path / "run", "")
+
+
+def test_a_class_of_a_long_name_is_refused_before_torch_searches_its_message(tmp_path):
+    """Its search takes a time that grows with the cube of the length."""
+    pickled_ = b"\x80\x02c" + b"torch._utils" * 9000 + b"\nx\n."
+    (tmp_path / "old.pth").write_bytes(pickled_)
+    with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:
+        archive.writestr("x/data.pkl", pickled_)
+        archive.writestr("x/version", "3\n")
+    start = time.monotonic()
+    for name in ("old.pth", "new.pth"):
+        with pytest.raises(ValueError, match="is refused: it asks for a class of more than 255"):
+            open_tensors(tmp_path / name)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("member", "content"),
+    [("byteorder", b"littl"), ("data.pkl", b"\x80\x02X\x01\0\0\0\xff.")],
+)
+def test_whatever_torch_raises_is_damage(tmp_path, member, content):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole:
+        members = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(tmp_path / "m.pth", "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, content if name.endswith(member) else data)
+    with pytest.raises(ValueError, match=r"m\.pth is damaged or no PyTorch checkpoint: \w+: "):
+        open_tensors(tmp_path / "m.pth")

@@ -11,7 +11,9 @@ from tests.helpers.checkpoints import SMALL, tensors
 from unlearn_jax import convert, models
 from unlearn_jax.convert import __main__ as binary
 from unlearn_jax.convert import settings
+from unlearn_jax.convert.reading import Tensors, open_tensors
 from unlearn_jax.models import mae
+from unlearn_jax.registry import UserError
 
 
 def shapes(family, model):
@@ -187,3 +189,32 @@ def test_what_is_said_is_printed_stored_and_what_nothing_confirms_is_named(tmp_p
         binary.import_("mae", file, tmp_path / "run", SMALL["mae"][1])
     params = np.asarray(convert.opened("mae", file).read("cls_token"))
     np.testing.assert_array_equal(params, tensors("mae")["cls_token"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "family"),
+    [
+        ("preprocessor_config.json", '{"image_mean": 3}', "mae"),
+        ("open_clip_config.json", '{"model_cfg": []}', "clip"),
+        ("open_clip_config.json", '{"model_cfg": {"vision_cfg": {"width": "x"}}}', "clip"),
+    ],
+)
+def test_a_config_that_means_nothing_is_named(tmp_path, name, text, family):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: expected a config of the weights beside it"):
+        settings.said(family, Tensors({}, {}, lambda name: name), tmp_path / "m.safetensors")
+
+
+def test_what_a_header_says_stays_in_a_line(tmp_path):
+    header = b'{"a": {"dtype": "F16\\nF16\\nF16", "shape": [1], "data_offsets": [0, 2]}}'
+    content = len(header).to_bytes(8, "little") + header + b"00"
+    (tmp_path / "m.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="^[^\n]*m.safetensors is not a readable[^\n]*$"):
+        open_tensors(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../m.safetensors", "/etc/hostname", "m" * 300, "", "a\nb"])
+def test_an_index_names_files_beside_it(tmp_path, name):
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="which is no file beside it"):
+        open_tensors(tmp_path / "m.safetensors.index.json")

@@ -469,3 +469,13 @@ def test_rows_of_the_other_role_are_counted(tmp_path):
     assert rows.tolist() == [0] and read["of_another_role"] == 2 and read["named"] == 1
     _, read = names.find_images(tmp_path / "x.csv", ids, "request.file", "d")
     assert "of_another_role" not in read
+
+
+def test_a_path_of_thousands_of_folders_is_looked_up_at_once(tmp_path):
+    (tmp_path / "list.txt").write_text("a/" * 200_000 + "train/cat/1.png\n" + "b/" * 200_000)
+    start = time.monotonic()
+    rows = names.ids_of(SOURCE)
+    assert rows.find("a/" * 200_000 + "train/cat/1.png") == rows.rows["train/cat/1.png"]
+    with pytest.raises(UserError, match="1 of the 2 names"):
+        names.find_images(tmp_path / "list.txt", rows, "--list", "x")
+    assert time.monotonic() - start < 5

@@ -328,3 +328,28 @@ def test_a_run_without_the_key_exif_is_the_same_run():
     assert identity.relevant(cfg)["data"]["exif"] is True
     cfg.data.exif = False
     assert "exif" not in json.dumps(identity.relevant(cfg))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_composed_may_have_a_third_of_the_pixels():
+    """It is three times in memory."""
+    clear = encoded(Image.new("LA", (8_000, 8_000)))
+    with pytest.raises(UserError, match="at most 60 megapixels with transparency, got more: 8000"):
+        photos.decode(clear, "a.png")
+
+
+def test_greys_of_16_bits_become_the_nearest_of_8():
+    levels = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    found = np.asarray(photos.decode(encoded(Image.fromarray(levels)), "a.png"))[..., 0]
+    exact = np.array([(2 * v + 257) // 514 for v in range(2**16)]).reshape(256, 256)
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_a_table_that_is_none_is_named(tmp_path):
+    path = tmp_path / photos.QUARANTINE
+    for row in (b"x" * 200_000, b"a\rb,c"):
+        path.write_bytes(b"path,reason\n" + row)
+        with pytest.raises(UserError, match=r"quarantine\.csv: expected a table of paths"):
+            photos.quarantined(path)
+    path.write_bytes(photos.quarantine([("=1.png", "@bad"), ("a\nb", "c")]))
+    assert photos.quarantined(path) == {"=1.png": "@bad", "a\nb": "c"}

@@ -1,7 +1,9 @@
 """Prepared records against the files they come from."""
 
 import csv
+import gzip
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -16,6 +18,7 @@ from unlearn_jax import data
 from unlearn_jax.config import default
 from unlearn_jax.data import copies, index, layouts, prepare, preprocess, records, served, sources
 from unlearn_jax.files import file_digest
+from unlearn_jax.registry import UserError
 
 
 def test_imagenet_is_stored_as_it_is(tmp_path):
@@ -305,3 +308,47 @@ def test_a_part_of_the_records_has_its_part_of_the_hashes(tmp_path, wanted):
     for found, expected in zip(hashes, whole, strict=True):
         np.testing.assert_array_equal(found, expected[rows])
     assert (tmp_path / "out" / copies.FILE).read_bytes() == before
+
+
+def reseal(folder, change):
+    """The manifest with other values and a hash that fits."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    records.write_manifest(folder, manifest)
+
+
+def shard(manifest):
+    return manifest["splits"]["train"]["shards"][0]
+
+
+MANIFESTS = {
+    "a path": lambda m: shard(m).update(file="../secret/shard.array_record"),
+    "an absolute path": lambda m: shard(m).update(file="/etc/hostname"),
+    "a long name": lambda m: shard(m).update(file="x" * 5000),
+    "no name": lambda m: shard(m).update(file=None),
+    "the index elsewhere": lambda m: m.update(index_file="../index.gz"),
+    "a negative count": lambda m: shard(m).update(count=-5),
+    "another count": lambda m: m["splits"]["train"].update(count=2**70),
+    "no shards": lambda m: m["splits"]["train"].pop("shards"),
+    "no splits": lambda m: m.pop("splits"),
+    "no names of classes": lambda m: m.update(class_names=None),
+}
+
+
+@pytest.mark.parametrize("change", MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_that_is_sealed_and_means_nothing_is_refused(tmp_path, change):
+    imagenet(tmp_path / "raw")
+    run(tmp_path / "raw", tmp_path / "out")
+    reseal(tmp_path / "out", change)
+    with pytest.raises(UserError, match=r"manifest.json(: expected| is no) .*manifest of records"):
+        records.list_records(tmp_path / "out", ("train",))
+
+
+def test_an_index_is_a_regular_file_of_a_size_that_can_be_unpacked(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.gz")
+    with pytest.raises(OSError, match="a pipe"):
+        index.read(tmp_path / "pipe.gz")
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(10**6)))
+    monkeypatch.setattr(index, "_LARGEST", 10**5)
+    with pytest.raises(UserError, match="bomb.gz: expected an index .*more than 100000 bytes"):
+        index.read(tmp_path / "bomb.gz")

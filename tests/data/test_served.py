@@ -337,3 +337,14 @@ def test_an_image_that_somebody_asked_for_while_it_was_held_out_is_remembered(tm
     request.cfg, request.source, request.split = cfg, source, split
     made = request.entry()
     assert set(made["ids"]) == set(asked)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ids": None}, {"ids": [1]}, {"pixels": ["00"]}, {"hash": 3}, {"data": None}, {"text": []}],
+)
+def test_entries_that_are_sealed_and_mean_nothing_are_refused(tmp_path, change):
+    made = entry(*ASKED[0], "train/cat/2.png")
+    served.write(tmp_path / served.FILE, {"format": served.FORMAT, "requests": [made | change]})
+    with pytest.raises(ValueError, match=r"forgotten.json: expected the list of what was"):
+        served.of_data((tmp_path / served.FILE, ""))

@@ -540,3 +540,52 @@ def test_an_error_that_cannot_be_shown_is_still_one_line(tmp_path):
     text = "class E(Exception):\n    def __str__(self):\n        1 / 0\n    __repr__ = __str__\n"
     with pytest.raises(ValueError, match=r"rule.py, line 6: forget failed for .*exception str\(\)"):
         resolve(rule(tmp_path, text + "def forget(id, label, class_name):\n    raise E()\n"))
+
+
+def sealed(manifest):
+    return json.dumps({**manifest, "hash": splits._hash(manifest)})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("sets", "train"), [0.5], "/sets/train: expected row numbers below 128"),
+        (("sets", "forget"), [[1], [2, 3]], "/sets/forget: expected row numbers"),
+        (("sets", "retain"), [-1], "/sets/retain: expected row numbers"),
+        (("sets", "audit"), [128], "/sets/audit: expected row numbers"),
+        (("sets", "calibration"), [2**70], "/sets/calibration: expected row numbers"),
+        (("sets",), {}, "/sets/train: expected row numbers"),
+        (("sets",), [], "/sets: expected dict, got list"),
+        (("counts",), {}, "/counts/train is missing"),
+        (("dataset",), None, "/dataset: expected dict"),
+        (("request",), {"kind": "all"}, "/request: unknown kind 'all'"),
+        (("request",), {"kind": "random", "seed": 0}, "/request/fraction is missing"),
+        (("request",), {"kind": ["ids"]}, "/request/kind: expected str, got list"),
+        (("poison",), {"rows": [1]}, "/pattern is missing"),
+        (("served",), [{"hash": "x", "text": "", "rows": [True]}], "/served/0: expected row"),
+        (("id_keys",), "####", "/id_keys: expected 64 bits for each image"),
+        (("id_keys",), "AAAA", "/id_keys: expected 64 bits for each image"),
+    ],
+)
+def test_a_manifest_that_is_sealed_and_means_nothing_is_refused(tmp_path, path, value, message):
+    manifest = json.loads(json.dumps(resolve().manifest))
+    section = manifest
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    (tmp_path / "split.json").write_text(sealed(manifest))
+    with pytest.raises(UserError, match=r"split.json: expected a split manifest") as caught:
+        splits.load(tmp_path / "split.json")
+    assert message in str(caught.value)
+
+
+def test_what_can_be_resolved_can_be_read(tmp_path):
+    requests = [
+        CATS,
+        {"kind": "random", "fraction": 0.2, "seed": 3},
+        ids_file(tmp_path, "train/dog/1.png"),
+    ]
+    for request in requests:
+        split = resolve(request, poison={"fraction": 0.25, "seed": 0, "jitter": 0.5})
+        splits.save(split, tmp_path / "split.json")
+        assert splits.load(tmp_path / "split.json").manifest == split.manifest

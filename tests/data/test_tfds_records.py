@@ -1,6 +1,8 @@
 """Prepared tfds datasets whose ids are file names, and the index that is kept of them."""
 
 import io
+import json
+import os
 import re
 import shutil
 import sys
@@ -172,3 +174,42 @@ def test_metadata_import_and_exhaust_nothing(tmp_path, monkeypatch, change, mess
     with pytest.raises(UserError, match=re.escape(message)):
         opened(tmp_path / "data", "cifar10", image_size=32, splits=("train",))
     assert "evil" not in sys.modules
+
+
+def test_a_label_that_no_class_has_is_said(tmp_path):
+    prepare(tmp_path, "imagenet2012")
+    (features,) = tmp_path.glob("*/*/features.json")
+    features.write_text(features.read_text().replace('"numClasses": "2"', '"numClasses": "1"'))
+    (names,) = tmp_path.glob("*/*/label.labels.txt")
+    names.write_text(f"{WNIDS[0]}\n")
+    with pytest.raises(UserError, match=r"imagenet2012/1.0.0: expected labels in 0\.\.0"):
+        opened(tmp_path, "imagenet2012")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda of: of["featuresDict"]["features"].pop("label"), "an image and a label of a class"),
+        (lambda of: of["featuresDict"]["features"].update(
+            label=of["featuresDict"]["features"]["file_name"]), "an image and a label of a class"),
+        (lambda of: of.update(of["featuresDict"]["features"]["file_name"]), "cannot be read"),
+    ],
+)  # fmt: skip
+def test_features_of_other_kinds_are_said(tmp_path, change, message):
+    prepare(tmp_path, "imagenet2012")
+    (path,) = tmp_path.glob("*/*/features.json")
+    features = json.loads(path.read_text())
+    change(features)
+    path.write_text(json.dumps(features))
+    with pytest.raises(UserError, match=f"imagenet2012/1.0.0: .*{message}"):
+        opened(tmp_path, "imagenet2012")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "label.labels.txt"])
+def test_nobody_waits_for_a_pipe_beside_the_records(tmp_path, name):
+    prepare(tmp_path, "imagenet2012")
+    (path,) = tmp_path.glob(f"*/*/{name}")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"cannot be read .*a pipe.*{name}"):
+        opened(tmp_path, "imagenet2012")

@@ -16,8 +16,9 @@ from PIL import Image
 
 from tests.helpers.made_request import SETS, make_results, make_workdir
 from tests.helpers.pages import Page, assert_self_contained
+from unlearn_jax.registry import UserError
 from unlearn_jax.report import results_page as report
-from unlearn_jax.report.page import COLOURS
+from unlearn_jax.report.page import COLOURS, inline
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +186,23 @@ def test_binary_runs_and_imports_no_jax(workdir):
     assert done.returncode == 0, done.stderr
     assert "Is it forgotten?" in done.stdout and "report.html" in done.stdout
     assert (workdir / "report.html").read_bytes() == first
+
+
+@pytest.mark.parametrize("kind", ["link", "text", "pipe"])
+def test_a_page_shows_no_file_from_elsewhere(tmp_path, kind):
+    """Whoever hands over a folder does not get what else is on the disk, once the page is out."""
+    secret, path = tmp_path / "secret.png", tmp_path / "tsne_1.png"
+    Image.new("RGB", (2, 2)).save(secret)
+    assert inline(secret).startswith("data:image/png;base64,iVBOR")
+    {"link": lambda: path.symlink_to(secret), "pipe": lambda: os.mkfifo(path),
+     "text": lambda: path.write_text("private")}[kind]()  # fmt: skip
+    with pytest.raises((UserError, OSError), match="tsne_1.png"):
+        inline(path)
+
+
+@pytest.mark.parametrize("change", [{"confidence": 10**400}, {"limits": 3}, {"names": []}])
+def test_whatever_a_page_cannot_show_is_named(tmp_path, change):
+    workdir = make_workdir(tmp_path / "request", make_results() | change, rows=2)
+    with pytest.raises(UserError, match="results.json: expected what evaluate writes"):
+        report.write(workdir)
+    assert not (workdir / "report.html").exists()

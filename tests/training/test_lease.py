@@ -156,3 +156,36 @@ def test_what_is_no_lease_is_nobodys(text, tmp_path):
     (tmp_path / lease.FILE).write_text(text)
     assert not lease.Lease(tmp_path, ME, clock := Clock()).problem()
     assert clock.now >= 1e9 + 10
+
+
+HOSTILE = [["h", "w", 1, "b"], "owner", 1e9, 1e9]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([HOSTILE[0], "o", 1e308, 1e9]),  # no year has this number
+        json.dumps([HOSTILE[0], "o", float("nan"), 1e9]),
+        json.dumps([["h", "w", 10**400, "b"], "o", 1e9, 1e9]),
+        "[" * 50_000,
+        "9" * 5000,
+        "\xff\xfe",
+    ],
+)
+def test_a_lease_that_nobody_could_have_written_is_nobodys(tmp_path, text):
+    (tmp_path / lease.FILE).write_bytes(text.encode("latin-1"))
+    held = lease.Lease(tmp_path, ME, Clock())
+    assert not held.problem()
+    held.give_back()
+
+
+def test_a_lease_does_not_write_to_the_terminal_what_it_likes(tmp_path, capsys):
+    left_by(tmp_path, OTHER._replace(host="\x1b[31mred"), 1e6, Clock())
+    lease.Lease(tmp_path, ME, Clock()).give_back()
+    assert "of \\x1b[31mred" in capsys.readouterr().err
+
+
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_lease(tmp_path):
+    os.mkfifo(tmp_path / lease.FILE)
+    with pytest.raises(OSError, match=r"lease\.json"):
+        lease.Lease(tmp_path, ME, Clock())

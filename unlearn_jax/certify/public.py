@@ -6,7 +6,6 @@ what was trained elsewhere, or on a data set of another name; that it is public 
 of the certificate, and so does that the records of a run are those that it wrote.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from unlearn_jax import checkpoint
+from unlearn_jax import checkpoint, files
 from unlearn_jax.config import certified
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.splits import Split
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 Rows = Int[np.ndarray, "_"]
 
@@ -50,16 +49,15 @@ def _check(folder: Path, split: Split, of: Path, before: tuple[Path, ...]) -> No
         raise _unknown(of, f"{folder} has {there[0]}, but not both config.json and split.json")
     trained = splits.load(folder / "split.json")
     try:
-        recorded = json.loads((folder / "config.json").read_text("utf-8"))
+        recorded = files.read_json(folder / "config.json", "the record of a run")
         used = _rows(recorded, trained)
         parents = [recorded["config"][key] for key in ("init_from", "reference_from")]
         checksums = recorded["relevant"]["init_from"]
         noised = certified.position(recorded["config"]) is not None
         around = recorded["config"]["certificate"]["centre_from"] if noised else ""
         parents = [p for p in zip(parents, checksums, strict=True) if p != ("", None)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise _unknown(of, f"{folder / 'config.json'} does not say ({reason})") from error
+    except Exception as error:  # whatever is wrong with it
+        raise _unknown(of, f"{folder / 'config.json'} does not say ({brief(error)})") from error
     if around:
         raise _unknown(of, f"{folder} was noised around another model, {around}")
     derived = "" if folder == of else f", which was derived from {folder},"
@@ -116,8 +114,8 @@ def _rows(recorded: Mapping[str, Any], trained: Split) -> Rows:
     return used
 
 
-def _unknown(of: Path, why: str) -> ValueError:
-    return ValueError(
+def _unknown(of: Path, why: str) -> UserError:
+    return UserError(
         f"certificate.centre_from: expected in {of} a model that can be told to never have seen "
         f"the forget set: {why}. Use another, or train it again."
     )

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, distributed, models, sharding
+from unlearn_jax import checkpoint, distributed, files, models, sharding
 from unlearn_jax.certify import certificate, public
 from unlearn_jax.config import certified
 from unlearn_jax.files import file_digest, read_jsonl
@@ -225,11 +225,12 @@ def clipped_share(workdir: Path) -> float | None:
     """
     noised = certificate.read(workdir / certificate.FILE).run
     lines = read_jsonl(workdir / "metrics.jsonl")
-    lines = [line for line in lines if line["phase"] == noised["phase"] and "clipped" in line]
-    if not lines:
-        return None
-    steps = np.diff([noised["first_step"], *(line["step"] for line in lines)])
-    return float(np.average([line["clipped"] for line in lines], weights=steps))
+    with files.of_others(workdir / "metrics.jsonl", "the steps of a certified run"):
+        lines = [line for line in lines if line["phase"] == noised["phase"] and "clipped" in line]
+        if not lines:
+            return None
+        steps = np.diff([noised["first_step"], *(line["step"] for line in lines)])
+        return float(np.average([line["clipped"] for line in lines], weights=steps))
 
 
 def clipping_text(share: float | None) -> list[str]:

@@ -10,7 +10,6 @@ signature: whoever can write all of these files can write consistent ones; sign 
 say who did.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ from unlearn_jax.registry import UserError
 from unlearn_jax.sharding import leaf_path
 from unlearn_jax.training import noisy
 
-_MAX_STEPS = 10**6  # a bound takes some time for each
+# A bound takes some time for each step: the closed one of clipped updates least.
+_MAX_STEPS = {"noisy_finetune": 10**6, "model_clipping": 10**5, "reflection": 10**4}
 
 
 @registry.of_record()
@@ -50,13 +50,14 @@ def verify(workdir: Path, original: Path | None = None, original_hash: str = "")
       UserError: the first thing that is not as it should be.
     """
     found = certificate.read(workdir / certificate.FILE)
-    _numbers(found)
-    cfg = _config(found, workdir)
-    split = splits.load(workdir / "split.json")
-    _record(found, cfg, workdir, split)
-    _noise_seen(found, workdir)
-    deleted = original_hash if original is None else ""
-    _parameters(found, cfg, workdir, deleted, original or Path(cfg.init_from), split)
+    with files.of_others(workdir, "a certified run"):
+        _numbers(found)
+        cfg = _config(found, workdir)
+        split = splits.load(workdir / "split.json")
+        _record(found, cfg, workdir, split)
+        _noise_seen(found, workdir)
+        deleted = original_hash if original is None else ""
+        _parameters(found, cfg, workdir, deleted, original or Path(cfg.init_from), split)
     if (workdir / noisy.SECRET_FILE).exists():
         raise UserError(
             f"{workdir / noisy.SECRET_FILE} still exists: with it the noise can be subtracted. "
@@ -72,10 +73,12 @@ def _expect(what: str, expected: Any, got: Any) -> None:
 
 def _numbers(found: Certificate) -> None:
     """Recompute everything that follows from mechanism, arguments, certifier, accountant, delta."""
-    steps = found.arguments.get("steps", 0)
-    if not 1e-300 <= found.delta < 1 or type(steps) is not int or steps > _MAX_STEPS:
+    steps, accountant = found.arguments.get("steps", 0), found.accountant
+    kind = accountant if accountant == "reflection" else found.mechanism
+    most = _MAX_STEPS.get(kind, 10**6)
+    if not 1e-300 <= found.delta < 1 or type(steps) is not int or steps > most:
         raise UserError(
-            f"certificate: expected a delta from 1e-300 to 1 and at most {_MAX_STEPS:,} steps, got "
+            f"certificate: expected a delta from 1e-300 to 1 and at most {most:,} steps, got "
             f"{found.delta!r} and {steps!r}: the bound would take hours to recompute."
         )
     wanted = "reflection" if found.accountant == "reflection" else "gdp"
@@ -156,7 +159,7 @@ def _record(found: Certificate, cfg: ConfigDict, workdir: Path, split: splits.Sp
     _expect("run", expected, found.run)
     _expect("final step", step, meta["step"])
     _expect("earlier checkpoints", [meta["step"]], sorted(checkpoint.saved_steps(workdir)))
-    rows = json.loads((workdir / "config.json").read_text())["relevant"]["rows"]
+    rows = identity.of_run(workdir)[1].get("rows")
     _expect("split of the run", rows, split.manifest["hash"])
 
 

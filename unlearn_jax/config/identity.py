@@ -21,6 +21,7 @@ NOT_HASHED_SCRATCH = ("request", "retain", "holdout", "poison", "probe_rows", "c
 _NOT_HASHED_REQUEST = ("served", "remember", "case", "due")
 # Keys of `audit` that earlier versions had.
 GONE = ("finetune_steps", "relearn.rows", "relearn.seeds")
+RECORD = "the record of a run"
 NOT_HASHED_DATA = ("data_dir", "cache", "num_threads", "prefetch")
 
 
@@ -111,18 +112,15 @@ def of_run(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
       UserError: there is none, or its two parts do not agree.
     """
     path = workdir / "config.json"
-    try:
-        recorded = json.loads(path.read_text("utf-8"))
+    with files.of_others(path, RECORD):
+        recorded = files.read_json(path, RECORD)
         # What the config itself says: keys that came with later versions are left out.
         said, known = ConfigDict(tuples(recorded["config"])), dict(recorded["relevant"])
         more = {key: known[key] for key in ("rows", "init_from", "masks") if key in known}
         again = relevant(said, **more)
-        differ = changes(known, json.loads(json.dumps(again)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected the record of a run; {error!r}.") from error
-    if differ:
-        raise UserError("\n  ".join([f"{path}: its two parts differ:", *differ[:10]]))
-    return filled(tuples(recorded["config"])), known
+        if differ := changes(known, json.loads(json.dumps(again))):
+            raise UserError("\n  ".join([f"{path}: its two parts differ:", *differ[:10]]))
+        return filled(tuples(recorded["config"])), known
 
 
 def tuples(values: Any) -> Any:
@@ -162,7 +160,8 @@ def claim(workdir: Path, config: ConfigDict, **more: Any) -> dict[str, Any]:
     path = workdir / "config.json"
     facts = json.loads(json.dumps(relevant(config, **more)))
     if path.exists():
-        changed = changes(json.loads(path.read_text())["relevant"], facts)
+        before = files.read_json(path, RECORD, schema={"relevant": dict})["relevant"]
+        changed = changes(before, facts)
         if changed:
             listed = "\n".join(f"  {line}" for line in changed[:20])
             raise UserError(

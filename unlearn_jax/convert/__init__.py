@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from unlearn_jax import models
+from unlearn_jax import files, models
 from unlearn_jax.convert import naming
 from unlearn_jax.convert.family import Family
 from unlearn_jax.convert.reading import Tensors, open_tensors
@@ -78,11 +78,27 @@ def recognised(path: Path, key: str = "") -> str:
     return found
 
 
-def described(manifest: Mapping[str, Any]) -> Any:
-    """Return the model that the manifest of a conversion describes."""
-    if ":" in manifest["family"]:  # of `own.import_torch`
-        return models.build(manifest["family"], **manifest["model"])
-    return find(manifest["family"]).build(**manifest["model"])
+def manifest(workdir: Path) -> dict[str, Any]:
+    """Read the manifest of a conversion.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    what, fix = "what convert writes", "Convert the file again."
+    return files.read_json(workdir / MANIFEST, what, fix, {"family": str, "model": dict})
+
+
+def described(workdir: Path) -> Any:
+    """Return the model that the manifest of a conversion describes.
+
+    Raises:
+      UserError: it describes none.
+    """
+    with files.of_others(workdir / MANIFEST, "what convert writes", "Convert the file again."):
+        said = manifest(workdir)
+        if ":" in said["family"]:  # of `own.import_torch`
+            return models.build(said["family"], **said["model"])
+        return find(said["family"]).build(**said["model"])
 
 
 def mapping(family: Family, model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -27,6 +27,7 @@ from absl import flags
 
 import unlearn_jax
 from unlearn_jax import checkpoint, cli, convert, files, models, sharding
+from unlearn_jax.config.identity import RECORD
 from unlearn_jax.convert import agreement as verify
 from unlearn_jax.convert import settings, writing
 from unlearn_jax.convert.reading import Tensors, weights
@@ -188,19 +189,18 @@ def _like(model: Any) -> Any:
 
 
 def _manifest(workdir: Path) -> dict[str, Any] | None:
-    path = workdir / convert.MANIFEST
-    return json.loads(path.read_text()) if path.exists() else None
+    return convert.manifest(workdir) if (workdir / convert.MANIFEST).exists() else None
 
 
 def _model(family: str, workdir: Path) -> Any:
     """Build the model in a workdir, by its conversion.json, or its config.json after training."""
-    name, manifest = _held(workdir), _manifest(workdir)
+    name = _held(workdir)
     if name != family:
         raise UserError(f"--family: {workdir} holds a model of {name!r}, got {family!r}.")
-    if manifest:
-        return convert.described(manifest)
-    fields = json.loads((workdir / "config.json").read_text())["config"]["model"]
-    return models.build(fields.pop("name"), **fields)
+    if _manifest(workdir):
+        return convert.described(workdir)
+    with files.of_others(workdir / "config.json", RECORD):
+        return models.build(**_recorded(workdir))
 
 
 def _held(workdir: Path) -> str:
@@ -208,8 +208,14 @@ def _held(workdir: Path) -> str:
     if manifest := _manifest(workdir):
         return manifest["family"]
     if (workdir / "config.json").exists():
-        return json.loads((workdir / "config.json").read_text())["config"]["model"]["name"]
+        return _recorded(workdir)["name"]
     raise UserError(f"--from: {workdir} has neither {convert.MANIFEST} nor config.json.")
+
+
+def _recorded(workdir: Path) -> dict[str, Any]:
+    """Read the section on the model of the record of a run."""
+    path, schema = workdir / "config.json", {"config": {"model": {"name": str}}}
+    return files.read_json(path, RECORD, schema=schema)["config"]["model"]
 
 
 def _fields(texts: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Tensors out of PyTorch files: checksums first, then the restricted unpickler; nothing is run."""
 
 import argparse
+import contextlib
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.convert.reading import Tensors, package, reader
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
+_NAME = 255  # letters of the name of a class
 _DEEP = 4  # how far down in a file tensors may be
 
 
@@ -51,6 +54,9 @@ def open_tensors(path: Path, key: str) -> Tensors:
     torch = package("torch")
     zipped = _check_zip(path)  # files from before torch 1.6 are none, and read as a whole
 
+    if _has_long_name(path, zipped):
+        raise UserError(f"{path} is refused: it asks for a class of more than {_NAME} letters.")
+
     def load() -> Any:
         with torch.serialization.safe_globals(list(_ALLOWED)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -65,9 +71,8 @@ def open_tensors(path: Path, key: str) -> Tensors:
             f"that it names, and nothing of it was run. {what}Load it where you trust it and save "
             "the weights alone: torch.save(model.state_dict(), FILE)."
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or no PyTorch checkpoint: {reason}") from error
+    except Exception as error:  # damage shows up as almost any exception type
+        raise UserError(f"{path} is damaged or no PyTorch checkpoint: {brief(error)}.") from error
     sets = _sets(loaded, torch.Tensor)
     chosen = _choose(path, loaded, sets, key)
     state = sets[chosen]
@@ -111,14 +116,33 @@ def _check_zip(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             packed = [i.filename for i in archive.infolist() if i.compress_type or i.flag_bits & 1]
             bad = packed[0] if packed else archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {error}. Get the file again.") from error
+    except Exception as error:  # damage shows up as almost any exception type
+        raise UserError(f"{path} is damaged: {brief(error)}. Get the file again.") from error
     if bad:
         raise UserError(
             f"{path} is damaged: the checksum (CRC-32) of {bad} in it is wrong, so its values are "
             "not those that were written. Nothing of it was taken. Get the file again."
         )
     return True
+
+
+def _has_long_name(path: Path, zipped: bool) -> bool:
+    """Tell whether a pickle in a file asks for a class of a long name: torch's search takes hours.
+
+    What is no pickle has none; torch then says so.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Exception))  # as many types as in torch
+        if zipped:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            streams = [archive.open(i) for i in archive.infolist() if i.filename.endswith(".pkl")]
+        else:  # several, one after the other
+            streams = [stack.enter_context(path.open("rb"))] * 5
+        for stream in streams:
+            for opcode, name, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL" and len(name) > _NAME:
+                    return True
+    return False
 
 
 def _sets(loaded: Any, tensor: type, at: str = "", depth: int = _DEEP) -> dict[str, dict]:

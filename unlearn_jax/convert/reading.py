@@ -1,7 +1,6 @@
 """Tensors out of PyTorch and safetensors files, one at a time, without running anything in them."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.registry import UserError
+from unlearn_jax import files
+from unlearn_jax.registry import UserError, brief
 
 _MAPPED_BYTES = 2**27
 _FLOATS = ("float32", "float16", "bfloat16")
@@ -108,7 +108,7 @@ def open_tensors(path: Path, key: str = "") -> Tensors:
         listed = {tensor for tensor, file in where.items() if file == name}
         if wrong := sorted(listed ^ tensors.shapes.keys()):
             raise UserError(
-                f"{first} and {name} do not fit together: {wrong[0]} is in one of them only. "
+                f"{first} and {name} do not fit together: {wrong[0]!r} is in one of them only. "
                 "Get both again."
             )
     return Tensors(
@@ -122,12 +122,12 @@ def open_tensors(path: Path, key: str = "") -> Tensors:
 def _index(path: Path) -> dict[str, str]:
     """Read {tensor: file} of the index of a sharded checkpoint; files are beside it."""
     try:
-        where = json.loads(path.read_text("utf-8"))["weight_map"]
+        where = files.read_json(path, "an index")["weight_map"]
         names = {str(name) for name in where.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected an index with a weight_map, got {error!r}.") from error
     for name in sorted(names):
-        if Path(name).name != name or not (path.parent / name).is_file():
+        if not files.is_name(name) or not (path.parent / name).is_file():
             raise UserError(f"{path} lists {name!r}, which is no file beside it. Get it again.")
     return where
 
@@ -161,16 +161,17 @@ def _safetensors(path: Path, key: str) -> Tensors:
         file = safetensors.safe_open(path, framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
+        raise UserError(f"{path} is not a readable safetensors file: {brief(error)}.") from error
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     names |= {f"{k}{n}": f"{'u' * (k == 'U')}int{n}" for k in "IU" for n in (8, 16, 32, 64)}
     dtypes = {k: names.get(s.get_dtype(), s.get_dtype()) for k, s in slices.items()}
 
     def get(file: Any, name: str) -> np.ndarray:
-        if dtypes[name] == "bfloat16":  # numpy alone has none
-            with safetensors.safe_open(path, framework="flax") as again:
-                return np.asarray(again.get_tensor(name))
-        return file.get_tensor(name)
+        with files.of_others(path, "tensors that can be read"):
+            if dtypes[name] == "bfloat16":  # numpy alone has none
+                with safetensors.safe_open(path, framework="flax") as again:
+                    return np.asarray(again.get_tensor(name))
+            return file.get_tensor(name)
 
     shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
     return Tensors(shapes, dtypes, reader(lambda: safetensors.safe_open(path, "numpy"), get))

@@ -1,14 +1,14 @@
 """What is said about a checkpoint beside its tensors: arguments in the file, configs beside it."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unlearn_jax import files
 from unlearn_jax.convert import mae, vitmae
 from unlearn_jax.convert.reading import Tensors
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 Said = dict[str, dict[str, Any]]  # fields by where they are said
 _LARGEST = 2**20  # bytes of a config
@@ -40,8 +40,9 @@ def said(family: str, tensors: Tensors, file: Path) -> Said:
         if not _networks(values):
             found[own.name] = values
     for path in sorted(file.parent.glob("*.json")):
-        if not path.name.endswith(".index.json") and (fields := _beside(family, path)):
-            found[path.name] = fields
+        with files.of_others(path, "a config of the weights beside it"):
+            if not path.name.endswith(".index.json") and (fields := _beside(family, path)):
+                found[path.name] = fields
     return {origin: fields for origin, fields in found.items() if fields}
 
 
@@ -64,17 +65,12 @@ def _beside(family: str, path: Path) -> dict[str, Any]:
 def _read(path: Path, strict: bool = True) -> dict[str, Any]:
     """Read a config; // begins a comment in Palette's."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise UserError("it is too large for a config")
-        text = path.read_text("utf-8")
-        values = json.loads(re.sub(r'^((?:[^"\n]|"[^"\n]*")*?)//.*$', r"\1", text, flags=re.M))
-        if not isinstance(values, dict):
-            raise UserError("expected {name: value}")
-    except (ValueError, OSError, RecursionError) as error:
+        content = files.regular(path, _LARGEST).read_bytes()
+        return files.parse(re.sub(rb'^((?:[^"\n]|"[^"\n]*")*?)//.*$', rb"\1", content, flags=re.M))
+    except (ValueError, OSError) as error:
         if strict:
-            raise UserError(f"{path} beside the weights cannot be read: {error}.") from error
+            raise UserError(f"{path} beside the weights cannot be read: {brief(error)}.") from error
         return {}
-    return values
 
 
 def _pretraining(arguments: Mapping[str, Any]) -> dict[str, Any]:

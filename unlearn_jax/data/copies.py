@@ -18,6 +18,7 @@ from jaxtyping import Int, Int64, UInt8, UInt64
 from PIL import Image
 from tqdm import tqdm
 
+from unlearn_jax import files
 from unlearn_jax.data import index, records
 from unlearn_jax.data.sources import Source
 
@@ -120,12 +121,12 @@ def save(path: Path, ids: Sequence[str], hashes: Hashes) -> None:
 def load(path: Path, ids: Sequence[str]) -> Hashes | None:
     """Return the hashes in a file; None if it is missing, damaged, or not of just these ids."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in ("format", "ids", *Hashes._fields)}
+        arrays = files.unzip(files.regular(path))
+        found = {key: arrays[key] for key in ("format", "ids", *Hashes._fields)}
     except Exception:  # no file, no zip, a bad checksum, an array missing: whatever zipfile meets
         return None
     hashes = Hashes(*(found[key] for key in Hashes._fields))
-    good = found["format"] == FORMAT and found["ids"] == id_digest(ids)
+    good = [str(found[key]) for key in ("format", "ids")] == [FORMAT, id_digest(ids)]
     shapes = [(array.dtype, array.shape) for array in hashes]
     good = good and shapes == [(np.uint64, (len(ids), 2)), (np.uint64, (len(ids), 4))]
     return hashes if good else None

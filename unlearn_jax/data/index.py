@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from unlearn_jax.registry import UserError
+from unlearn_jax import files
+from unlearn_jax.registry import UserError, brief
 
 FORMAT = "unlearn_jax.index.v1"
+_LARGEST = 2**30  # bytes of an index, of about ten million images
 
 
 class Index(NamedTuple):
@@ -51,9 +53,13 @@ def read(path: Path) -> Index:
         UserError: not one, or a damaged one (gzip has a checksum).
         OSError: it cannot be opened.
     """
-    packed = path.read_bytes()
+    packed = files.regular(path).read_bytes()
     try:
-        header, rest = gzip.decompress(packed).split(b"\n", 1)
+        unpacker = zlib.decompressobj(wbits=31)  # a few bytes can unpack to many
+        content = unpacker.decompress(packed, _LARGEST)
+        if not unpacker.eof:
+            raise UserError(f"truncated, or of more than {_LARGEST} bytes")
+        header, rest = content.split(b"\n", 1)
         facts = json.loads(header)
         n = facts["n"]
         if facts["format"] != FORMAT:
@@ -65,6 +71,6 @@ def read(path: Path) -> Index:
             raise UserError(f"{len(ids)} ids for {n} records")
     except (EOFError, KeyError, OSError, TypeError, ValueError, zlib.error) as error:
         raise UserError(
-            f"{path}: expected an index ({FORMAT}), or it is damaged: {error}."
+            f"{path}: expected an index ({FORMAT}), or it is damaged: {brief(error)}."
         ) from None
     return Index(ids, numbers[0], numbers[1:].T)

@@ -62,6 +62,7 @@ class Ids:
     ):
         self.ids, self.splits, self.root, self.bad = ids, splits, root, bad
         self.rows = {id: row for row, id in enumerate(ids)}
+        self.deepest = max((id.count("/") for id in ids), default=0) + 1
         self.same: dict[str, int] = {}  # by the id in Unicode's normal form
         self.alias: dict[str, int] = {}  # by the id with one name for the folders of a split
         for row, id in enumerate(ids):
@@ -89,7 +90,7 @@ class Ids:
         parts = path.split("/")
         for table, key in ((self.same, str), (self.alias, _canonical)):
             found = set()
-            for start in range(len(parts)):
+            for start in range(max(0, len(parts) - self.deepest), len(parts)):
                 row = table.get(key("/".join(parts[start:])), NONE)
                 if row != NONE and not self._elsewhere(parts[:start], row):
                     found.add(row)

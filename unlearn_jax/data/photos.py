@@ -9,7 +9,9 @@ import csv
 import errno
 import io
 import json
+import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,8 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from unlearn_jax import files
-from unlearn_jax.data.readers import Listing, Survey, brief, read_file, split_ranges
-from unlearn_jax.registry import UserError
+from unlearn_jax.data.readers import Listing, Survey, read_file, split_ranges
+from unlearn_jax.registry import UserError, brief
 
 try:  # iPhones' format, of which Pillow alone reads nothing
     import pillow_heif
@@ -39,7 +41,10 @@ MAX_PIXELS = 178_956_970  # where Pillow itself ends
 MAX_RATIO = 200  # of the sides; the shorter one may have to become data.image_size
 BACKGROUND = "white"  # of what is transparent
 QUARANTINE = "quarantine.csv"
-_LARGE = f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more"
+LAYERS = 3  # of an image that is composed, at once in memory, so that it may have fewer pixels
+_LARGE, _alone, _together = 2**25, threading.Lock(), contextlib.nullcontext()  # pixels; one at once
+_MORE = f"expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more"
+_GREY = np.rint(np.arange(2**16, dtype=np.float32) / 257).astype(np.uint8)
 _HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 COMPOSED = "composed"  # key of an image's `info`: it had something transparent
@@ -64,23 +69,29 @@ def decode(data: bytes, id: str, exif: bool = False) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     _check_header(image, wide, id)
-    with _reading(id, data):
+    with _reading(id, data), _alone if math.prod(image.size) > _LARGE else _together:
         image.load()
-    if exif:
-        with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
-            image = ImageOps.exif_transpose(image)
-    if wide:  # PIL would saturate, not rescale
-        grey = np.rint(np.asarray(image, np.float32) / 257).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    with _reading(id, data):
-        return _composed(image) if image.has_transparency_data else image.convert("RGB")
+        if exif:
+            with contextlib.suppress(Exception):  # EXIF that cannot be read says nothing
+                image = ImageOps.exif_transpose(image)
+        if wide:  # PIL would saturate, not rescale
+            return Image.fromarray(_GREY[np.asarray(image)]).convert("RGB")
+        if image.has_transparency_data:
+            return _composed(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_header(image: Image.Image, wide: bool, id: str) -> None:
     """Check what is known of an image before it is decoded; raise UserError if it is unsuitable."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{id}: {_LARGE}: {width} x {height}. Make it smaller.")
+    (width, height), most = image.size, MAX_PIXELS
+    if image.has_transparency_data:
+        most //= LAYERS
+    if width * height > most:
+        kind = " with transparency" * (most < MAX_PIXELS)
+        raise UserError(
+            f"{id}: expected at most {most / 1e6:.0f} megapixels{kind}, got more: {width} x "
+            f"{height}. Make it smaller."
+        )
     if max(image.size) > MAX_RATIO * min(image.size):
         raise UserError(
             f"{id}: expected sides that differ {MAX_RATIO} times at most, got {width} x {height} "
@@ -110,7 +121,7 @@ def _reading(id: str, data: bytes) -> Iterator[None]:
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{id}: {_LARGE}. Make it smaller.") from error
+        raise UserError(f"{id}: {_MORE}. Make it smaller.") from error
     except UnidentifiedImageError as error:  # its own message has an address in it
         apple = data[4:8] == b"ftyp" and data[8:12] in _HEIC
         why = "HEIC needs: pip install pillow-heif" if apple else "of no known format"
@@ -226,6 +237,14 @@ def quarantined(path: Path) -> dict[str, str]:
     """Return the reasons of a table by path; {} if there is no such file."""
     if not path.is_file():
         return {}
-    rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8", "surrogateescape")))
-    cells = [[c[1:] if c[:1] == "'" and c[1:2] in _FORMULA else c for c in row] for row in rows]
-    return {row[0]: row[1] for row in cells[1:] if len(row) == 2}
+    text = files.regular(path).read_bytes().decode("utf-8", "surrogateescape")
+
+    def plain(cell: str) -> str:
+        return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA else cell
+
+    try:
+        rows = csv.reader(io.StringIO(text))
+        next(rows, None)
+        return {plain(row[0]): plain(row[1]) for row in rows if len(row) == 2}
+    except csv.Error as error:
+        raise UserError(f"{path}: expected a table of paths and reasons; {error}.") from error

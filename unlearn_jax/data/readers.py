@@ -195,8 +195,3 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     """Quote the first few names and say how many more there are; for messages."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more
-
-
-def brief(error: Exception) -> str:
-    """Describe an error in one line: its kind and its first line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

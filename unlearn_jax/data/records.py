@@ -28,13 +28,17 @@ from typing import Any
 from array_record.python import array_record_module as array_record
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from unlearn_jax import files
 from unlearn_jax.data import index, photos
-from unlearn_jax.data.readers import Listing, Survey, brief, check_splits, split_ranges
+from unlearn_jax.data.readers import Listing, Survey, check_splits, split_ranges
 from unlearn_jax.files import file_digest
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 FORMAT = "unlearn_jax.records.v1"
 MANIFEST, INDEX = "manifest.json", "index.gz"
+_SHARD = {"file": str, "count": int, "bytes": int, "sha256": str}
+_SCHEMA = {"name": str, "class_names": [str], "index": str, "plan": str}
+_SCHEMA |= {"splits": {"*": {"count": int, "shards": [_SHARD]}}}
 UNFINISHED = "unfinished"  # folder of what is known of finished shards, until all are
 _AGAIN = "Prepare it again into a new folder, or copy it again."
 
@@ -122,20 +126,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text("utf-8"))
-        found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = files.read_json(path, "the manifest of prepared records")
+    except UserError as error:
         raise UserError(
-            f"data.path: expected a folder with prepared records, {path} is not ({brief(error)}). "
-            "Make them with: python -m unlearn_jax.prepare --source=... --out=... (an interrupted "
-            "preparation goes on with the same command)."
+            f"data.path: expected a folder with prepared records; {error} Make them with: python "
+            "-m unlearn_jax.prepare --source=... --out=... (an interrupted preparation goes on "
+            "with the same command)."
         ) from error
-    if found != FORMAT:
-        raise UserError(f"{path}: expected format {FORMAT}, got {found!r}. {_AGAIN}")
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: expected format {FORMAT}, got {manifest.get('format')!r}. {_AGAIN}"
+        )
     rest = {key: value for key, value in manifest.items() if key != "hash"}
     if manifest.get("hash") != digest(rest):
         raise UserError(f"{path}: the manifest was changed after it was written. {_AGAIN}")
+    wrong = files.problems(manifest, _SCHEMA) or _misfits(manifest)
+    if wrong:
+        raise UserError("\n  ".join([f"{path} is no manifest of records. {_AGAIN}", *wrong[:10]]))
     return manifest
+
+
+def _misfits(manifest: Mapping[str, Any]) -> list[str]:
+    """List names that are paths, and counts that do not add up."""
+    names, wrong = [manifest.get("index_file", INDEX)], []
+    for split, facts in manifest["splits"].items():
+        names += [shard["file"] for shard in facts["shards"]]
+        counts = [shard["count"] for shard in facts["shards"]]
+        if min(counts, default=0) < 0 or sum(counts) != facts["count"]:
+            wrong.append(f"{split}: {facts['count']} images, in its shards {counts[:5]}")
+    return wrong + [f"no file beside it: {name!r}" for name in names if not files.is_name(name)]
 
 
 def list_records(folder: Path, splits: Sequence[str]) -> Listing:

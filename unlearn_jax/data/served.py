@@ -19,15 +19,17 @@ import numpy as np
 from jaxtyping import UInt64
 from ml_collections import ConfigDict
 
+from unlearn_jax import files
 from unlearn_jax.data.records import digest
 from unlearn_jax.data.sampling import Rows
 from unlearn_jax.data.sources import Source
 from unlearn_jax.data.tfds_records import find_prepared
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 FILE = "forgotten.json"
 FORMAT = "unlearn_jax.forgotten.v1"
 Entry = dict[str, Any]
+_SCHEMA = {"hash": str, "data": str, "text": str, "date": str, "ids": [str], "pixels": [str]}
 Pixels = UInt64[np.ndarray, "n 2"] | None
 
 
@@ -168,15 +170,18 @@ def union(*of: Sequence[Entry]) -> list[Entry]:
 
 def _read(path: Path) -> list[Entry]:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = files.parse(files.regular(path).read_bytes())
         recorded = content.pop("digest")
         if content["format"] != FORMAT or recorded != digest(content):
             raise UserError("it was changed after it was written")
-        return list(content["requests"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        wrong = files.problems(content["requests"], [_SCHEMA])
+        if wrong or any(len(e["pixels"]) not in (0, len(e["ids"])) for e in content["requests"]):
+            raise UserError(f"it has other entries {wrong[:1]}")
+        return content["requests"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: expected the list of what was forgotten ({FORMAT}): {error}. Without it, "
-            "forgotten images would be trained on again. Restore it from a copy."
+            f"{path}: expected the list of what was forgotten ({FORMAT}): {brief(error)}. Without "
+            "it, forgotten images would be trained on again. Restore it from a copy."
         ) from error
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Int, Int32, Shaped, UInt8, UInt64
 from PIL import Image
 from tqdm import tqdm
 
-from unlearn_jax import registry
+from unlearn_jax import files, registry
 from unlearn_jax.data import photos, preprocess
 from unlearn_jax.data.mask_files import Masks
 from unlearn_jax.data.preprocess import Crops, View
@@ -25,7 +25,6 @@ from unlearn_jax.data.readers import (
     AS_IT_IS,
     Listing,
     Survey,
-    brief,
     check_splits,
     list_folder,
     numbers,
@@ -35,7 +34,7 @@ from unlearn_jax.data.readers import (
 from unlearn_jax.data.records import list_records
 from unlearn_jax.data.sizes import Size, settled, sides
 from unlearn_jax.data.tfds_records import list_tfds
-from unlearn_jax.registry import UserError
+from unlearn_jax.registry import UserError, brief
 
 Keys = UInt64[np.ndarray, "b 2"] | None
 _MOST_CLASSES = 100_000  # without names; a label above is no class but a mistake
@@ -235,10 +234,7 @@ def from_arrays(
 
 def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
     try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise OSError("a folder, a pipe or a device")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        arrays = files.unzip(files.regular(path))
     except Exception as error:  # no file, no zip, a bare .npy, truncated, pickled objects
         raise UserError(
             f"data.path: expected an .npz file without Python objects, got {str(path)!r} "
@@ -252,13 +248,14 @@ def _open_npz(path: Path, view: View, splits: Sequence[str]) -> Source:
             f"{path}: expected image [n, {height}, {width}, 3], got {image.shape}. Set "
             "data.image_size, or resize and repeat channels beforehand."
         )
-    given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
-    for key, values in given.items():
-        if values.ndim != 1:
+    with files.of_others(path, f"names in the arrays {', '.join(NPZ_NAMES)}"):
+        given = {key: arrays[key].astype(str) for key in NPZ_NAMES if key in arrays}
+        names = {key: values.tolist() for key, values in given.items()}
+    for key, values in names.items():
+        if given[key].ndim != 1:
             raise UserError(
-                f"{path}: expected {key} as a list of names, got one value, {values.tolist()!r}."
+                f"{path}: expected {key} as a list of names, got one value, {values!r}."
             )
-    names = {key: values.tolist() for key, values in given.items()}
     source = from_arrays(
         image,
         arrays["label"],
@@ -302,7 +299,7 @@ def _from_listing(listing: Listing, view: View, cache: bool) -> Source:
     known["original"] = original
     if not cache:
         return Source(**known, read=decode)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = files.memory()
     if math.prod(shape) > memory / 2:
         raise UserError(
             f"{listing.name}: {math.prod(shape) / 2**30:.0f} GiB of decoded images are too much "

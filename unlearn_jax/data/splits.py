@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt64
 
+from unlearn_jax import files
 from unlearn_jax.data import holdout as unseen
+from unlearn_jax.data import manifest as manifests
 from unlearn_jax.data import photos
 from unlearn_jax.data.copies import Hashes
 from unlearn_jax.data.poison import PATTERN, choose, stated
@@ -326,14 +328,9 @@ def load(path: str | Path, source: Source | None = None) -> Split:
     Raises:
         UserError: no manifest, a changed one, or one of another dataset.
     """
-    try:
-        manifest = json.loads(Path(path).read_text("utf-8"))
-        found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: expected a split manifest ({FORMAT}); {type(error).__name__}: {error}. Make "
-            "it again from the config."
-        ) from error
+    what, fix = f"a split manifest ({FORMAT})", "Make it again from the config."
+    manifest = files.read_json(Path(path), what, fix, {"format": str})
+    found = manifest["format"]
     if found not in (FORMAT, OLD_FORMAT):
         raise UserError(f"{path}: expected format {FORMAT}, got {found!r}. Make the split again.")
     if manifest.get("hash") != _hash(manifest):
@@ -342,6 +339,8 @@ def load(path: str | Path, source: Source | None = None) -> Split:
             f"{manifest.get('hash')!r}, that of its content {_hash(manifest)!r}. Make the split "
             "again."
         )
+    if wrong := manifests.problems(manifest, _keys_of(manifest)):
+        raise UserError("\n  ".join([f"{path}: expected {what}. {fix}", *wrong[:10]]))
     if source is not None:
         dataset, (here, _) = manifest["dataset"], _dataset(source)
         if dataset["fingerprint"] != here["fingerprint"]:
@@ -359,10 +358,14 @@ def load(path: str | Path, source: Source | None = None) -> Split:
 
 def of_manifest(manifest: dict[str, Any], said: Sequence[str] = ()) -> Split:
     """Return the split that a manifest, already checked, describes."""
-    old = manifest["format"] == OLD_FORMAT
-    names = {name: "holdout" if old and name in SETS[3:] else name for name in SETS}
-    sets = {name: np.array(manifest["sets"][key], np.int64) for name, key in names.items()}
+    sets = {k: np.array(manifest["sets"][key], np.int64) for k, key in _keys_of(manifest).items()}
     return Split(**sets, manifest=manifest, said=tuple(said))
+
+
+def _keys_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the key that a manifest has each set under."""
+    old = manifest["format"] == OLD_FORMAT
+    return {name: "holdout" if old and name in SETS[3:] else name for name in SETS}
 
 
 # Checks and hashes.

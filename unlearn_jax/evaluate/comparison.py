@@ -89,7 +89,7 @@ def read(workdir: Path, of: Mapping[str, Any] | None = None) -> tuple[dict[str, 
       UserError: there is none, or a file is not what was written.
     """
     path = workdir / POINTS
-    try:
+    with files.of_others(path, "the record of a comparison"):
         lines = files.read_jsonl(path)
         headers = {tag(line["about"]): line["about"] for line in lines if "about" in line}
         if not headers:
@@ -103,10 +103,8 @@ def read(workdir: Path, of: Mapping[str, Any] | None = None) -> tuple[dict[str, 
             if not arrays[key].is_file() or files.file_digest(arrays[key]) != p["sha256"]
         ]
         if altered:
-            raise UserError(f"missing, or not as measured: {', '.join(altered)}.")
+            raise UserError(f"missing, or not as measured: {', '.join(altered[:5])}.")
         return headers.get(chosen, {}), {k: Point(p, _arrays(arrays[k])) for k, p in found.items()}
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: no record of a comparison ({error!r}).") from error
 
 
 def merge(workdirs: Sequence[Path]) -> tuple[dict[str, Any], Points]:
@@ -277,8 +275,8 @@ def write(workdir: Path, of: Mapping[str, Any], points: Points) -> dict[str, Any
 
 
 def _arrays(path: Path) -> Measured:
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+    with files.of_others(path, "the arrays of a point"):
+        return files.unzip(files.regular(path))
 
 
 def _mean(loss: np.ndarray) -> dict[str, Any]:

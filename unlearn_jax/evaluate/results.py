@@ -219,4 +219,4 @@ def cost(run: Mapping[str, Any], retraining: Mapping[str, Any]) -> dict[str, flo
 
 def _recorded(path: Path) -> dict[str, Any] | None:
     """Read what another part has written, if it has run."""
-    return json.loads(path.read_text()) if path.exists() else None
+    return files.read_json(path, "an audit") if path.exists() else None

@@ -31,6 +31,8 @@ from unlearn_jax.training.run import Run
 
 FILE, FOLDER, FORMAT = "chain.json", "slices", "unlearn_jax.chain.v1"
 Values = dict[str, Any]
+_SCHEMA = {"config": str, "entrances": [int], "slices": [{"n": int, "sha256": str}], "links": [str]}
+_SCHEMA |= {"states": [{"params": str, "opt": str}], "computed": [[dict]]}
 
 
 def here(cfg: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -101,9 +103,12 @@ def read(workdir: Path) -> Values:
             "must be planned before training: --config.data.slices.count=10 (docs/exact.md)."
         )
     values = files.read_sealed(workdir / FILE, FORMAT, "the chain of a training by slices")
-    lists = ("entrances", "slices", "states", "computed", "links")
-    if set(values) != {"config", *lists} or not all(isinstance(values[x], list) for x in lists):
-        raise UserError(f"{workdir / FILE} is no chain: it has {sorted(values)}.")
+    wrong = sorted(set(values) ^ set(_SCHEMA)) or files.problems(values, _SCHEMA)
+    if wrong:
+        raise UserError(f"{workdir / FILE} is no chain, by {wrong[0]!r}: it has {sorted(values)}.")
+    count, n = len(values["slices"]), {key: len(values[key]) for key in _SCHEMA}
+    if n["entrances"] != count + 1 or not n["links"] <= n["computed"] <= n["states"] <= count + 1:
+        raise UserError(f"{workdir / FILE} is no chain: of {count} slices it has {n}.")
     return values
 
 

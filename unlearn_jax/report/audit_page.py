@@ -4,13 +4,13 @@
 page of these alone, for an audit of functions.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unlearn_jax import files
 from unlearn_jax.report.page import COLOURS, NUMBER, load, render
 
 FORMAT = 2  # of audit.json
@@ -149,11 +149,13 @@ def write(folder: str | Path) -> Path:
       UserError: it is damaged; says what is wrong.
     """
     root, settings = Path(folder), {"confidence": NUMBER, "models": {"unlearned": str}}
-    audit = load(root, "audit.json", json.loads, _SCHEMA | {"settings": settings}, "audit")
+    audit = load(root, "audit.json", files.parse, _SCHEMA | {"settings": settings}, "audit")
     of = audit["settings"]
     named = {str(x["index"]): x["file"] for x in audit["worst_images"] if "file" in x}
     names = {"r": {"name": of["models"]["unlearned"], "confidence": of["confidence"]}}
-    names |= {"a": parts(audit, names=named), "colours": COLOURS}
     path = root / "report.html"
-    path.write_text(render("audit_page.html.j2", names), encoding="utf-8", errors="replace")
+    with files.of_others(root / "audit.json", "what audit writes"):
+        names |= {"a": parts(audit, names=named), "colours": COLOURS}
+        page = render("audit_page.html.j2", names)
+    path.write_text(page, encoding="utf-8", errors="replace")
     return path

@@ -9,7 +9,6 @@ never touched. `unlearn-jax verify` checks all of it.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +101,8 @@ def conclusions(workdir: Path) -> list[str]:
     if not (workdir / "audit.json").exists():
         return ["no audit: nothing is known of what is left of the images"]
     found = _json(workdir / "audit.json").get("conclusion")
+    if found and files.problems(found, {"text": str}):
+        raise UserError(f"{workdir / 'audit.json'}: expected a conclusion in words.")
     return [found["text"] if found else "not tested: the audit is of an earlier version"]
 
 
@@ -137,17 +138,15 @@ def _elsewhere(workdir: Path, cfg: Mapping[str, Any], run: Mapping[str, Any]) ->
             for path, why in found.items()]  # fmt: skip
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected what a finished request has; {error}.") from error
+def _json(path: Path, schema: Any = dict) -> Any:
+    return files.read_json(path, "what a finished request has", schema=schema)
 
 
 def config(workdir: Path) -> dict[str, Any]:
     """Return the config of a request: of its results if there are any, else of its run."""
     results = workdir / "results.json"
-    return _json(results if results.exists() else workdir / RELEASED / "config.json")["config"]
+    path = results if results.exists() else workdir / RELEASED / "config.json"
+    return _json(path, {"config": {"request": dict}})["config"]
 
 
 def main(workdir: Path, purge: bool, yes: bool) -> None:

@@ -21,7 +21,7 @@ import matplotlib.style
 import numpy as np
 from absl import flags
 
-from unlearn_jax import cli
+from unlearn_jax import cli, files
 from unlearn_jax.registry import UserError
 from unlearn_jax.report import leaderboard_plots as plots
 from unlearn_jax.report.audit_page import STATUS
@@ -89,17 +89,17 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict]:
         UserError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir)
-    results = load(root, "results.json", json.loads, _SCHEMA, "compare")
+    results = load(root, "results.json", files.parse, _SCHEMA, "compare")
     entry = {"audits": dict.fromkeys(results["audits"], _VALUE), "cost": dict | None}
     entry |= {"utility": dict.fromkeys(results["utility"], _VALUE)}
     schema = _SCHEMA | {"models": {"*": _MODEL | {"seeds": {"*": entry}}}}
     schema |= {"poison": {"text": str} if results["poison"] else None | dict}
-    results = load(root, "results.json", json.loads, schema, "compare")
+    results = load(root, "results.json", files.parse, schema, "compare")
     _refuse(root / "results.json", _inconsistent(results))
     panel = {"headline": dict, "damage": dict, "gate": {"value": NUMBER}, "witnesses": {"*": _ROW}}
     panel |= {"conclusion": {"word": str, "text": str}}
     schema = {"models": {name: {"panel": panel} for name in methods(results)}}
-    load(root, "results.json", json.loads, schema, "compare")
+    load(root, "results.json", files.parse, schema, "compare")
     wanted = {"index/forget": "i1"}
     wanted |= {
         f"error/{name}/{s}": "f1" for name in results["models"] for s in shown(results, name)
@@ -335,6 +335,16 @@ def write(workdir: str | Path) -> Path:
     written before all files are read and checked; raises what `read` does.
     """
     results, examples, grids = read(workdir)
+    with files.of_others(Path(workdir) / "results.json", "what compare writes"):
+        written = _written(results, examples, grids)
+    for suffix, content in written.items():
+        path = Path(workdir) / f"leaderboard.{suffix}"
+        path.write_text(content, encoding="utf-8", errors="replace")
+    return path
+
+
+def _written(results: dict, examples: dict, grids: dict) -> dict[str, str]:
+    """Return what is to be written, by suffix; the page, "html", last."""
     names = {"r": results, "findings": findings(results), "reading": _reading(results)}
     names |= {"columns": columns(results), "rows": table(results), "left_out": left_out(results)}
     names |= {"models": plots.in_order(results), "images": plots.images(results, grids)}
@@ -343,15 +353,8 @@ def write(workdir: str | Path) -> Path:
         names |= {"tradeoff": plots.tradeoff(results, goal), "audits": plots.audit_panels(results)}
         names |= {"clouds": plots.example_panels(results, examples)}
     page = render("leaderboard.html.j2", names | {"shade": _shade})
-    files = {
-        "json": json.dumps(rows(results), indent=2) + "\n",
-        "md": markdown(results),
-        "html": page,
-    }
-    for suffix, content in files.items():
-        path = Path(workdir) / f"leaderboard.{suffix}"
-        path.write_text(content, encoding="utf-8", errors="replace")
-    return path
+    data = json.dumps(rows(results), indent=2) + "\n"
+    return {"json": data, "md": markdown(results), "html": page}
 
 
 def main(workdir: Path) -> None:

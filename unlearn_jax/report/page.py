@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from unlearn_jax.registry import UserError
+from unlearn_jax import files
+from unlearn_jax.registry import UserError, brief
 
 MINUS = "\N{MINUS SIGN}"
 NUMBER = int | float
@@ -44,10 +45,10 @@ def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline"
     if not (root / name).is_file():
         raise FileNotFoundError(f"{root / name} is missing; {remedy}")
     try:
-        content = parse((root / name).read_bytes())
-        wrong = problems(content, schema)
+        content = parse(files.regular(root / name).read_bytes())
+        wrong = files.problems(content, schema)
     except Exception as error:  # json, numpy, zipfile and zlib each have errors of their own
-        wrong = [f"{type(error).__name__}: {error}"]
+        wrong = [brief(error)]
     if wrong:
         raise UserError("\n  ".join([f"{root / name} is damaged; {remedy}", *wrong]))
     return content
@@ -55,28 +56,7 @@ def load(root: Path, name: str, parse: Any, schema: Any, maker: str = "pipeline"
 
 def unzip(content: bytes) -> dict[str, np.ndarray]:
     """Load the arrays of an .npz file; no pickle is ever opened."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
-
-
-def problems(value: Any, schema: Any, at: str = "") -> list[str]:
-    """List where `value` departs from `schema`; "u4" stands for a uint8 array with 4 axes."""
-    if isinstance(schema, str):
-        kind = {"f": np.floating, "i": np.integer, "u": np.uint8}[schema[0]]
-        fits = np.issubdtype(value.dtype, kind) and value.ndim == int(schema[1])
-        got = f"{value.dtype} {list(value.shape)}"
-        return [] if fits else [f"{at}: expected {kind.__name__}, {schema[1]} axes; got {got}"]
-    kind = type(schema) if isinstance(schema, dict | list) else schema
-    if not isinstance(value, kind):
-        return [f"{at}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}"]
-    if isinstance(schema, list):
-        return [p for i, entry in enumerate(value) for p in problems(entry, *schema, f"{at}[{i}]")]
-    if not isinstance(schema, dict):
-        return []
-    found = [f"{at}/{key} is missing" for key in schema if key != "*" and key not in value]
-    for key in value.keys() if "*" in schema else value.keys() & schema.keys():
-        found += problems(value[key], schema.get(key, schema.get("*")), f"{at}/{key}")
-    return found
+    return files.unzip(io.BytesIO(content))
 
 
 def value(stat: dict[str, Any], number: int | float | None = None) -> str:
@@ -134,17 +114,24 @@ def png(image: UInt8[np.ndarray, "h w c=3"]) -> str:
 
 
 def inline(path: Path) -> str:
-    """Encode a PNG file as the address of an inline image."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    """Encode a PNG file as the address of an inline image.
+
+    Raises:
+        UserError: It is a link, or none: the page would show whatever is there to everybody.
+    """
+    content = b"" if path.is_symlink() else files.regular(path).read_bytes()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise UserError(f"{path}: expected a PNG file, and no link. Remove it.")
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def render(template: str, names: dict[str, Any]) -> str:
     """Render a page from a template of this folder; every value is escaped."""
-    return _pages().get_template(template).render(names)
+    return _templates().get_template(template).render(names)
 
 
-@cache
-def _pages() -> jinja2.Environment:
+@cache  # compiling them takes longer than rendering
+def _templates() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     pages.filters |= {"value": value, "interval": interval, "percent": percent, "png": png}

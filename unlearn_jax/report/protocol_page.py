@@ -1,12 +1,12 @@
 """The page of the published evaluation, from what `evaluate --checkpoints=…` wrote."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unlearn_jax import files
 from unlearn_jax.evaluate.protocol.tables import SETS
 from unlearn_jax.report.page import COLOURS, NUMBER, inline, load, render, unzip
 
@@ -30,13 +30,15 @@ def write(workdir: str | Path) -> Path:
         UserError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir) / FOLDER
-    results = load(root, "results.json", json.loads, _SCHEMA | {"rows": [_ROW]}, "evaluate")
+    results = load(root, "results.json", files.parse, _SCHEMA | {"rows": [_ROW]}, "evaluate")
     grids = load(root, "grids.npz", unzip, {f"{name}/index": "i1" for name in SETS}, "evaluate")
     names = {"r": results, "sets": SETS, "models": list(results["models"]), "colours": COLOURS}
-    names |= {"images": _images(results, grids)}
-    names |= {"embeddings": [inline(path) for path in sorted(root.glob("tsne_*.png"))]}
+    with files.of_others(root / "results.json", "what evaluate writes"):
+        names |= {"images": _images(results, grids)}
+        names |= {"embeddings": [inline(path) for path in sorted(root.glob("tsne_*.png"))]}
+        page = render("protocol.html.j2", names)
     path = root / "report.html"
-    path.write_text(render("protocol.html.j2", names), encoding="utf-8", errors="replace")
+    path.write_text(page, encoding="utf-8", errors="replace")
     return path
 
 

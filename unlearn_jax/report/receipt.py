@@ -15,7 +15,6 @@ from typing import Any
 
 from unlearn_jax import files
 from unlearn_jax.registry import UserError
-from unlearn_jax.report import page
 
 FILE, TEXT, PAGE, RELEASED = "receipt.json", "receipt.txt", "report.html", "unlearned"
 FORMAT = "unlearn_jax.receipt.v1"
@@ -135,12 +134,9 @@ def read(workdir: Path) -> dict[str, Any]:
         )
     if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size > MAX_BYTES:
         raise UserError(f"{path}: expected a regular file of at most 64 MiB.")
-    try:
-        values = files.read_sealed(path, FORMAT, "a receipt")
-    except (ValueError, RecursionError) as error:  # of which a UserError is one
-        raise UserError(f"{path} is no receipt: {error}") from error
+    values = files.read_sealed(path, FORMAT, "a receipt")
     done = {"time": str, "files": int, "bytes": int} if values.get("purged") else type(None)
-    if wrong := page.problems(values, _SCHEMA | {"purged": done}):
+    if wrong := files.problems(values, _SCHEMA | {"purged": done}):
         raise UserError("\n  ".join([f"{path} is no receipt:", *wrong[:10]]))
     return values
 

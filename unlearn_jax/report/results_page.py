@@ -6,7 +6,6 @@ imported, so a page can be rendered again years later. Names are escaped, no fil
 `evaluate --checkpoints=…` left in protocol/ gets a page of its own there.
 """
 
-import json
 import math
 import textwrap
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from unlearn_jax import files
 from unlearn_jax.report import audit_page
 from unlearn_jax.report import guarantee_section as report_guarantee
 from unlearn_jax.report import receipt as receipts
@@ -66,7 +66,9 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
         UserError: A file is damaged; lists everything that is wrong with it.
     """
     root = Path(workdir)
-    results = load(root, "results.json", json.loads, {"evaluation": {"original": {"forget": dict}}})
+    results = load(
+        root, "results.json", files.parse, {"evaluation": {"original": {"forget": dict}}}
+    )
     sets = sets_of(results)
     shown = [m for m in MODELS if m in results["evaluation"]]
     counted = _STAT | {"n": int}
@@ -85,7 +87,7 @@ def read(workdir: str | Path) -> tuple[dict, dict, dict, dict]:
     schema |= {"audit": audit_page.schema(results["audit"])} if "audit" in results else {}
     if len(shown) == len(MODELS):
         schema |= {"gaps": dict.fromkeys(sets, stats), "cost": dict.fromkeys(COST, NUMBER)}
-    results = load(root, "results.json", json.loads, schema)
+    results = load(root, "results.json", files.parse, schema)
     errors = {f"{m}/{s}/{PRIMARY}": "f1" for m in shown for s in sets}
     images = {f"{s}/{c}": "u4" for s in sets for c in ("input", "truth", *shown)}
     images |= {f"{s}/index": "i1" for s in sets}
@@ -107,7 +109,7 @@ def sets_of(results: dict[str, Any]) -> list[str]:
 
 def _rows(content: bytes) -> list:
     # A killed run may leave a last line without its end; every whole line must be sound.
-    return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    return [files.parse(line) for line in content.split(b"\n")[:-1]]
 
 
 def audit_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -333,6 +335,14 @@ def write(
         receipts.check_open(Path(workdir))
         receipt = receipts.read(Path(workdir))
     results, logs, examples, grids = read(workdir)
+    with files.of_others(Path(workdir) / "results.json", "what evaluate writes"):
+        page = _rendered(results, logs, examples, grids if pictures else {}, receipt)
+    path = Path(workdir) / "report.html"
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _rendered(results: dict, logs: dict, examples: dict, grids: dict, receipt: Any) -> str:
     shown = [m for m in MODELS if m in results["evaluation"]]
     stages = results["stages"]
     names = {
@@ -342,7 +352,7 @@ def write(
         "primary": PRIMARY,
         "colours": COLOURS,
     }
-    config, grids = results["config"], grids if pictures else {}
+    config = results["config"]
     named = config.get("report", {}).get("names", True)
     of_images = results.get("names", {}) if named else {}
     names |= {"a": audit_page.parts(audit_of(results), config=config, grids=grids, names=of_images)}
@@ -352,6 +362,4 @@ def write(
     with matplotlib.style.context(["default", STYLE]):
         names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}
         names |= {"curves": {m: _curves(m, stages[m]["phases"], logs[m]) for m in logs}}
-    path = Path(workdir) / "report.html"
-    path.write_text(render("report.html.j2", names), encoding="utf-8", errors="replace")
-    return path
+    return render("report.html.j2", names)

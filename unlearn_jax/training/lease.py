@@ -28,11 +28,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unlearn_jax import distributed
-from unlearn_jax.registry import UserError
+from unlearn_jax import distributed, files
+from unlearn_jax.registry import UserError, plain
 
 FILE = "lease.json"
 RENEW_S, STALE_S = 5, 60
+_LARGEST = 2**16  # bytes of a lease
 
 
 class Holder(NamedTuple):
@@ -256,7 +257,7 @@ def _in_use(workdir: Path, found: Held) -> str:
 
 def _who(found: Held) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.since))
-    return f"process {found.holder.process} of {found.holder.host}, since {since}"
+    return f"process {found.holder.process} of {plain(found.holder.host)}, since {since}"
 
 
 def _began(process: int) -> str:
@@ -274,12 +275,13 @@ def _began(process: int) -> str:
 def _read(path: Path) -> Held | None:
     """Read a lease, None if there is none; one that cannot be understood is nobody's."""
     try:
-        text = path.read_text("utf-8")
+        text = files.regular(path, _LARGEST).read_text("utf-8", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         (host, world, process, began), owner, since, renewed = json.loads(text)
+        time.localtime(since)
         holder = Holder(str(host), str(world), int(process), str(began))
         return Held(holder, str(owner), float(since), float(renewed))
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, OSError, RecursionError):
         return Held(Holder("an unknown host", "", 0, ""), text, 0.0, 0.0)

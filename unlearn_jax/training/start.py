@@ -1,6 +1,5 @@
 """Where a stage starts: its parameters, the original that it is compared with, a reference."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint
+from unlearn_jax import checkpoint, files
 from unlearn_jax.data import lineage
 from unlearn_jax.models import Params
 from unlearn_jax.models.params import select
@@ -113,7 +112,10 @@ def _check_fields(model: Any, workdir: Path) -> None:
       UserError: the config's model has, say, other heads, and would compute something else.
     """
     path = workdir / "conversion.json"
-    said = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    said = files.read_json(path, "what convert writes") if path.exists() else {}
+    schema = {"model": dict} | ({"unsaid": [str]} if "unsaid" in said else {})
+    if wrong := files.problems(said, schema) if said else []:
+        raise UserError(f"{path}: expected what convert writes, {wrong[0]}. Convert it again.")
     for name in said.get("unsaid", []):
         theirs, ours = said["model"].get(name), getattr(model, name, None)
         if theirs != ours and name != "image_size":  # which may be another, if shapes allow it

@@ -25,6 +25,7 @@ from unlearn_jax.certify.bounds.gaussian import analytic_gaussian_sigma, log_gau
 from unlearn_jax.registry import UserError
 
 ORDERS = ("project_then_noise", "noise_then_project")
+_MEANINGLESS = 1e6  # an epsilon that nobody would publish
 _LOG_FLOOR = -600.0  # below it the recursion is doubly exponential; delta only falls further
 
 
@@ -96,6 +97,11 @@ def model_clipping_epsilon(
     upper = 1.0
     while excess(upper) > 0:
         upper *= 2
+        if upper > _MEANINGLESS:
+            raise UserError(
+                f"noise_std: expected so much that epsilon is below {_MEANINGLESS:g} at delta = "
+                f"{delta!r}, got {noise_std!r}: nothing would be certified."
+            )
     return scipy.optimize.brentq(excess, 0.0, upper, xtol=1e-14 * upper, rtol=1e-13)
 
 
@@ -196,5 +202,8 @@ def _log_delta(
         if log_delta < _LOG_FLOOR:
             break
         v = float(np.logaddexp(0.0, growth - log_delta))
-        log_delta += float(log_gaussian_delta(2 * radii[min(t, 1)] / noise_std, v))
+        change = float(log_gaussian_delta(2 * radii[min(t, 1)] / noise_std, v))
+        if t and not change:  # nor will a later step change it
+            break
+        log_delta += change
     return max(log_delta, -700.0)  # never 0: delta is an upper bound

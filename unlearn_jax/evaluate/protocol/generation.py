@@ -18,7 +18,7 @@ from PIL import Image
 from unlearn_jax import data, distributed, sharding
 from unlearn_jax.config import identity
 from unlearn_jax.data import transforms
-from unlearn_jax.files import write_json
+from unlearn_jax.files import read_json, write_json
 from unlearn_jax.models import Batch, Params
 from unlearn_jax.registry import UserError
 
@@ -157,7 +157,7 @@ def _claim(folder: Path, facts: Mapping[str, Any]) -> list[int]:
     if not path.exists():
         return []
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path, "what is completed")
         before, done = record["facts"], [int(number) for number in record["done"]]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -1,7 +1,6 @@
 """Feature towers ready for use: weights, where they came from, and what metrics may be called."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -192,15 +191,15 @@ def metric_name(kind: str, of: Extractor) -> str:
 def _manifest(workdir: Path | str) -> tuple[str, Any, dict[str, Any]]:
     """Read (family, tower, source) of a conversion."""
     path = Path(workdir) / "conversion.json"
-    try:
-        manifest = json.loads(path.read_text())
-        family, fields, source = (manifest[key] for key in ("family", "model", "source"))
-        source = {key: source[key] for key in ("file", "bytes", "sha256")}
-    except FileNotFoundError as error:
+    if not path.exists():
         raise UserError(
             f"{workdir}: expected a converted tower, found no conversion.json. Make one with "
             "python -m unlearn_jax.convert --family=FAMILY --checkpoint=FILE --out=WORKDIR."
-        ) from error
+        )
+    manifest = files.read_json(path, "what convert writes", "Convert the file again.")
+    try:
+        family, fields, source = (manifest[key] for key in ("family", "model", "source"))
+        source = {key: source[key] for key in ("file", "bytes", "sha256")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}). Convert the file again."

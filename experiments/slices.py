@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from unlearn_jax import cli, files
 from unlearn_jax.certify.certificate import versions
-from unlearn_jax.exact import plan
+from unlearn_jax.certify.exact import plan
 
 
 def main(cfg: ConfigDict, workdir: Path, schedule: str, seeds: int) -> None:

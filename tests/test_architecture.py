@@ -23,7 +23,6 @@ LAYERS = (
     ("request",),
     ("training",),
     ("certify",),
-    ("exact",),
     ("train",),
     ("audit",),
     ("evaluate",),

@@ -23,8 +23,14 @@ COMMANDS = {  # name -> (module, what it is for)
     "leaderboard": ("unlearn_jax.report.leaderboard", "write the page of a comparison"),
     "prepare": ("unlearn_jax.data.prepare", "check a data set, and pack it into records"),
     "convert": ("unlearn_jax.convert", "turn a published checkpoint into a workdir, and back"),
-    "plan-deletion": ("unlearn_jax.exact.plan", "what exact deletions will cost, before training"),
-    "delete": ("unlearn_jax.exact.delete", "delete images exactly: replay training without them"),
+    "plan-deletion": (
+        "unlearn_jax.certify.exact.plan",
+        "what exact deletions will cost, before training",
+    ),
+    "delete": (
+        "unlearn_jax.certify.exact.delete",
+        "delete images exactly: replay training without them",
+    ),
     "certify": ("unlearn_jax.certify", "verify a certificate, or plan one"),
 }
 

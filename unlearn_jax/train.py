@@ -27,9 +27,9 @@ from ml_collections import ConfigDict
 from unlearn_jax import checkpoint, cli, data, distributed, methods, sharding
 from unlearn_jax.certify import certificate
 from unlearn_jax.certify import stage as certified
+from unlearn_jax.certify.exact import chain as chains
 from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.exact import chain as chains
 from unlearn_jax.methods import optimizer
 from unlearn_jax.methods.preparation import Context
 from unlearn_jax.models.flops import Counted

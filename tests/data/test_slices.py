@@ -5,10 +5,10 @@ import pytest
 
 from tests.helpers import sliced, tiny, wide
 from unlearn_jax import data
+from unlearn_jax.certify.exact.plan import expected
 from unlearn_jax.config import phase
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import slices
-from unlearn_jax.exact.plan import expected
 from unlearn_jax.models import MODELS
 from unlearn_jax.registry import UserError
 

@@ -15,12 +15,12 @@ from tools.fuzz.mutate import BYTES, JSON, LINES, Tree, dumped, sealed
 from unlearn_jax import checkpoint, complete, files, models, request
 from unlearn_jax.certify import attack, certificate, public, stage
 from unlearn_jax.certify import verify as certified
+from unlearn_jax.certify.exact import chain
+from unlearn_jax.certify.exact import verify as exact
 from unlearn_jax.config import identity
 from unlearn_jax.config.validation import validate
 from unlearn_jax.convert import __main__ as conversions
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.exact import chain
-from unlearn_jax.exact import verify as exact
 from unlearn_jax.registry import of_record
 from unlearn_jax.report import issue, receipt
 from unlearn_jax.report import verify as receipts

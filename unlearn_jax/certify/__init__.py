@@ -1,1 +1,4 @@
-"""The (epsilon, delta) certificate: bounds, noise, record. Nothing is imported here, nor is JAX."""
+"""Guarantees: the (epsilon, delta) certificate (bounds, noise, record), and exact/, by replay.
+
+Nothing is imported here, nor is JAX.
+"""

@@ -20,11 +20,11 @@ import unlearn_jax
 from unlearn_jax import checkpoint, data, distributed, files, sharding
 from unlearn_jax.audit import limits
 from unlearn_jax.certify import guarantee
+from unlearn_jax.certify.exact import verify as exact
 from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, served, splits
 from unlearn_jax.evaluate.metrics import displacement, reconstruction
 from unlearn_jax.evaluate.metrics.reconstruction import METRICS, interval
-from unlearn_jax.exact import verify as exact
 from unlearn_jax.request import Request, original_workdir, past_of
 from unlearn_jax.training import lease
 

@@ -23,8 +23,8 @@ from absl import flags
 from unlearn_jax import cli, registry
 from unlearn_jax.certify import certificate
 from unlearn_jax.certify import verify as certified
-from unlearn_jax.exact import chain
-from unlearn_jax.exact import verify as exact
+from unlearn_jax.certify.exact import chain
+from unlearn_jax.certify.exact import verify as exact
 from unlearn_jax.registry import DamagedError, UserError
 from unlearn_jax.report import issue, receipt
 from unlearn_jax.report.receipt import RELEASED

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import sliced, wide
 from unlearn_jax import checkpoint, train
-from unlearn_jax.exact import chain, delete
+from unlearn_jax.certify.exact import chain, delete
 from unlearn_jax.models import MODELS
 from unlearn_jax.registry import UserError
 from unlearn_jax.training.run import Run

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unlearn_jax import checkpoint, files
-from unlearn_jax.exact import chain
+from unlearn_jax.certify.exact import chain
 from unlearn_jax.request import Request
 
 # Of the distance from the recorded end of a segment to the replayed one, over the distance that the

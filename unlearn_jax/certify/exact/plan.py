@@ -20,8 +20,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, cli, sharding
+from unlearn_jax.certify.exact import delete
 from unlearn_jax.data import slices
-from unlearn_jax.exact import delete
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training.phases import make_phases

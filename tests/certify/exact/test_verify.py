@@ -8,10 +8,10 @@ import pytest
 
 from tests.helpers import sliced, wide
 from unlearn_jax import checkpoint, files, train
+from unlearn_jax.certify.exact import chain, delete
+from unlearn_jax.certify.exact.verify import verify
 from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.exact import chain, delete
-from unlearn_jax.exact.verify import verify
 from unlearn_jax.models import MODELS
 from unlearn_jax.registry import UserError
 
@@ -288,7 +288,9 @@ def as_the_end(workdir):
 )
 def test_what_fits_together_is_refused_by_its_replay(copy, sabotage, monkeypatch):
     sabotage(copy)
-    monkeypatch.setattr("unlearn_jax.exact.verify._choose", lambda *_: [2, 3])  # of the deletion
+    monkeypatch.setattr(
+        "unlearn_jax.certify.exact.verify._choose", lambda *_: [2, 3]
+    )  # of the deletion
     with pytest.raises(UserError, match="a replay ends elsewhere"):
         verify(copy, "all")
 

@@ -14,13 +14,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, data, registry
+from unlearn_jax.certify.exact import chain
+from unlearn_jax.certify.exact.replay import TOLERANCE, Replayed, replay
 from unlearn_jax.config import identity
 from unlearn_jax.config.validation import validate
 from unlearn_jax.data import lineage, splits
 from unlearn_jax.data.holdout import id_keys
 from unlearn_jax.data.splits import Split
-from unlearn_jax.exact import chain
-from unlearn_jax.exact.replay import TOLERANCE, Replayed, replay
 from unlearn_jax.registry import DamagedError, UserError
 from unlearn_jax.request import Request
 

@@ -22,9 +22,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from unlearn_jax import checkpoint, cli, distributed, files
+from unlearn_jax.certify.exact import chain
 from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.exact import chain
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
 from unlearn_jax.training import watch

@@ -155,8 +155,7 @@ def measure_all(cfg: ConfigDict, workdir: Path, runs: Runs, of: Mapping[str, Any
         lineage.check_model(split, folder, name if name in comparison.FIXED else "unlearned")
         # Arrays of before there were lines are taken; those of other versions are not.
         if distributed.agreed(path.exists() and (path.name, False) not in done):
-            with np.load(path, allow_pickle=False) as archive:
-                found = {key: archive[key] for key in archive.files}
+            found = comparison.read_arrays(path)
         else:
             target, _ = checkpoint.load_params(runs["original", seed][0], like)
             found = measure(params, target)

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers import binaries
 from tests.helpers.files import WNIDS, imagenet, places, put, run
 from unlearn_jax.data import layouts, prepare
+from unlearn_jax.registry import UserError
 
 
 @pytest.mark.parametrize(
@@ -187,3 +188,11 @@ def test_the_binary_says_what_is_wrong(tmp_path):
     flags = (flags[0], f"--source={tmp_path / 'raw'}", flags[2])
     _, err = binaries.run("unlearn_jax.prepare", *flags, f"--val_labels={tmp_path / 'labels.txt'}")
     assert "label 2 means class n01484850, such as val/ILSVRC2012_val_00000000.JPEG" in err
+
+
+def test_a_label_that_is_only_a_slash_is_no_class(tmp_path):
+    class_of = imagenet(tmp_path / "raw", flat=True)
+    lines = [f"{name} /\n" for name in class_of]
+    (tmp_path / "labels.txt").write_text("".join(lines))
+    with pytest.raises(UserError, match="has no image|no image of"):
+        layouts.find("imagenet", tmp_path / "raw", val_labels=str(tmp_path / "labels.txt"))

@@ -70,6 +70,7 @@ def test_the_order_of_places_is_sliced_and_other_lists_are_not(tmp_path):
         ("\n# nothing", "every class once, got none"),
         ('{"n01": 0', "expected JSON like"),
         ('{"n01": "a", "n02": 3}', "expected JSON like"),
+        ('{"n01": ' + "[" * 100_000, "expected JSON like"),
     ],
 )
 def test_bad_lists_of_classes(tmp_path, text, message):

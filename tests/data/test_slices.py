@@ -119,3 +119,10 @@ def test_expected_cost_is_that_of_the_first_slice_touched():
     costs, weights = [1.0, 0.6, 0.2], [5, 3, 2]
     drawn = np.random.default_rng(0).choice(3, (20_000, 2), p=np.array(weights) / 10).min(1)
     assert expected(costs, weights, 2) == pytest.approx(np.array(costs)[drawn].mean(), abs=0.01)
+
+
+def test_a_list_that_is_no_table_of_that_column_is_refused(source, tmp_path):
+    of = spec(tmp_path, range(N))
+    (tmp_path / "table.csv").write_text("\n".join(IDS) + "\nwhen,x\n")
+    with pytest.raises(UserError, match="data.slices.*table.csv"):
+        slices.assign(source, np.arange(N), of)

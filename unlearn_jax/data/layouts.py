@@ -192,7 +192,8 @@ def _read_val_labels(
             f"--val_labels: {file} does not have {len(missing)} of {len(paths)} images, such as "
             f"{missing[0]!r}. Its lines must be `name class` or `name label`."
         )
-    values = [table.get(path.rpartition("/")[2]) or table[_stem(path)] for path in paths]
+    whole = {path: path.rpartition("/")[2] for path in paths}
+    values = [table[name if name in table else _stem(path)] for path, name in whole.items()]
     if not any(value.isdecimal() for value in {*values} - {*known}):
         return values, ()
     _check_numbers(file, table.values(), values, known)

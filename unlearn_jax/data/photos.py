@@ -237,14 +237,16 @@ def quarantined(path: Path) -> dict[str, str]:
     """Return the reasons of a table by path; {} if there is no such file."""
     if not path.is_file():
         return {}
-    text = files.regular(path).read_bytes().decode("utf-8", "surrogateescape")
 
     def plain(cell: str) -> str:
         return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA else cell
 
     try:
-        rows = csv.reader(io.StringIO(text))
-        next(rows, None)
-        return {plain(row[0]): plain(row[1]) for row in rows if len(row) == 2}
+        with files.regular(path).open(
+            encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            rows = csv.reader(file)
+            next(rows, None)
+            return {plain(row[0]): plain(row[1]) for row in rows if len(row) == 2}
     except csv.Error as error:
         raise UserError(f"{path}: expected a table of paths and reasons; {error}.") from error

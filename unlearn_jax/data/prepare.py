@@ -43,7 +43,7 @@ from unlearn_jax import cli
 from unlearn_jax.data import copies, index, layouts, photos, preprocess, records, removal, served
 from unlearn_jax.data.layouts import File
 from unlearn_jax.data.readers import read_file
-from unlearn_jax.files import file_digest
+from unlearn_jax.files import file_digest, read_json
 from unlearn_jax.registry import UserError
 
 RESIZE_HOW = ("short_bicubic", "squash_bilinear", "squash_bicubic")
@@ -183,7 +183,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> None:
     path = out / records.UNFINISHED / "plan.json"
     others = [child for child in out.iterdir() if child.name != records.UNFINISHED]
     if path.exists():
-        before = json.loads(path.read_text("utf-8"))
+        before = read_json(path, "the plan of a preparation")
         changed = [
             f"{key}: {before.get(key)} -> {plan[key]}"
             for key in plan
@@ -321,7 +321,7 @@ def _part(out: Path, name: str) -> dict[str, Any] | None:
     path = _part_path(out, name)
     if not path.exists():
         return None
-    part = json.loads(path.read_text("utf-8"))
+    part = read_json(path, "a finished shard", schema={"shard": {"bytes": int}})
     shard = out / name
     finished = shard.exists() and shard.stat().st_size == part["shard"]["bytes"]
     return part if finished and "hashes" in part else None  # earlier versions did not hash

@@ -4,13 +4,13 @@ The lists are those of Li et al. (ICLR 2024), protocol part 3: a JSON file of Im
 text file of Places365's, CSV files of image paths.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from unlearn_jax import files
 from unlearn_jax.data.names import Ids, find_images, labels_of, read_text
 from unlearn_jax.data.readers import some
 from unlearn_jax.data.sampling import Rows, first_per_class
@@ -38,7 +38,7 @@ def read_classes(file: str | Path, role: str = "") -> tuple[str, ...]:
     text = read_text(file, "classes")
     if text.lstrip().startswith("{"):
         try:
-            numbers = json.loads(text)
+            numbers = files.parse(text.encode())
             names = [
                 name
                 for name, number in sorted(numbers.items(), key=lambda item: item[1])

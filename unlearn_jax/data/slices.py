@@ -119,6 +119,10 @@ def _read(source: Source, spec: ConfigDict) -> dict[str, str]:
     text = names.read_text(spec.file, where)
     images = names.read_names(text, spec.file, ids, where=where)
     values = names.read_names(text, spec.file, ids, column=spec.column, where=where)
+    if len(images) != len(values):
+        raise UserError(
+            f"{where}: expected in {spec.file} a table of images with a column {spec.column!r}."
+        )
     found: dict[str, str] = {}
     for image, value in zip(images, values, strict=True):
         row = ids.find(image.text)

@@ -74,7 +74,7 @@ def append(
     lines = files.read_jsonl(workdir / POINTS)
     if {"about": of} not in lines:
         lines.append({"about": dict(of)})
-    measured = _arrays(path)
+    measured = read_arrays(path)
     line = {"of": tag(of), "model": key[0], "seed": key[1], "created": _now()}
     line |= {"hardware": results.hardware(), **{k: trained[k] for k in COSTS}}
     line |= {f"{s}_loss": _mean(measured[f"loss/{s}"]) for s in ("unseen", "retain")}
@@ -104,7 +104,9 @@ def read(workdir: Path, of: Mapping[str, Any] | None = None) -> tuple[dict[str, 
         ]
         if altered:
             raise UserError(f"missing, or not as measured: {', '.join(altered[:5])}.")
-        return headers.get(chosen, {}), {k: Point(p, _arrays(arrays[k])) for k, p in found.items()}
+        return headers.get(chosen, {}), {
+            k: Point(p, read_arrays(arrays[k])) for k, p in found.items()
+        }
 
 
 def merge(workdirs: Sequence[Path]) -> tuple[dict[str, Any], Points]:
@@ -274,7 +276,8 @@ def write(workdir: Path, of: Mapping[str, Any], points: Points) -> dict[str, Any
     return found
 
 
-def _arrays(path: Path) -> Measured:
+def read_arrays(path: Path) -> Measured:
+    """Read the arrays of a point; raise UserError if they are damaged."""
     with files.of_others(path, "the arrays of a point"):
         return files.unzip(files.regular(path))
 

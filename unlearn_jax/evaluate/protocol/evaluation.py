@@ -8,7 +8,6 @@ each decodes all images, the first one writes.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from unlearn_jax.evaluate.protocol import generation, pictures, tables
 from unlearn_jax.evaluate.results import provenance
 from unlearn_jax.evaluate.towers import extractor as towers
 from unlearn_jax.evaluate.towers import features, preprocessing
-from unlearn_jax.files import digest, file_digest, write_json
+from unlearn_jax.files import digest, file_digest, read_json, write_json
 from unlearn_jax.models.layers import DTYPES
 from unlearn_jax.registry import UserError
 from unlearn_jax.request import Request
@@ -325,7 +324,7 @@ def _measure(
     key = [statistics.provenance(plan), known, plan.is_split_order, plan.seed, plan.splits]
     key = digest([*key, [file_digest(file) for file in files]])
     done, half_done = part / f"{key[:16]}.json", part / f"{key[:16]}.npz"
-    if found := distributed.agreed(json.loads(done.read_text()) if done.exists() else None):
+    if found := distributed.agreed(read_json(done, "what was measured") if done.exists() else None):
         return found
     try:
         gathered = statistics.load(half_done, plan)

@@ -282,3 +282,13 @@ def test_what_is_wrong_with_a_certificates_settings(config, change, message):
     change(cfg)
     with pytest.raises(ValueError, match=message):
         validate(cfg)
+
+
+@pytest.mark.parametrize("field", ["hashes", "versions"])
+@pytest.mark.parametrize("value", [3, None, ["x"], "a\r\nb", "\x1b[31m"])
+def test_hashes_and_versions_are_texts_of_one_line(tmp_path, field, value):
+    found = example()
+    changed = dataclasses.replace(found, **{field: getattr(found, field) | {"jax": value}})
+    certificate.write(changed, tmp_path / "certificate.json")
+    with pytest.raises(ValueError, match=f"of another type: .'{field}'"):
+        certificate.read(tmp_path / "certificate.json")

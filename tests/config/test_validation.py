@@ -2,12 +2,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import quickstart
 from unlearn_jax import models, train
 from unlearn_jax.config import method
 from unlearn_jax.config.load import load
 from unlearn_jax.config.validation import validate
+from unlearn_jax.registry import UserError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("[!_]*.py"))
 
@@ -207,3 +209,36 @@ def test_optimizer_values_are_checked():
         validate(cfg)
     for text in ("optimizer.b2: expected 0 <= x < 1", "'(' is no regex", "mean 'hybrid'"):
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("stages", {"original": 3}),
+        ("stages", {"original": {"rows": "train", "phases": 3, "scratch": True}}),
+        ("phases", {"pretrain": 3}),
+        ("compare.seeds", ({"a": 1},)),
+        ("audit.resurfacing.learning_rates", (("a",),)),
+        ("sharding.rules", ((1, 2),)),
+        ("data.splits", ({},)),
+    ],
+)
+def test_whatever_a_value_is_it_is_a_problem_and_no_traceback(path, value):
+    cfg = quickstart.get_config().unlock()
+    section = cfg
+    *folders, key = path.split(".")
+    for name in folders:
+        section = section[name]
+    with section.ignore_type():
+        section[key] = ConfigDict(value) if isinstance(value, dict) else value
+    try:
+        validate(cfg)
+    except UserError as error:
+        assert "problem(s)" in str(error)
+
+
+def test_a_billion_slices_are_refused_at_once():
+    cfg = quickstart.get_config()
+    cfg.data.slices.count = 10**9
+    with pytest.raises(UserError, match=r"data.slices.count: expected whole numbers from 0 to 10"):
+        validate(cfg)

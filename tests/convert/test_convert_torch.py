@@ -313,3 +313,13 @@ def test_whatever_torch_raises_is_damage(tmp_path, member, content):
             archive.writestr(name, content if name.endswith(member) else data)
     with pytest.raises(ValueError, match=r"m\.pth is damaged or no PyTorch checkpoint: \w+: "):
         open_tensors(tmp_path / "m.pth")
+
+
+def test_an_archive_of_several_disks_is_damage(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "m.pth")
+    content = bytearray((tmp_path / "m.pth").read_bytes())
+    at = content.rindex(b"PK\x06\x07")  # the locator of its 64-bit directory
+    content[at + 16 : at + 20] = (9).to_bytes(4, "little")
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.pth is damaged: BadZipFile: zipfiles that span"):
+        open_tensors(tmp_path / "m.pth")

@@ -220,6 +220,9 @@ def _is(value: Any, kind: Any) -> bool:
         return type(value) is kind
     if kind == float | None:
         return value is None or type(value) is float
+    if kind == dict[str, str]:
+        texts = value.values() if isinstance(value, dict) else (None,)
+        return all(type(text) is str and text.isprintable() for text in texts)
     if kind == tuple[str, ...]:
         return isinstance(value, list) and all(type(x) is str for x in value)
     return isinstance(value, getattr(kind, "__origin__", kind))

@@ -25,8 +25,12 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "at least 0": (
         lambda x: x >= 0,
         "audit.shadows audit.relearn.steps data.train_rows request.per_class "
-        "data.slices.count retain.per_class protocol.per_class protocol.grid_rows "
+        "retain.per_class protocol.per_class protocol.grid_rows "
         "sharding.min_bytes",
+    ),
+    "whole numbers from 0 to 10,000": (
+        lambda x: type(x) is int and 0 <= x <= 10_000,
+        "data.slices.count",
     ),
     "whole numbers from 0 to 2**32 - 1": (
         lambda x: type(x) is int and 0 <= x < 2**32,

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ from unlearn_jax.methods import optimizer as optim
 from unlearn_jax.methods.goals import GOALS
 from unlearn_jax.methods.shrink import BY, TOWARDS
 from unlearn_jax.models import Model
-from unlearn_jax.registry import UserError, unknown
+from unlearn_jax.registry import UserError, brief, unknown
 
 STOP_METRICS = ("", "displacement", "forget_over_holdout")
 ROWS = ("train", "retain", "remaining")
@@ -85,8 +85,16 @@ def _same_type(value: Any, like: Any) -> bool:
 def _values(config: ConfigDict) -> list[str]:
     """List every value that is not what its key allows, part by part."""
     parts = (ranges.problems, _choices, _named, _stages, _methods, _phases)
-    problems = [problem for part in parts for problem in part(config)]
-    return problems or certified.problems(config) or slices.problems(config)
+    problems = [problem for part in parts for problem in _of(part, config)]
+    return problems or _of(certified.problems, config) or _of(slices.problems, config)
+
+
+def _of(part: Callable[[ConfigDict], list[str]], config: ConfigDict) -> list[str]:
+    """List the problems of a part; one that cannot be looked at has one."""
+    try:
+        return part(config)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        return [f"config: a value is of another type than its key allows; {brief(error)}"]
 
 
 def _choices(config: ConfigDict) -> list[str]:

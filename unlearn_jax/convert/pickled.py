@@ -110,9 +110,9 @@ def _check_zip(path: Path) -> bool:
     Raises:
       UserError: one is not.
     """
-    if not zipfile.is_zipfile(path):
-        return False
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             packed = [i.filename for i in archive.infolist() if i.compress_type or i.flag_bits & 1]
             bad = packed[0] if packed else archive.testzip()

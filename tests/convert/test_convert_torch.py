@@ -287,7 +287,7 @@ def test_an_export_is_verified_and_damage_to_it_found(tmp_path, monkeypatch, cap
 
 
 def test_a_class_of_a_long_name_is_refused_before_torch_searches_its_message(tmp_path):
-    """Its search takes a time that grows with the cube of the length."""
+    """Its regular expression does not end within 10 s for a name of 70,000 letters."""
     pickled_ = b"\x80\x02c" + b"torch._utils" * 9000 + b"\nx\n."
     (tmp_path / "old.pth").write_bytes(pickled_)
     with zipfile.ZipFile(tmp_path / "new.pth", "w") as archive:

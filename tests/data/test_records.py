@@ -330,6 +330,7 @@ MANIFESTS = {
     "a negative count": lambda m: shard(m).update(count=-5),
     "another count": lambda m: m["splits"]["train"].update(count=2**70),
     "no shards": lambda m: m["splits"]["train"].pop("shards"),
+    "a name of two lines": lambda m: m.update(name="a\nb"),
     "no splits": lambda m: m.pop("splits"),
     "no names of classes": lambda m: m.update(class_names=None),
 }

@@ -127,7 +127,7 @@ def _check_zip(path: Path) -> bool:
 
 
 def _has_long_name(path: Path, zipped: bool) -> bool:
-    """Tell whether a pickle in a file asks for a class of a long name: torch's search takes hours.
+    """Tell whether a pickle in a file asks for a class of a long name, in which torch gets lost.
 
     What is no pickle has none; torch then says so.
     """

@@ -147,8 +147,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _misfits(manifest: Mapping[str, Any]) -> list[str]:
-    """List names that are paths, and counts that do not add up."""
+    """List names that are paths or no line, and counts that do not add up."""
     names, wrong = [manifest.get("index_file", INDEX)], []
+    if not manifest["name"].isprintable():  # messages have it
+        wrong.append(f"no name: {manifest['name']!r}")
     for split, facts in manifest["splits"].items():
         names += [shard["file"] for shard in facts["shards"]]
         counts = [shard["count"] for shard in facts["shards"]]

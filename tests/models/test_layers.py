@@ -163,3 +163,12 @@ def test_float16_is_refused_with_what_to_take_instead(name):
     assert models.build(name, dtype="bfloat16").dtype == "bfloat16"
     with pytest.raises(ValueError, match=r"dtype must be one of .* 'float16'; .*, bfloat16 has"):
         models.build(name, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("mae", "depth"), ("mage", "decoder_depth"), ("palette", "res_blocks")]
+)
+def test_more_blocks_than_anybody_would_wait_for_are_refused(name, field):
+    models.build(name, **{field: 1000})
+    with pytest.raises(ValueError, match=f"model.{field}: expected at most 1,000 blocks, got 1,0"):
+        models.build(name, **{field: 1001})

@@ -30,6 +30,8 @@ MODELS: dict[str, type[Model]] = {
     "palette": Palette,
 }
 
+_BLOCKS, _MOST_BLOCKS = {"depth", "decoder_depth", "res_blocks"}, 1000
+
 
 def find(name: str) -> type[Model]:
     """Return the class of that name, or of that "package.module:Class".
@@ -46,7 +48,17 @@ def find(name: str) -> type[Model]:
 
 
 def build(name: str, **fields: Any) -> Model:
-    """Build a model of these fields; see `of` for that of a config."""
+    """Build a model of these fields; see `of` for that of a config.
+
+    Raises:
+      UserError: no such model, wrong fields, or more blocks than anybody would wait for: the
+        fields may be those of a file of others.
+    """
+    for field in _BLOCKS & fields.keys():
+        if isinstance(fields[field], int) and fields[field] > _MOST_BLOCKS:
+            raise registry.UserError(
+                f"model.{field}: expected at most {_MOST_BLOCKS:,} blocks, got {fields[field]:,}"
+            )
     return find(name)(**fields)
 
 

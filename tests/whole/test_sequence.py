@@ -41,7 +41,7 @@ def make_config(folder, asked):
     listed = folder.parent / f"{len(asked)}-{asked[0].replace('/', '-')}.txt"
     listed.write_text("".join(f"train/{name}\n" for name in asked))
     cfg.request.update({"kind": "ids", "file": str(listed)})
-    cfg.audit.update({"shadows": 0, "relearn": {"steps": 0}, "resurfacing": {"steps": ()}})
+    cfg.audit.update({"relearn": {"steps": 0}, "resurfacing": {"steps": ()}})
     return cfg
 
 

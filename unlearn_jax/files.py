@@ -180,7 +180,7 @@ def problems(value: Any, schema: Any, at: str = "") -> list[str]:
     if not isinstance(schema, dict):
         return []
     found = [f"{at}/{key} is missing" for key in schema if key != "*" and key not in value]
-    for key in value.keys() if "*" in schema else value.keys() & schema.keys():
+    for key in (key for key in value if "*" in schema or key in schema):
         found += problems(value[key], schema.get(key, schema.get("*")), f"{at}/{key}")
     return found
 

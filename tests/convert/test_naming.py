@@ -104,8 +104,8 @@ def test_shards_are_read_by_their_index_or_their_folder(tmp_path):
     [
         (lambda w: {**w, "cls_token": "../other.safetensors"}, "is no file beside it"),
         (lambda w: {**w, "cls_token": "gone.safetensors"}, "is no file beside it"),
-        (lambda w: {**w, "more": w["cls_token"]}, "do not fit together: more is in one"),
-        (lambda w: {k: v for k, v in w.items() if k != "cls_token"}, "together: cls_token is in"),
+        (lambda w: {**w, "more": w["cls_token"]}, "do not fit together: 'more' is in one"),
+        (lambda w: {k: v for k, v in w.items() if k != "cls_token"}, "together: 'cls_token' is in"),
         (lambda w: [], "expected an index with a weight_map"),
     ],
 )

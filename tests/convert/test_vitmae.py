@@ -55,7 +55,7 @@ def theirs(reference, images, noise):
 
 def ours(workdir, images, noise):
     """Its latent, its prediction of patches as vectors, and its loss; images are normalised."""
-    model = convert.described(json.loads((workdir / "conversion.json").read_text()))
+    model = convert.described(workdir)
     params, _ = checkpoint.load_params(workdir, binary._like(model))
     seen = 2 * (images * np.float32(model.std) + np.float32(model.mean)) - 1
 

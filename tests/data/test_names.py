@@ -1,5 +1,6 @@
 """Which image or class a name means: every way to write it, and everything that must not match."""
 
+import time
 import unicodedata
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from unlearn_jax.data import names, sources
 from unlearn_jax.data.names import NONE, SEVERAL, Ids, find_images
+from unlearn_jax.registry import UserError
 
 CAFE = {form: unicodedata.normalize(form, "café/Ünï/1.png") for form in ("NFC", "NFD")}
 
@@ -472,10 +474,10 @@ def test_rows_of_the_other_role_are_counted(tmp_path):
 
 
 def test_a_path_of_thousands_of_folders_is_looked_up_at_once(tmp_path):
-    (tmp_path / "list.txt").write_text("a/" * 200_000 + "train/cat/1.png\n" + "b/" * 200_000)
+    (tmp_path / "list.txt").write_text("a/" * 60_000 + "train/cat/1.png\n" + "b/" * 60_000)
     start = time.monotonic()
-    rows = names.ids_of(SOURCE)
-    assert rows.find("a/" * 200_000 + "train/cat/1.png") == rows.rows["train/cat/1.png"]
+    rows = ids_of("train/cat/1.png")
+    assert rows.find("a/" * 60_000 + "train/cat/1.png") == 0
     with pytest.raises(UserError, match="1 of the 2 names"):
         names.find_images(tmp_path / "list.txt", rows, "--list", "x")
     assert time.monotonic() - start < 5

@@ -347,9 +347,8 @@ def test_greys_of_16_bits_become_the_nearest_of_8():
 
 def test_a_table_that_is_none_is_named(tmp_path):
     path = tmp_path / photos.QUARANTINE
-    for row in (b"x" * 200_000, b"a\rb,c"):
-        path.write_bytes(b"path,reason\n" + row)
-        with pytest.raises(UserError, match=r"quarantine\.csv: expected a table of paths"):
-            photos.quarantined(path)
+    path.write_bytes(b"path,reason\n" + b"x" * 200_000)
+    with pytest.raises(UserError, match=r"quarantine\.csv: expected a table of paths"):
+        photos.quarantined(path)
     path.write_bytes(photos.quarantine([("=1.png", "@bad"), ("a\nb", "c")]))
     assert photos.quarantined(path) == {"=1.png": "@bad", "a\nb": "c"}

@@ -17,6 +17,7 @@ from tests.helpers.sets import (
     resolve,
 )
 from unlearn_jax.data import holdout, joining, lineage, splits
+from unlearn_jax.registry import UserError
 
 # Requests.
 
@@ -581,7 +582,7 @@ def test_a_manifest_that_is_sealed_and_means_nothing_is_refused(tmp_path, path, 
 
 def test_what_can_be_resolved_can_be_read(tmp_path):
     requests = [
-        CATS,
+        {"kind": "classes", "classes": ("cat",)},
         {"kind": "random", "fraction": 0.2, "seed": 3},
         ids_file(tmp_path, "train/dog/1.png"),
     ]

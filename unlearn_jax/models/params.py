@@ -20,8 +20,8 @@ def select(params: Params, patterns: Sequence[str]) -> Params:
     names = {path: "/".join(path).replace(STACK, "block0") for path in flat}
     chosen = {k: v for k, v in flat.items() if any(re.fullmatch(p, names[k]) for p in patterns)}
     if not chosen:
-        there = sorted(names.values())
-        raise UserError(f"No parameter matches {list(patterns)}; there are {there}.")
+        there = "\n  ".join(sorted(names.values()))
+        raise UserError(f"No parameter matches {list(patterns)}; there are:\n  {there}")
     return traverse_util.unflatten_dict(chosen)
 
 

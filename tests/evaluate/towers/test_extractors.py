@@ -62,8 +62,8 @@ def test_damaged_and_wrong_workdirs_are_refused(tmp_path):
     path = tmp_path / "a" / "conversion.json"
     whole = path.read_text()
     for text, message in (
-        (whole[:50], "is damaged .*Convert the file again"),
-        ("[]", "is damaged"),
+        (whole[:50], "expected what convert writes; JSONDecodeError.*Convert the file again"),
+        ("[]", "expected what convert writes; not a JSON object"),
         (whole.replace('"clip"', '"mage"'), "expected one of .* got a 'mage'"),
         (whole.replace('"patch"', '"tile"'), "fields are not a clip's"),
     ):

@@ -21,7 +21,7 @@ def campaign(tmp_path, *flags, code):
 
 
 def test_what_is_planted_is_found(tmp_path):
-    flags = ("--formats=tests.helpers.planted", f"--format={','.join(KINDS)}", "--limit=2")
+    flags = ("--formats=tests.helpers.planted", f"--format={','.join(KINDS)}", "--limit=12")
     said, found = campaign(tmp_path, *flags, "--cases=7:8", code=1)
     kinds = {name: {of["kind"] for of in found if of["format"] == name} for name in KINDS}
     wanted = {name: {kind} - {None} for name, kind in KINDS.items()}

@@ -1,7 +1,7 @@
 # `make demo`: the whole request on a bundled sample. `make test`: the tests. Both set up what they
 # need in .venv; choose another interpreter with PYTHON=python3.12, another place with VENV=….
 # `make test EXTRAS=test,parity` also compares with PyTorch, transformers and diffusers.
-# `make quick`: the tests without those that start a process or are marked long; under two minutes.
+# `make quick`: the tests without those that start a process or are marked long; some three minutes on two cores.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= test

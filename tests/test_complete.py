@@ -46,6 +46,7 @@ def test_only_the_hole_changes_at_the_photos_own_size(model):
     assert np.mean(made[mask] != image[mask]) > 0.5
 
 
+@pytest.mark.long
 def test_what_is_hidden_does_not_show_in_the_result(model):
     image, mask = photo(), hole()
     other = np.where(mask[..., None], 255 - image, image)

@@ -41,6 +41,7 @@ def output(params, images):
     return x, y, mask[..., 0] > 0
 
 
+@pytest.mark.long
 def test_losses_and_errors_are_those_of_numpy(measured):
     request, params, found, _, _ = measured
     for name in ("forget", "unseen", "retain"):

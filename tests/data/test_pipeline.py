@@ -327,6 +327,7 @@ def test_load_leaves_out_what_was_forgotten_before_and_what_the_folder_remembers
     assert ids(*(lambda s, split: (s, split.served[0]))(*data.load(cfg))) == set(made["ids"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "wrong",
     ["train_99999", "train_07274;1", "train_07274.png", "7274", "train_0727", "test_07274",

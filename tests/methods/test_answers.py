@@ -83,6 +83,7 @@ def test_erase_diff_pulls_answers_to_uniform_noise():
     np.testing.assert_allclose(found[0].retain, LOSS, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_palettes_answer_is_the_noise_that_it_predicts():
     model = models.build("palette", image_size=16, **FIELDS["palette"])
     params, batch = model.init(KEY), make_batch(2, forget=1, size=16)

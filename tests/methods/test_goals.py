@@ -156,6 +156,7 @@ class Product(Toy):
         return super().decode(params, latent @ jnp.eye(3), batch, key)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind", ["views", "features", "quantiles", "mean", "reference", "views+reference"]
 )

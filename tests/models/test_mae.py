@@ -118,6 +118,7 @@ def test_forward_passes_equal_the_golden_arrays():
     assert_close(jax.jit(model.generate)(params, batch, KEY), golden["generated"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm_pix_loss,name", [(False, ""), (True, "norm_")])
 def test_losses_and_gradients_equal_the_golden_arrays(norm_pix_loss, name):
     batch, noise = inputs()

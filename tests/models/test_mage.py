@@ -274,6 +274,7 @@ def test_images_have_their_own_rates_if_given():
     assert np.abs(got["loss"] - everything(make_batch(), given_masks())["loss"]).min() > 1e-4
 
 
+@pytest.mark.long
 def test_random_labels_have_the_moments_of_the_ids_of_valid_images():
     got = everything(make_batch(), given_masks())
     ids = np.where(np.arange(2 * TOKENS) % 2, 0, 31).reshape(2, TOKENS).astype(np.int32)

@@ -61,6 +61,7 @@ def test_what_is_convolved_turns_with_its_image(name):
     assert jax.eval_shape(wide.generate, params, batch, key).shape == (2, 8, 12, 3)
 
 
+@pytest.mark.long
 def test_mae_sees_the_same_tokens_in_another_grid():
     """2 x 8 patches are 4 x 4 patches in another order in space, with tables of their own."""
     fields = {"patch": 4, "dim": 32, "depth": 1, "heads": 2, "decoder_dim": 16,

@@ -16,6 +16,7 @@ MODEL = MAE(image_size=16, patch=4, dim=8, depth=12, heads=2, decoder_dim=8, dec
 PATH = "encoder/blocks/block0/attn/qkv/kernel"
 
 
+@pytest.mark.long
 def test_a_state_is_stacked_and_back_bit_for_bit():
     params = MODEL.init(KEY)
     state = (params, optax.adam(0.1).init(params), jnp.int32(3))

@@ -114,6 +114,7 @@ def test_a_lost_checkpoint_costs_steps_and_no_bits(original, tmp_path):
     assert what(deleted(poor, tmp_path, ids, "again")) == what(whole)
 
 
+@pytest.mark.long
 def test_the_price_is_that_of_the_steps_left(original, tmp_path):
     ids = sliced.ids_of(sliced.get_config(), 3, 2)
     cfg = delete.config_of(original, sliced.write_list(tmp_path / "ids.txt", ids))

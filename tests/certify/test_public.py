@@ -12,17 +12,9 @@ from tests.helpers import wide
 from unlearn_jax import checkpoint, train
 from unlearn_jax.certify import public, verify
 from unlearn_jax.data import splits
-from unlearn_jax.models import MODELS
 from unlearn_jax.registry import UserError
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _wide_is_a_model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "wide", wide.Wide)
-        yield
 
 
 def get_config(stage, **values):

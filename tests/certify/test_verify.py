@@ -14,7 +14,6 @@ from tests.helpers.binaries import ROOT
 from unlearn_jax import checkpoint, files, train
 from unlearn_jax.certify import attack, certificate, guarantee, verify
 from unlearn_jax.certify import stage as run
-from unlearn_jax.models import MODELS
 from unlearn_jax.models.params import overlay
 from unlearn_jax.registry import UserError
 from unlearn_jax.training import noisy, phases
@@ -26,13 +25,6 @@ MECHANISMS = {
     "noisy": "noisy_finetune",
     "clipped": "model_clipping",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _wide_is_a_model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "wide", wide.Wide)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -233,9 +233,8 @@ def _placements(
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "n"]]:
     """Compute the share of non-members below each member, and of members above each non-member."""
     _check_scores(members=members, nonmembers=nonmembers)
-    ranks = scipy.stats.rankdata(
-        np.concatenate([members, nonmembers])
-    )  # ties share their mean rank
+    # Ties share their mean rank.
+    ranks = scipy.stats.rankdata(np.concatenate([members, nonmembers]))
     below = (ranks[: len(members)] - scipy.stats.rankdata(members)) / len(nonmembers)
     above = 1 - (ranks[len(members) :] - scipy.stats.rankdata(nonmembers)) / len(members)
     return below, above

@@ -6,21 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.helpers import sliced, wide
+from tests.helpers import sliced
 from unlearn_jax import checkpoint, files, train
 from unlearn_jax.certify.exact import chain, delete
 from unlearn_jax.certify.exact.verify import verify
 from unlearn_jax.config import identity
 from unlearn_jax.data import lineage, splits
-from unlearn_jax.models import MODELS
 from unlearn_jax.registry import UserError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _wide_is_a_model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "wide", wide.Wide)
-        yield
 
 
 @pytest.fixture(scope="module")

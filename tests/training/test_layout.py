@@ -97,10 +97,11 @@ ATTENTION = {"model.trainable": (r"encoder/blocks/block\d+/attn/.*",)}
     "changes",
     [
         SALIENCY | COMBINED | ATTENTION,  # all that looks at layouts in one run
-        pytest.param({"model.trainable": (r"encoder/blocks/block2/.*",)}, marks=pytest.mark.full),
-        *(pytest.param(x, marks=pytest.mark.full) for x in (SALIENCY, COMBINED, ATTENTION)),
+        {"model.trainable": (r"encoder/blocks/block2/.*",)},
+        *(SALIENCY, COMBINED, ATTENTION),
     ],
 )
+@pytest.mark.full
 def test_unlearning_is_that_of_blocks_apart(changes, original, tmp_path, monkeypatch):
     cfg = settings(**changes)
     cfg.stage, cfg.init_from = "unlearned", str(original[0])

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import binaries
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.full  # minutes
 SECTION = re.search(
     r"^## All commands\n(.*?)^## ", (binaries.ROOT / "docs/full_size.md").read_text(), re.S | re.M
 )[1]
@@ -50,7 +51,6 @@ def test_unreadable_images_are_listed_and_the_others_are_there(prepared):
         assert len(manifest["class_names"]) == n
 
 
-@pytest.mark.full  # minutes
 @pytest.mark.parametrize("number", range(2, len(BLOCKS)))
 def test_models_are_converted_unlearned_evaluated_and_reported(prepared, number):
     execute(prepared, BLOCKS[number])

@@ -4,8 +4,9 @@
         --config.data.slices.count=10 --config.phases.pretrain.optimizer.schedule=late_cosine
 
 Trains the config's original with slices and without, in the same number of steps, once for every
-seed, and prints the mean error in the hole of unseen images (the whole holdout), of the newest
-slice and of all training images. Writes results/slices/NAME.json.
+seed, and prints the mean error in the hole of unseen images (the whole holdout), of those whose
+class the newest slice has, of the newest slice and of all training images. Writes
+results/slices/NAME.json.
 """
 
 import json
@@ -28,7 +29,7 @@ def main(cfg: ConfigDict, workdir: Path, schedule: str, seeds: int) -> None:
         cfg.seed = seed
         found.append({"seed": seed, **plan.compare(cfg, workdir / str(seed), schedule)})
         print(json.dumps(found[-1]), flush=True)
-    for name in ("unseen", "newest", "seen"):
+    for name in plan.MEASURED:
         ratios = [of["sliced"][name] / of["unsliced"][name] for of in found]
         print(f"{name}: with / without slices {np.mean(ratios):.3f}, by seed", np.round(ratios, 3))
     about = {"config": cfg.to_dict(), "machine": platform.machine(), "versions": versions()}

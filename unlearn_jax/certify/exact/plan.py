@@ -27,6 +27,7 @@ from unlearn_jax.request import Request
 from unlearn_jax.training.phases import make_phases
 
 COUNTS = (2, 5, 10, 20, 50)
+MEASURED = ("unseen", "classes", "newest", "seen")  # of which images `errors` are
 RECENT = 2.0  # how much likelier an image is asked for than one of the slice before
 
 
@@ -110,7 +111,8 @@ def text(found: dict[str, Any]) -> str:
 def errors(cfg: ConfigDict, workdir: Path, spec: ConfigDict) -> dict[str, float]:
     """Return a trained model's mean loss on unseen images, on the newest slice, on all it has seen.
 
-    With the number of images of each as n_unseen, n_newest, n_seen.
+    "classes" is of those unseen images whose class the newest slice has. With the number of images
+    of each as n_unseen, n_classes, n_newest, n_seen.
 
     Args:
       cfg: of the model.
@@ -122,9 +124,11 @@ def errors(cfg: ConfigDict, workdir: Path, spec: ConfigDict) -> dict[str, float]
     seen = getattr(request.split, cfg.stages[cfg.stage].rows)
     newest = seen[slices.assign(request.source, seen, spec) == spec.count - 1]
     unseen = np.union1d(request.split.calibration, request.split.audit)
+    labels = request.source.labels
+    alike = unseen[np.isin(labels[unseen], labels[newest])]
     loss, key = sharding.jit_rows(request.model.loss, request.mesh), jax.random.key(0)
     found = {}
-    for name, rows in (("unseen", unseen), ("newest", newest), ("seen", seen)):
+    for name, rows in zip(MEASURED, (unseen, alike, newest, seen), strict=True):
         values = request.map(lambda batch: loss(params, batch, key), rows) if len(rows) else [0.0]
         found |= {name: float(np.mean(values)), f"n_{name}": len(rows)}
     return found
@@ -168,7 +172,7 @@ def main(cfg: ConfigDict, images: Sequence[str], measure: int) -> None:
     print(
         f"\nmean loss after {slices.steps_of(cfg):,} steps, seed {cfg.seed}: with slices / without"
     )
-    for name in ("unseen", "newest", "seen"):
+    for name in MEASURED:
         a, b = (found[kind][name] for kind in ("sliced", "unsliced"))
         print(f"{name:7} {a:.4g} / {b:.4g} = {a / b:.3f} (n = {found['sliced'][f'n_{name}']:,})")
 

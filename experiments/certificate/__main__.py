@@ -44,6 +44,8 @@ from experiments.certificate.settings import (
     cut,
     noised,
     of_world,
+    plan_slices,
+    sliced,
 )
 from unlearn_jax import checkpoint, cli, train
 from unlearn_jax.certify import verify
@@ -54,13 +56,14 @@ from unlearn_jax.request import Request
 
 COMMAND = "python -m experiments.certificate --workdir=runs/certificate --data_dir=DIR"
 SETS = ("forget", "holdout", "retain")
-SHARED = ("original", "decoupled", "unnoised", "retrained", "centre", "public")
+SHARED = ("original", "decoupled", "unnoised", "retrained", "centre", "public", "exact")
 
 
 def make_measure(request: Request) -> Callable[[Any], dict[str, np.ndarray]]:
     """Make a function params -> {"error/SET" [n]}, mean squared errors on the hole."""
     split, model = request.split, request.model
-    rows = {name: getattr(split, "remaining" if name == "retain" else name) for name in SETS}
+    rows = {"forget": split.forget, "retain": split.remaining}
+    rows["holdout"] = np.union1d(split.calibration, split.audit)
     kept = np.random.default_rng(0).permutation(rows["retain"])[: len(split.forget)]
     rows["retain"] = np.sort(kept)
 
@@ -71,7 +74,7 @@ def make_measure(request: Request) -> Callable[[Any], dict[str, np.ndarray]]:
 
     def measure(params):
         return {
-            f"error/{name}": request.map(errors, rows[name], params, batch_size=500, seed=0)
+            f"error/{name}": request.map(errors, rows[name], params, batch_size=512, seed=0)
             for name in SETS
         }
 
@@ -91,6 +94,8 @@ class Bench:
             past = {"requests": [], "claim": "experiments.certificate"}
             checkpoint.save_params(self.public, params, served=past)
         self.request = Request(base(workdir, part, 0))
+        self.slices = workdir / f"{part}_slices.csv"
+        plan_slices(self.request, self.slices)
         self.measure = make_measure(self.request)
 
     def of(self, cfg: ConfigDict, stage: str, start: Path | None, folder: Path) -> dict[str, Any]:
@@ -127,9 +132,12 @@ class Bench:
         start |= {"unnoised": root / "decoupled" / str(seed)}
         start |= {"centre": self.public if mechanism.public else None, "public": self.public}
         for stage in SHARED if self.part == "request" else SHARED[:2]:
+            if stage == "exact" and mechanism.adapter:
+                continue  # slices are for training from scratch
             name = f"centre_{'public' if mechanism.public else 'initial'}"
             folder = root / (name if stage == "centre" else stage) / str(seed)
-            self.of(cfg, stage, start.get(stage, first), folder)
+            of = sliced(cfg, self.slices) if stage == "exact" else cfg
+            self.of(of, stage, start.get(stage, first), folder)
             yield stage, folder
 
     def points(
@@ -193,6 +201,8 @@ def collect(workdir: Path, bench: Bench) -> dict[str, Any]:
         if epsilon or name == "unnoised":
             spent += record((world, "decoupled", "", seed))["flops"]
         cost["flops_fraction"] = spent / record(("network", "retrained", "", seed))["flops"]
+        if name == "exact":  # replayed from where the last slice enters
+            cost["flops_fraction"] *= bench.request.cfg.data.slices.last
         if epsilon:
             model |= {"mechanism": name.split(", ")[0], "target_epsilon": float(epsilon)}
         model["seeds"][seed] = {

@@ -12,12 +12,16 @@ from unlearn_jax import config
 from unlearn_jax.certify import bounds
 from unlearn_jax.config import phase
 from unlearn_jax.data import sampling, sources
+from unlearn_jax.data.holdout import id_keys
+from unlearn_jax.request import Request
 
-PARTS = {"request": 5_000, "tuning": 5_000, "public": 10_000}  # training images, at most
+# Training images, at most. Of "public" the vehicles: few, so that private images matter.
+PARTS = {"request": 5_000, "tuning": 5_000, "public": 2_500}
 PUBLIC_CLASSES = ("airplane", "automobile", "ship", "truck")
 EPSILONS, DELTA, SEEDS = (8, 1, 128, 32, 2, 4, 16, 64), 1e-5, (0, 1, 2)
 # Epochs from scratch; steps of training an adapter and of the repair, as shares of theirs.
 EPOCHS, ADAPT, REPAIR = 12, 0.25, 0.1
+SLICES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +119,7 @@ def base(workdir: Path, part: str, seed: int) -> ConfigDict:
     cfg.stages = {
         "original": {"rows": "train", "phases": ("pretrain",), "scratch": True},
         "retrained": {"rows": "remaining", "phases": ("pretrain",), "scratch": True},
+        "exact": {"rows": "remaining", "phases": ("pretrain",), "scratch": True},
         "centre": {"rows": "remaining", "phases": ("recover",), "scratch": True},
         "public": {"rows": "remaining", "phases": ("nothing",), "scratch": False},
         "decoupled": {"rows": "retain", "phases": ("decouple",), "scratch": False},
@@ -136,6 +141,24 @@ def of_world(cfg: ConfigDict, mechanism: Mechanism) -> ConfigDict:
         for name in ("original", "retrained"):
             cfg.stages[name].update({"scratch": False, "phases": ("adapt",)})
     return cfg
+
+
+def sliced(cfg: ConfigDict, path: Path) -> ConfigDict:
+    """Train by slices: what exact deletion leaves, as it has the bits of a training without."""
+    cfg = cfg.copy_and_resolve_references()
+    cfg.data.slices.update({"count": SLICES, "file": str(path), "column": "slice"})
+    cfg.phases.pretrain.optimizer.schedule = "late_cosine"
+    return cfg
+
+
+def plan_slices(request: Request, path: Path) -> None:
+    """Write the table of the slices: the last has the images that will be asked for, and others."""
+    ids, last = request.source.ids, SLICES - 1
+    asked = {ids[row] for row in request.split.forget.tolist()}
+    numbers = (id_keys(ids) % np.uint64(SLICES)).tolist()
+    rows = zip(ids, numbers, strict=True)
+    lines = [f"{id},{last if id in asked else number}\n" for id, number in rows]
+    path.write_text("".join(["id,slice\n", *lines]))
 
 
 def noised(cfg: ConfigDict, mechanism: Mechanism, epsilon: float, public: Path) -> ConfigDict:

@@ -21,12 +21,14 @@ from unlearn_jax import cli
 from unlearn_jax.report.page import COLOURS, STYLE
 
 ROLES = {"original": "original", "retrained": "retrained"}
-LINES = {k: COLOURS[k] for k in ROLES} | {"centre_initial": "gray", "centre_public": "black"}
+LINES = {k: COLOURS[k] for k in ROLES}
+LINES |= {"exact": "olive", "centre_initial": "gray", "centre_public": "black"}
 NAMES = {
     "original": "original",
     "decoupled": "decoupled",
     "unnoised": "decoupled, repaired, no noise",
     "retrained": "retrained without the forget set",
+    "exact": "exact deletion from the newest of ten slices",
     "centre_initial": "initial parameters, repaired",
     "public": "public weights",
     "centre_public": "public weights, repaired",

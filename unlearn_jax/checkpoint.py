@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from unlearn_jax import distributed, files
 from unlearn_jax.registry import AGAIN, DamagedError, UserError
-from unlearn_jax.sharding import leaf_path
+from unlearn_jax.sharding import leaf_path, make_mesh, replicated
 
 DIRECTORY = "checkpoints"
 WRITE_ERRORS = errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO
@@ -327,7 +327,7 @@ def stored(workdir: Path | str) -> tuple[Params, Meta]:
     step = max(steps)
     try:
         meta = _restore_meta(directory, step)
-        like = _on_one_device(directory, step, "params")
+        like = _whole(directory, step, "params")
     except Damaged as error:
         raise DamagedError(str(error)) from error
     if not meta["done"]:
@@ -345,15 +345,17 @@ def load_step(workdir: Path | str, step: int) -> tuple[Params, Any, Meta]:
     directory = Path(workdir).absolute() / DIRECTORY
     try:
         meta = _restore_meta(directory, step)
-        like = {item: _on_one_device(directory, step, item) for item in ("params", "opt")}
+        like = {item: _whole(directory, step, item) for item in ("params", "opt")}
         return (*_restore_checked(directory, step, meta, **like), meta)
     except Damaged as error:
         raise DamagedError(str(error)) from error
 
 
-def _on_one_device(directory: Path, step: int, item: str) -> Any:
-    """Return what an item holds, as ShapeDtypeStructs."""
+def _whole(directory: Path, step: int, item: str) -> Any:
+    """Return what an item holds, as ShapeDtypeStructs on one device; of several processes, all."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if jax.process_count() > 1:
+        device = replicated(make_mesh())
     with _damage(directory, step, item), _reader() as reader:
         _check_regular(directory / str(step) / item)
         tree = reader.metadata(directory / str(step) / item).item_metadata.tree

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tests.helpers import binaries, tiny
+from tests.helpers import binaries, sliced, tiny
 from unlearn_jax import distributed, registry
 from unlearn_jax.evaluate import results
 
-TRAIN = "unlearn_jax.train"
+TRAIN, DELETE = "unlearn_jax.train", "unlearn_jax.certify.exact.delete"
 STEPS = 40
 LONGER = (
     binaries.TINY, f"--config.phases.pretrain.steps={STEPS}", "--config.checkpoint.every=10",
@@ -255,3 +255,23 @@ def test_a_whole_request_and_its_certificate(tmp_path):
             np.testing.assert_array_equal(two[key], values, err_msg=key)
     for stage in ("original", "unlearned", "retrained", "shadow1"):
         assert sums(tmp_path / "two" / stage) == sums(tmp_path / "one" / stage), stage
+
+
+@pytest.mark.full
+def test_a_job_deletes_by_replay_and_verifies_what_a_job_has_computed(tmp_path):
+    cfg = tiny.get_config()
+    cfg.data.slices.count = 4
+    listed = sliced.write_list(tmp_path / "ids.txt", sliced.ids_of(cfg, 2, 3))
+    config = (binaries.TINY, "--config.data.slices.count=4")
+    before, after = tmp_path / "before", tmp_path / "after"
+    for module, *given in (
+        (TRAIN, *config, f"--workdir={before}"),
+        (DELETE, f"--model={before}", f"--request={listed}", f"--out={after}"),
+        (TRAIN, *config, f"--workdir={tmp_path / 'without'}", "--config.stage=retrained",
+         "--config.request.kind=ids", f"--config.request.file={listed}"),
+    ):  # fmt: skip
+        binaries.run_job(module, *given, processes=2)
+    assert sums(after) == sums(tmp_path / "without") != sums(before)
+    given = ("unlearn_jax.report.verify", f"--workdir={after}", "--replay=all")
+    (_, out, _), (_, silent, _) = binaries.run_job(*given, processes=2)
+    assert out.count("the same bits") == 5 and "ε = 0" in out and "Verified" not in silent

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from unlearn_jax import cli, registry
+from unlearn_jax import cli, distributed, registry
 from unlearn_jax.certify import certificate
 from unlearn_jax.certify import verify as certified
 from unlearn_jax.certify.exact import chain
@@ -100,6 +100,8 @@ def main(workdir: Path, replay: str) -> None:
     if replay != "0":
         chain.read(workdir)  # says that there is none
     known = verify(workdir)
+    if not distributed.first():
+        return
     stay = sum(not receipt.under(name, known["delete"]) for name in known["files"])
     print(receipt.text(known), f"Verified: {stay} files; what had to go is gone.", sep="\n")
 
@@ -108,4 +110,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] and not sys.argv[1].startswith("-"):
         sys.argv[1] = f"--workdir={sys.argv[1]}"
     flags.DEFINE_string("replay", "0", "Segments of a training by slices to compute again, or all.")
-    cli.start(main, needs=("workdir", "replay"), example="runs/quickstart")
+    cli.start(main, needs=("workdir", "replay"), example="runs/quickstart", several=True)

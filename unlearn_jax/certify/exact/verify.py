@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from unlearn_jax import checkpoint, data, registry
+from unlearn_jax import checkpoint, data, distributed, registry
 from unlearn_jax.certify.exact import chain
 from unlearn_jax.certify.exact.replay import TOLERANCE, Replayed, replay
 from unlearn_jax.config import identity
@@ -64,6 +64,8 @@ def verify(workdir: Path, replays: str = "0") -> list[str]:
     Raises:
       DamagedError: something is not as it should be.
       UserError: there is no chain; a segment cannot be compared bit for bit here.
+
+    Processes of a job call it together, as what several computed has its bits with as many only.
     """
     try:
         return _verified(workdir, replays)
@@ -106,7 +108,8 @@ def _choose(replays: str, count: int) -> list[int]:
     if not replays.isdecimal() or int(replays) > count:
         raise UserError(f"--replay: expected all, or a number up to {count}, got {replays!r}.")
     # Nobody may know beforehand which ones.
-    return sorted(np.random.default_rng().choice(count, int(replays), replace=False).tolist())
+    drawn = np.random.default_rng().choice(count, int(replays), replace=False)
+    return distributed.agreed(sorted(drawn.tolist()))
 
 
 def _rows(cfg: ConfigDict, split: Split) -> np.ndarray:
@@ -203,4 +206,6 @@ def _told(of: Replayed, known: chain.Values) -> str:
 def main(workdir: Path, replays: str) -> None:
     """Print what was verified."""
     holds = GUARANTEE if replays == "all" else ()
-    print(f"Verified {workdir}:", *verify(workdir, replays), *holds, sep="\n  ")
+    lines = verify(workdir, replays)
+    if distributed.first():
+        print(f"Verified {workdir}:", *lines, *holds, sep="\n  ")

@@ -98,6 +98,27 @@ def test_a_plan_is_what_the_account_gives_back(mechanism):
         assert found["total_noise_norm"] == pytest.approx(2 * one_shot["noise_norm"])
 
 
+@pytest.mark.parametrize("mechanism", certificate.MECHANISMS)
+def test_a_trade_off_goes_through_its_own_point_and_the_plans_of_others(mechanism):
+    more = {"step_size": 0.05, "clip_norm": 1.0} if mechanism == "noisy_finetune" else {}
+    of = {"delta": 1e-5, "parameters": 400, "radius": 0.5, "certifier": "retrain", **more}
+    made = plan.plan(mechanism, epsilon=3.0, steps=7, **of)
+    arguments = {"noise_std": made["noise_std"], "steps": made["steps"], "weight_decay": 0.0} | more
+    arguments |= {"model_clip_norm" if mechanism == "model_clipping" else "init_radius": 0.5}
+    arguments |= {"init_radius": None} if mechanism == "model_clipping" else {}
+    record = example(mechanism=mechanism, arguments=arguments, steps=made["steps"], epsilon=3.0,
+                     noise_std=made["noise_std"], parameters=400)  # fmt: skip
+    points = dict(plan.tradeoff(record))
+    assert points.keys() == {3.0, *plan.EPSILONS}
+    for epsilon, noise in points.items():
+        again = plan.plan(mechanism, epsilon=epsilon, steps=made["steps"], **of)
+        assert noise == pytest.approx(again["total_noise_norm"] / 0.5)
+    values = [points[epsilon] for epsilon in sorted(points)]
+    assert values == sorted(values, reverse=True)
+    only = plan.tradeoff(dataclasses.replace(record, accountant="reflection"))
+    assert only == [[3.0, points[3.0]]]
+
+
 def test_the_binary_plans():
     """Without a config it is executed from the README."""
     flags = ["--epsilon=1", "--delta=1e-5", "--radius=0.5"]

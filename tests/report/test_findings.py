@@ -125,6 +125,22 @@ def section(path, name):
     return re.search(rf'<section id="{name}">.*?</section>', Path(path).read_text(), re.S)[0]
 
 
+def test_what_another_epsilon_takes_is_drawn_of_a_verified_certificate_only(tmp_path, no_charts):
+    points = [[1.0, 5435.0], [8.0, 874.5], [32.0, 299.0]]
+
+    def shown(**upper):
+        results = certified(make_results(), upper={"tradeoff": points, **upper})
+        return section(report.write(make_workdir(tmp_path, results, rows=1)), "certificate")
+
+    page = shown()
+    assert "What another ε takes" in page and "ε 8: 874 radii" in page and "<svg" in page
+    assert "error on unseen images original 0." in page
+    for upper in ({"verified": False, "reason": "no"}, {"tradeoff": []}):
+        assert "What another ε takes" not in shown(**upper)
+    with pytest.raises(ValueError, match="tradeoff"):
+        shown(tradeoff=[[1.0, "many"]])
+
+
 def test_the_two_bounds_are_side_by_side_and_never_mixed_up(tmp_path, no_charts):
     write = lambda **change: report.write(  # noqa: E731
         make_workdir(tmp_path, certified(make_results(), **change), rows=1)

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from unlearn_jax.certify import attack, certificate, verify
+from unlearn_jax.certify import attack, certificate, plan, verify
 from unlearn_jax.certify import stage as run
 from unlearn_jax.data import splits
 
@@ -18,9 +18,10 @@ def of_run(workdir: Path, original: Path) -> dict[str, Any] | None:
     """Return both bounds of the run in workdir; None if it has no certificate.
 
     {"upper": {"verified", "reason" if not, "record": of the certificate, None if it cannot be read,
-    "cautions"}, "lower": {"reason"} if there is none to show, else {"reason": "", "epsilon", "n",
-    "significance", "delta", "refuted", "self_test": whether it passed, "repeated", "assumptions"},
-    "clipping": a line on how often the gradient was clipped, or ""}.
+    "cautions", "tradeoff": see `plan.tradeoff`, if verified}, "lower": {"reason"} if there is none
+    to show, else {"reason": "", "epsilon", "n", "significance", "delta", "refuted", "self_test":
+    whether it passed, "repeated", "assumptions"}, "clipping": a line on how often the gradient was
+    clipped, or ""}.
 
     Args:
       workdir: of the unlearned model.
@@ -36,6 +37,7 @@ def of_run(workdir: Path, original: Path) -> dict[str, Any] | None:
         train = splits.load(workdir / "split.json").train
         upper["cautions"] = certificate.cautions(found, len(train))
         clipping = run.clipping_text(run.clipped_share(workdir))
+        upper["tradeoff"] = plan.tradeoff(found)
         upper["verified"] = True
     except Exception as error:  # whatever is wrong with untrusted files, they are not verified
         upper["reason"] = str(error) or type(error).__name__

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from unlearn_jax.certify import bounds
-from unlearn_jax.certify.certificate import MECHANISMS
+from unlearn_jax.certify.certificate import MECHANISMS, Certificate
 from unlearn_jax.registry import UserError
+
+EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # of `tradeoff`
 
 
 def plan(
@@ -74,7 +76,7 @@ def plan(
             )
             sigma = min(sigma, tighter)
         noise = {"std": sigma, "radius": radius}
-        grown = math.sqrt(steps if rho == 1 else (1 - rho ** (2 * steps)) / (1 - rho**2))
+        grown = math.sqrt(_grown(steps, rho))
     length = sigma * math.sqrt(parameters)
     return {
         "mechanism": mechanism, "noise_std": sigma, "steps": steps, "sensitivity": distance,
@@ -90,6 +92,34 @@ def _best_steps(distance: float, chain: Mapping[str, float]) -> int:
             "number, more steps always need less noise."
         )
     return found
+
+
+def tradeoff(record: Certificate) -> list[list[float]]:
+    """Return [epsilon, noise in radii] of a certified run, with its epsilon and with others.
+
+    The noise is the expected length of all that stays in the released parameters, over the radius
+    around the centre. Of the accountant "reflection" only the run's own.
+    """
+    given = record.arguments
+    radius = given.get("init_radius") or given["model_clip_norm"]
+    keys = ("step_size", "clip_norm", "weight_decay")
+    chain = {key: given[key] for key in keys if key in given and record.steps}
+    rho = 1 - chain.get("step_size", 0.0) * chain.get("weight_decay", 0.0)
+    settings = {"parameters": record.parameters, "radius": radius, "steps": record.steps, **chain}
+    settings |= {"delta": record.delta, "certifier": record.certifier}
+    times = record.steps if record.mechanism == "noisy_finetune" else 1
+    own = record.noise_std * math.sqrt(record.parameters * _grown(times, rho)) / radius
+    found = {record.epsilon: own}
+    if record.accountant != "reflection":
+        for epsilon in EPSILONS:
+            noise = plan(record.mechanism, epsilon=epsilon, **settings)["total_noise_norm"]
+            found.setdefault(epsilon, noise / radius)
+    return [list(pair) for pair in sorted(found.items())]
+
+
+def _grown(steps: int, rho: float) -> float:
+    """Return by how much the variance of a noise grows that is added in each step."""
+    return float(steps) if rho == 1 else (1 - rho ** (2 * steps)) / (1 - rho**2)
 
 
 def text(found: Mapping[str, Any], parameters: int) -> str:

@@ -5,7 +5,9 @@ All of it is what `audit.guarantee` left in results.json. No JAX.
 
 from typing import Any
 
-from unlearn_jax.report.page import NUMBER, Finding
+from markupsafe import Markup
+
+from unlearn_jax.report.page import NUMBER, Finding, panel, to_svg
 
 CERTIFIERS = {
     "retrain": "the same pipeline applied to a model trained without the forget set",
@@ -25,10 +27,12 @@ def schema(certificate: Any) -> Any:
         return type(None)
     try:
         readable = certificate["upper"]["verified"] or certificate["upper"]["record"] is not None
-        audited = not certificate["lower"]["reason"]
+        audited, drawn = not certificate["lower"]["reason"], "tradeoff" in certificate["upper"]
     except (TypeError, KeyError):
         readable = audited = True  # the schema then says what is missing
+        drawn = False
     upper = _UPPER | ({"record": _RECORD} if readable else {})
+    upper |= {"tradeoff": [[NUMBER]]} if drawn else {}  # earlier results have none
     return {"upper": upper, "lower": {"reason": str} | (_LOWER if audited else {}), "clipping": str}
 
 
@@ -74,6 +78,22 @@ def finding(certificate: dict[str, Any] | None, exact: dict[str, Any] | None = N
     text += tested + "".join(f"Caution: {caution}. " for caution in upper["cautions"])
     status = "unclear" if upper["cautions"] or lower["reason"] else "good"
     return Finding(status, text.strip(), question, "certified")
+
+
+def tradeoff(certificate: dict[str, Any] | None) -> Markup | None:
+    """Draw how much noise the mechanism takes for each epsilon; None if nothing is certified."""
+    points = certificate and certificate["upper"].get("tradeoff")
+    if not points or not certificate["upper"]["verified"]:
+        return None
+    own = certificate["upper"]["record"]["epsilon"]
+    figure, axes = panel(xlabel="ε", ylabel="noise, in radii")
+    axes.plot(*zip(*points, strict=True), color="gray", lw=1)
+    for epsilon, noise in points:
+        mine = epsilon == own
+        axes.plot(epsilon, noise, "o" if mine else ".", color="black" if mine else "gray")
+    axes.set(xscale="log", yscale="log")
+    text = "; ".join(f"ε {epsilon:.4g}: {noise:,.3g} radii" for epsilon, noise in points)
+    return to_svg(figure, "tradeoff", f"Noise for each epsilon. {text}")
 
 
 def summary(certificate: dict[str, Any] | None) -> list[str]:

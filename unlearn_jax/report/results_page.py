@@ -361,5 +361,6 @@ def _rendered(results: dict, logs: dict, examples: dict, grids: dict, receipt: A
     names |= {"certifiers": report_guarantee.CERTIFIERS, "refuted": report_guarantee.refuted}
     with matplotlib.style.context(["default", STYLE]):
         names |= {"overview": _overview(results, shown), "histograms": _histograms(examples, shown)}
+        names |= {"tradeoff": report_guarantee.tradeoff(results["certificate"])}
         names |= {"curves": {m: _curves(m, stages[m]["phases"], logs[m]) for m in logs}}
     return render("report.html.j2", names)

@@ -73,6 +73,20 @@ def test_a_leak_is_seen_by_the_witness_of_its_kind(only):
         assert first["excess"]["value"] == pytest.approx(0.6, abs=0.1)
 
 
+def test_staying_near_an_original_that_knew_nothing_is_no_memory():
+    images = Images(3)
+    original, retrained, further = (images.model(k) for k in (1, 3, 4))
+    original["displacement/forget"] = 0 * original["displacement/forget"]
+    stayed = images.model(2, 1.0, "displacement")
+    assert not stayed["displacement/forget"].any()
+    found = judge(panel.Seed(original, stayed, retrained, [further]))
+    assert not found["gate"]["passed"] and found["conclusion"]["word"] == "not tested"
+    row = found["witnesses"]["displacement"]
+    assert row["word"] == "not measured" and "no memory of them" in row["reason"]
+    knowing = judge(Images(3).seed_of(1.0, "displacement"))["witnesses"]["displacement"]
+    assert knowing["word"] == "refuted"
+
+
 def test_a_forgotten_request_is_not_refuted_and_the_file_is_plain_json():
     found = judge(Images(2).seed_of(0.0))
     assert found["conclusion"]["word"] == "not refuted" and not found["conclusion"]["missing"]

@@ -19,6 +19,7 @@ def relative_rms(forget, unseen, of_forget, of_unseen):
     unit="RMS distance to the original's output on forget images, over the model's own RMS error "
     "on unseen images",
     statistics={"relative": relative_rms},
+    needs_memory=True,
 )
 def displacement(model, references):
     """Compare how far outputs have moved from the original's with how far off a guess is.
@@ -28,7 +29,8 @@ def displacement(model, references):
     that completes all images better is not taken for one that stayed.
 
     Guarantee: 0 for the original; near 1 for a model that never saw the images, whatever its seed,
-    if the original knew them by heart.
+    if the original knew them by heart. Where it did not, staying near its outputs is no memory, and
+    this says nothing.
     Power: high; needs both models.
     Cost: one pass with both models.
     Source: Varshney & Torra (arXiv 2502.04260), T1.

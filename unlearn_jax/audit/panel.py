@@ -19,6 +19,7 @@ from unlearn_jax.audit.witness import (
 )
 
 Row = dict[str, Any]
+UNKNOWN = "the original does not know these images: staying near its outputs is no memory of them"
 
 
 class Seed(NamedTuple):
@@ -77,9 +78,11 @@ def rows(audits: Mapping[str, Witness], seeds: Sequence[Seed], **bootstrap: Any)
     """
     found: dict[str, Row] = {}
     compared: dict[str, dict[str, Row]] = {}
+    known = gate(seeds, **bootstrap)["passed"]
     for name, witness in audits.items():
         scored = [scores(witness, seed) for seed in seeds]
         reason = next((values for values in scored if isinstance(values, str)), "")
+        reason = reason or ("" if known or not witness.needs_memory else UNKNOWN)
         for k, (statistic, function) in enumerate(witness.statistics.items()):
             about = {"label": witness.label, "family": witness.family, "unit": witness.unit}
             if k:

@@ -59,6 +59,7 @@ class Witness:
       unit: of its first statistic, in words.
       statistics: by name; the first is the witness's own, others are rows "witness.name".
       measure: (lab) -> (params, original) -> arrays, by name; None: what all witnesses share.
+      needs_memory: whether it says something only where the original knew the images.
     """
 
     score: Score
@@ -67,6 +68,7 @@ class Witness:
     unit: str
     statistics: Mapping[str, Statistic]
     measure: Callable[[Any], Callable[..., dict[str, np.ndarray]]] | None = None
+    needs_memory: bool = False
 
 
 def witness(**fields: Any) -> Callable[[Score], Witness]:

@@ -56,12 +56,12 @@ def test_findings_judge_the_first(results):
     assert (first.status, first.word) == ("good", "calibrated")
     assert "below those of all others" in first.text and "met by calibrated." in first.text
     assert [f.word for f in found.values()] == [
-        "calibrated", "not refuted", *["met"] * 5, "yes"
+        "calibrated", "not refuted", "calibrated", *["met"] * 5, "yes"
     ]  # fmt: skip
     worse = copy.deepcopy(results)
     del worse["models"]["calibrated"]
-    assert [f.word for f in leaderboard.findings(worse)[:7]] == [
-        "l2 encoder", "refuted", *["missed", "missed", "missed", "met", "missed"]
+    assert [f.word for f in leaderboard.findings(worse)[:8]] == [
+        "l2 encoder", "refuted", "retraining", *["missed", "missed", "missed", "met", "missed"]
     ]  # fmt: skip
     assert "met by no method" in leaderboard.findings(worse)[0].text
 
@@ -71,6 +71,31 @@ def test_overlapping_intervals_are_no_clear_lead(results):
     results["models"]["twin"] = results["models"]["calibrated"] | {"label": "twin"}
     first = leaderboard.findings(results)[0]
     assert first.status == "unclear" and "do not tell it from twin." in first.text
+
+
+def test_the_cheapest_that_holds_is_advised_unless_starting_over_is_as_good(results):
+    results = copy.deepcopy(results)
+    best = results["models"]["calibrated"]
+    found = leaderboard.advised(results)
+    assert (found.status, found.word) == ("good", "calibrated") and "starts over" not in found.text
+
+    def beside(shift, cost=1.0):
+        """The same from scratch, with another loss on unseen images and cost."""
+        fresh = copy.deepcopy(best) | {"label": "from scratch"}
+        fresh["phases"] = [{**best["phases"][0], "shrink": {"alpha": 1.0}}]
+        loss = fresh["panel"]["damage"]["unseen_loss"]
+        loss |= {key: loss[key] + shift for key in ("value", "ci_low", "ci_high")}
+        for seed in fresh["seeds"].values():
+            seed["cost"]["flops_fraction"] *= cost
+        found = leaderboard.advised(results | {"models": results["models"] | {"fresh": fresh}})
+        return found.status, found.word, found.text
+
+    assert beside(-0.5)[:2] == ("unclear", "from scratch")
+    assert "nothing that starts from the original is better" in beside(-0.5)[2]
+    assert beside(1e-6)[:2] == ("unclear", "from scratch") and "take that" in beside(1e-6)[2]
+    assert beside(0.5)[:2] == ("good", "calibrated")
+    assert "Starting over for no more is worse" in beside(0.5)[2]
+    assert "Starting over" not in beside(0.5, cost=2)[2]
 
 
 def test_memorisation_is_stated(results):

@@ -157,7 +157,7 @@ def findings(results: dict[str, Any]) -> list[Finding]:
     )
     best = [label(s) for s in [first, *others] if all(_met(s, key) for key in GOALS)]
     text += f"All goals are met by {_listed(best)}."
-    found = [Finding(status, text, who, label(first)), _concluded(results, first)]
+    found = [Finding(status, text, who, label(first)), _concluded(results, first), advised(results)]
     for key, (name, limit, _) in GOALS.items():
         unknown = math.isnan(getattr(first, key))
         status, word = ("good", "met") if _met(first, key) else ("bad", "missed")
@@ -174,6 +174,38 @@ def _concluded(results: dict[str, Any], first: Score) -> Finding:
     of = results["models"][first.name]["panel"]["conclusion"]
     status = STATUS.get(of["word"], "unclear")
     return Finding(status, of["text"], "Is it forgotten?", of["word"])
+
+
+def advised(results: dict[str, Any]) -> Finding:
+    """Name the cheapest method that is not refuted; say whether starting over is as good."""
+    question, models = "Which one to take?", results["models"]
+    held = [s for s in ranked(results) if s.cost_fraction < 1 and math.isfinite(s.unseen_loss)
+            and models[s.name]["panel"]["conclusion"]["word"] == "not refuted"]  # fmt: skip
+    if not held:
+        text = "No method that costs less than retraining passes the panel here: retrain."
+        return Finding("bad", text, question, "retraining")
+    best = min(held, key=lambda s: (round(s.cost_fraction, 2), s.unseen_loss))
+    text = f"The cheapest that is not refuted, at {percent(best.cost_fraction)} of retraining, and "
+    text += f"of those the best on unseen images ({_with(best, 'unseen_loss')} against the "
+    text += "original's loss). "
+    fresh = [s for s in held if _from_scratch(models[s.name])
+             and round(s.cost_fraction, 2) <= round(best.cost_fraction, 2)]  # fmt: skip
+    word = models[best.name]["label"]
+    if best in fresh:
+        text += "It is training from scratch: nothing that starts from the original is better."
+        return Finding("unclear", text, question, word)
+    for s in fresh:
+        if s.intervals["unseen_loss"][0] <= best.intervals["unseen_loss"][1]:
+            text += f"{models[s.name]['label']} starts over for no more, and is as good: take that."
+            return Finding("unclear", text, question, models[s.name]["label"])
+    if fresh:
+        text += f"Starting over for no more is worse ({_with(fresh[0], 'unseen_loss')})."
+    return Finding("good", text.strip(), question, word)
+
+
+def _from_scratch(model: dict[str, Any]) -> bool:
+    """Tell whether a method keeps nothing of the original: the competitor of all others."""
+    return model["phases"][0].get("shrink", {}).get("alpha") == 1
 
 
 def memorised(results: dict[str, Any]) -> Finding:

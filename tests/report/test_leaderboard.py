@@ -96,6 +96,12 @@ def test_the_cheapest_that_holds_is_advised_unless_starting_over_is_as_good(resu
     assert beside(0.5)[:2] == ("good", "calibrated")
     assert "Starting over for no more is worse" in beside(0.5)[2]
     assert "Starting over" not in beside(0.5, cost=2)[2]
+    assert "leaves no more than the goals allow" in found.text
+    more = copy.deepcopy(best) | {"label": "leaves more"}  # and is better on unseen images
+    more["panel"]["damage"]["unseen_loss"]["value"] -= 0.5
+    more["panel"]["headline"]["hidden_excess"]["ci_high"] = 0.2
+    results["models"]["more"] = more
+    assert leaderboard.advised(results).word == "calibrated"
 
 
 def test_memorisation_is_stated(results):

@@ -58,6 +58,7 @@ GOALS = {
     "unseen_loss": ("Loss on unseen images", 0.05, 0.5),
     "cost_fraction": ("Cost", 0.10, 1.0),
 }
+MEMORY = ("recall_excess", "hidden_excess", "worst_excess")
 PERCENT = ("unseen_loss", "retain_memory", "cost_fraction")
 READING = (
     "A gap says how far a method is from the retrained model by one witness, as a share of the way "
@@ -177,15 +178,21 @@ def _concluded(results: dict[str, Any], first: Score) -> Finding:
 
 
 def advised(results: dict[str, Any]) -> Finding:
-    """Name the cheapest method that is not refuted; say whether starting over is as good."""
+    """Name the cheapest method that is not refuted; say whether starting over is as good.
+
+    Those come first that leave no more of the memory than the goals allow.
+    """
     question, models = "Which one to take?", results["models"]
     held = [s for s in ranked(results) if s.cost_fraction < 1 and math.isfinite(s.unseen_loss)
             and models[s.name]["panel"]["conclusion"]["word"] == "not refuted"]  # fmt: skip
     if not held:
         text = "No method that costs less than retraining passes the panel here: retrain."
         return Finding("bad", text, question, "retraining")
+    able = [s for s in held if all(_met(s, key) for key in MEMORY)]
+    held = able or held
     best = min(held, key=lambda s: (round(s.cost_fraction, 2), s.unseen_loss))
-    text = f"The cheapest that is not refuted, at {percent(best.cost_fraction)} of retraining, and "
+    goals = " and leaves no more than the goals allow" if able else ""
+    text = f"The cheapest that is not refuted{goals}, at {percent(best.cost_fraction)} of retraining, and "
     text += f"of those the best on unseen images ({_with(best, 'unseen_loss')} against the "
     text += "original's loss). "
     fresh = [s for s in held if _from_scratch(models[s.name])

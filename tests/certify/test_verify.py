@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers import binaries, wide
 from tests.helpers.binaries import ROOT
-from unlearn_jax import checkpoint, files, train
+from unlearn_jax import checkpoint, files, load_model, train
 from unlearn_jax.certify import attack, certificate, guarantee, verify
 from unlearn_jax.certify import stage as run
 from unlearn_jax.models.params import overlay
@@ -427,6 +427,9 @@ def test_a_certificate_of_an_earlier_version_verifies(tmp_path):
     assert found.hashes["code"].startswith("f408c44f50dd")
     assert re.search(r"Issued by unlearn_jax \S+ \(source f408c44f50dd\); recomputed with",
                      verify.report(found))  # fmt: skip
+    model = load_model(folder / "noisy")
+    made = model.complete(np.zeros((32, 32, 3), np.uint8), np.ones((32, 32), bool))
+    assert made.shape == (32, 32, 3) and made.any()
     recorded = json.loads((folder / "noisy" / "config.json").read_text())
     assert "accumulate" in recorded["config"]
     for part in recorded["config"], recorded["relevant"]:  # as of before there was that key

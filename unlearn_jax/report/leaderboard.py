@@ -192,9 +192,9 @@ def advised(results: dict[str, Any]) -> Finding:
     held = able or held
     best = min(held, key=lambda s: (round(s.cost_fraction, 2), s.unseen_loss))
     goals = " and leaves no more than the goals allow" if able else ""
-    text = f"The cheapest that is not refuted{goals}, at {percent(best.cost_fraction)} of retraining, and "
-    text += f"of those the best on unseen images ({_with(best, 'unseen_loss')} against the "
-    text += "original's loss). "
+    text = f"The cheapest that is not refuted{goals}, at {percent(best.cost_fraction)} of "
+    text += f"retraining, and of those the best on unseen images ({_with(best, 'unseen_loss')} "
+    text += "against the original's loss). "
     fresh = [s for s in held if _from_scratch(models[s.name])
              and round(s.cost_fraction, 2) <= round(best.cost_fraction, 2)]  # fmt: skip
     word = models[best.name]["label"]

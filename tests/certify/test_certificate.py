@@ -117,6 +117,8 @@ def test_a_trade_off_goes_through_its_own_point_and_the_plans_of_others(mechanis
     assert values == sorted(values, reverse=True)
     only = plan.tradeoff(dataclasses.replace(record, accountant="reflection"))
     assert only == [[3.0, points[3.0]]]
+    if mechanism == "model_clipping":
+        assert len(plan.tradeoff(dataclasses.replace(record, steps=plan.MOST + 1))) == 1
 
 
 def test_the_binary_plans():

@@ -37,10 +37,11 @@ def of_run(workdir: Path, original: Path) -> dict[str, Any] | None:
         train = splits.load(workdir / "split.json").train
         upper["cautions"] = certificate.cautions(found, len(train))
         clipping = run.clipping_text(run.clipped_share(workdir))
-        upper["tradeoff"] = plan.tradeoff(found)
         upper["verified"] = True
     except Exception as error:  # whatever is wrong with untrusted files, they are not verified
         upper["reason"] = str(error) or type(error).__name__
+    if upper["verified"]:
+        upper["tradeoff"] = plan.tradeoff(found)
     return {"upper": upper, "lower": _lower(workdir), "clipping": " ".join(clipping)}
 
 

@@ -16,12 +16,17 @@ from unlearn_jax.config.validation import validate
 from unlearn_jax.data import slices
 from unlearn_jax.request import Request
 
-FOLDER = binaries.ROOT / "results" / "certificate"
+FOLDERS = ("certificate", "certificate_private")
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def folder(request):
+    return binaries.ROOT / "results" / request.param
 
 
 @pytest.fixture(scope="module")
-def points():
-    return json.loads((FOLDER / "points.json").read_text())
+def points(folder):
+    return json.loads((folder / "points.json").read_text())
 
 
 def certified(points):
@@ -34,8 +39,8 @@ def certified(points):
                 assert run["certificate"] is None
 
 
-def test_the_committed_table_is_that_of_the_committed_points(points):
-    assert (FOLDER / "table.md").read_text() == certificate_table.markdown(points)
+def test_the_committed_table_is_that_of_the_committed_points(points, folder):
+    assert (folder / "table.md").read_text() == certificate_table.markdown(points)
 
 
 def test_every_committed_certificate_follows_from_its_arguments(points):

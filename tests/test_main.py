@@ -129,3 +129,14 @@ def test_the_wheel_has_the_configs_and_its_commands_work_in_an_empty_folder(tmp_
     process = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "Forget 250 of 2,500" in process.stdout and (empty / "page/request.html").exists()
+
+
+def test_a_list_that_nobody_reads_to_its_end_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "unlearn_jax"]
+    done = subprocess.run(
+        command, cwd=binaries.ROOT, stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

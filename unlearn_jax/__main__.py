@@ -5,6 +5,7 @@ train …`.
 """
 
 import difflib
+import os
 import runpy
 import sys
 
@@ -40,8 +41,11 @@ def main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         lines = [f"  {name:14} {text}" for name, (_, text) in COMMANDS.items()]
-        print("unlearn-jax COMMAND --flags…", *lines, sep="\n")
-        print("unlearn-jax COMMAND --help shows the flags of one, and an example.")
+        last = "unlearn-jax COMMAND --help shows the flags of one, and an example."
+        try:
+            print("unlearn-jax COMMAND --flags…", *lines, last, sep="\n", flush=True)
+        except BrokenPipeError:  # who reads has seen enough, as in `unlearn-jax | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

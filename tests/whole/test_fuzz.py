@@ -67,7 +67,8 @@ def readable(content):
 
 
 @pytest.mark.long
-def test_every_reader_takes_any_file(tmp_path):
+@pytest.mark.parametrize("cases", [25, pytest.param(50, marks=pytest.mark.full)])
+def test_every_reader_takes_any_file(cases, tmp_path):
     names = [n for n in tables() if n != "torch" or importlib.util.find_spec("torch")]
-    said, found = campaign(tmp_path, f"--format={','.join(names)}", "--cases=0:25", code=0)
-    assert found == [] and said.count("25 cases") == len(names) >= 13
+    said, found = campaign(tmp_path, f"--format={','.join(names)}", f"--cases=0:{cases}", code=0)
+    assert found == [] and said.count(f"{cases} cases") == len(names) >= 13

@@ -101,7 +101,9 @@ def test_three_requests_leave_the_sets_and_the_yardstick_of_one(sequence):
 def test_no_model_after_a_request_has_its_images_in_any_set(sequence):
     _, runs, _ = sequence
     for k, run in enumerate(runs):
-        for split in map(splits.load, run.glob("*/split.json")):
+        found = {path.parent.name: splits.load(path) for path in run.glob("*/split.json")}
+        assert {"unlearned", "retrained", *(("shadow1",) if run == runs[-1] else ())} <= set(found)
+        for split in found.values():
             earlier = [f"train/{name}" for asked in ASKED[:k] for name in asked]
             gone = set(np.concatenate([[], *split.served]).tolist())
             assert len(gone) == len(earlier) and len(split.manifest["served"]) == k

@@ -134,6 +134,7 @@ def test_what_another_epsilon_takes_is_drawn_of_a_verified_certificate_only(tmp_
 
     page = shown()
     assert "What another ε takes" in page and "ε 8: 874 radii" in page and "<svg" in page
+    assert "mathdefault" not in page and re.search(r">16</text>", page)  # ticks
     assert "error on unseen images original 0." in page
     for upper in ({"verified": False, "reason": "no"}, {"tradeoff": []}):
         assert "What another ε takes" not in shown(**upper)

@@ -6,6 +6,7 @@ All of it is what `audit.guarantee` left in results.json. No JAX.
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from unlearn_jax.report.page import NUMBER, Finding, panel, to_svg
 
@@ -92,6 +93,10 @@ def tradeoff(certificate: dict[str, Any] | None) -> Markup | None:
         mine = epsilon == own
         axes.plot(epsilon, noise, "o" if mine else ".", color="black" if mine else "gray")
     axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):  # the page's style has no powers of ten
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(base=4))
     text = "; ".join(f"ε {epsilon:.4g}: {noise:,.3g} radii" for epsilon, noise in points)
     return to_svg(figure, "tradeoff", f"Noise for each epsilon. {text}")
 
